@@ -1,0 +1,2 @@
+//! placeholder until the entry code lands
+fn main() {}

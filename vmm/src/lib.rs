@@ -1,0 +1,9 @@
+//! sevferry: a VMM for KVM that boots AMD SEV guests and live-migrates them between two hosts.
+//!
+//! A module names only modules above it in this list (`tests/tidy.rs` enforces it):
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`page`] | page arithmetic: [`page::Gpa`], [`page::Frame`], [`page::PageRange`], [`page::RamLayout`] |
+
+pub mod page;

@@ -1,0 +1,3 @@
+//! The `sevferry` binary.
+
+fn main() {}
