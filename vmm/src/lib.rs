@@ -5,5 +5,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`page`] | page arithmetic: [`page::Gpa`], [`page::Frame`], [`page::PageRange`], [`page::RamLayout`] |
+//! | [`boot`] | all that a guest starts from, in RAM and in measuring order |
 
+pub mod boot;
 pub mod page;
