@@ -15,17 +15,20 @@ use super::input::Input;
 use super::layout::{ACPI, BOOT_PARAMS, COMMAND_LINE, KERNEL_MIN, PAGE_TABLES, STACK_TOP};
 use super::page_tables::identity_map;
 use super::placement::{Placement, end};
-use super::{BootConfig, BootError, Entry, place_common};
+use super::{BootConfig, BootError, Entry, initramfs_address, place_common};
 use crate::page::{Gpa, PAGE_SIZE};
 
 /// Where the setup header lies in the file and in `boot_params`.
 const SETUP_HEADER: u64 = 0x1f1;
 
-/// The magic number of the setup header, and where it lies in the file.
-pub(super) const HEADER_MAGIC: (u64, [u8; 4]) = (0x202, *b"HdrS");
+/// The magic number of the setup header.
+pub(super) const MAGIC: [u8; 4] = *b"HdrS";
 
-/// The second byte of the jump at 0x200 says how long the header is, counted from 0x202.
-const HEADER_END_BASE: u64 = 0x202;
+/// Where [`MAGIC`] lies in the file.
+pub(super) const MAGIC_OFFSET: u64 = 0x202;
+
+/// Where the file says how many bytes of header follow [`MAGIC_OFFSET`]: a jump over them.
+const HEADER_LENGTH: u64 = 0x201;
 
 /// The first protocol with `xloadflags`.
 const OLDEST_PROTOCOL: u16 = 0x020c;
@@ -119,13 +122,13 @@ fn read_header(input: &mut Input) -> Result<setup_header, BootError> {
     let mut length = [0];
     let mut header = setup_header::default();
     let bytes = header.as_mut_slice();
-    let whole = input.read_at(SETUP_HEADER, bytes)? && input.read_at(0x201, &mut length)?;
+    let whole = input.read_at(SETUP_HEADER, bytes)? && input.read_at(HEADER_LENGTH, &mut length)?;
     if !whole {
         let (path, len) = (input.path.clone(), input.bytes);
         return Err(BootError::Truncated { path, bytes: SETUP_HEADER + bytes.len() as u64, len });
     }
     let [length] = length;
-    let used = usize::try_from(HEADER_END_BASE + u64::from(length) - SETUP_HEADER);
+    let used = usize::try_from(MAGIC_OFFSET + u64::from(length) - SETUP_HEADER);
     if let Ok(used) = used {
         bytes.iter_mut().skip(used).for_each(|byte| *byte = 0);
     }
@@ -136,24 +139,6 @@ fn read_header(input: &mut Input) -> Result<setup_header, BootError> {
 fn setup_bytes(header: &setup_header) -> u64 {
     let sectors = if header.setup_sects == 0 { 4 } else { header.setup_sects };
     (u64::from(sectors) + 1) * 512
-}
-
-/// The highest place for the initramfs that ends by `limit`, above the kernel.
-pub(super) fn initramfs_address(
-    file: &Input,
-    kernel_end: u64,
-    limit: u64,
-) -> Result<Gpa, BootError> {
-    let start = limit.checked_sub(file.bytes).map(|start| start - start % PAGE_SIZE);
-    match start {
-        Some(start) if start >= kernel_end => Ok(Gpa(start)),
-        _ => Err(BootError::InitramfsTooLarge {
-            path: file.path.clone(),
-            bytes: file.bytes,
-            kernel_end,
-            limit,
-        }),
-    }
 }
 
 /// The "zero page": the kernel's own header, completed by us, and the memory map.

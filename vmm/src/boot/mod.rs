@@ -20,12 +20,14 @@
 
 mod acpi;
 mod e820;
+mod elf;
 pub mod gdt;
 mod input;
 pub mod layout;
 mod linux;
 mod page_tables;
 mod placement;
+mod pvh;
 
 use std::io::Error as IoError;
 use std::path::{Path, PathBuf};
@@ -34,7 +36,7 @@ use linux_loader::loader::Error as LoaderError;
 use thiserror::Error;
 use vm_memory::{GuestMemoryBackend, GuestMemoryError};
 
-use crate::page::{Gpa, PageRange, RamLayout};
+use crate::page::{Gpa, PAGE_SIZE, PageRange, RamLayout};
 use gdt::{Mode, Segments, segments};
 use input::Input;
 use layout::{ACPI, COMMAND_LINE, COMMAND_LINE_MAX, GDT, KERNEL_MIN, PAGE_ZERO};
@@ -135,14 +137,20 @@ pub fn load<M: GuestMemoryBackend>(
     let initramfs = config.initramfs.map(Input::open).transpose()?;
     let mut placement = Placement::new(memory, &config.ram);
 
-    let mut magic = [0; 4];
-    let (offset, bz_image) = linux::HEADER_MAGIC;
-    let entry = if kernel.read_at(offset, &mut magic)? && magic == bz_image {
+    let entry = if starts_with(&mut kernel, 0, elf::MAGIC)? {
+        pvh::load(&mut placement, kernel, initramfs, config)?
+    } else if starts_with(&mut kernel, linux::MAGIC_OFFSET, linux::MAGIC)? {
         linux::load(&mut placement, kernel, initramfs, config)?
     } else {
         return Err(not_a_kernel(&mut kernel));
     };
     Ok(Loaded { pieces: placement.finish(), entry })
+}
+
+/// Whether the file has `magic` at `offset`.
+fn starts_with(kernel: &mut Input, offset: u64, magic: [u8; 4]) -> Result<bool, BootError> {
+    let mut found = [0; 4];
+    Ok(kernel.read_at(offset, &mut found)? && found == magic)
 }
 
 /// The error that shows what the file starts with.
@@ -176,6 +184,20 @@ fn place_common<M: GuestMemoryBackend>(
     cmdline.push(0);
     placement.place("command line", COMMAND_LINE, &cmdline)?;
     placement.place("ACPI", ACPI, &acpi::tables(config.vcpus))
+}
+
+/// The highest place for the initramfs that ends by `limit`, above the kernel.
+fn initramfs_address(file: &Input, kernel_end: u64, limit: u64) -> Result<Gpa, BootError> {
+    let start = limit.checked_sub(file.bytes).map(|start| start - start % PAGE_SIZE);
+    match start {
+        Some(start) if start >= kernel_end => Ok(Gpa(start)),
+        _ => Err(BootError::InitramfsTooLarge {
+            path: file.path.clone(),
+            bytes: file.bytes,
+            kernel_end,
+            limit,
+        }),
+    }
 }
 
 /// Why a guest's start cannot be put together.
@@ -248,6 +270,31 @@ pub enum BootError {
     No64BitEntry {
         /// The file.
         path: PathBuf,
+    },
+    /// An ELF that is not meant to be booted like this.
+    #[error(
+        "{} is an ELF without a PVH note: give a kernel built with CONFIG_PVH, or the bzImage",
+        path.display()
+    )]
+    NoPvhNote {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It does not fit, or would lie below 1 MiB.
+    #[error(
+        "{} wants {bytes} bytes loaded at {address:#x}, but RAM for kernels is from 0x100000 to \
+         {low_end:#x}: give the guest more memory, or link it elsewhere",
+        path.display()
+    )]
+    SegmentOutsideRam {
+        /// The kernel.
+        path: PathBuf,
+        /// Where the segment starts.
+        address: u64,
+        /// Its length in memory, in bytes.
+        bytes: u64,
+        /// Where RAM below the device hole ends.
+        low_end: u64,
     },
     /// It does not fit below the device hole.
     #[error(

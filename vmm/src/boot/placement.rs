@@ -1,6 +1,7 @@
 //! Puts pieces into guest RAM, each in whole pages of its own, and remembers them.
 
 use std::io::{Seek, SeekFrom};
+use std::ops::Range;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
@@ -53,8 +54,19 @@ impl<'m, M: GuestMemoryBackend> Placement<'m, M> {
         input: &mut Input,
     ) -> Result<(), BootError> {
         self.clear(name, gpa, input.bytes)?;
-        input.file.seek(SeekFrom::Start(0)).map_err(|cause| input.failed(cause))?;
-        let len = usize::try_from(input.bytes).unwrap_or(usize::MAX);
+        self.fill(name, gpa, input, 0..input.bytes)
+    }
+
+    /// Reads the `bytes` of `input` to `gpa`, in pages taken before.
+    pub(super) fn fill(
+        &self,
+        name: &'static str,
+        gpa: Gpa,
+        input: &mut Input,
+        bytes: Range<u64>,
+    ) -> Result<(), BootError> {
+        input.file.seek(SeekFrom::Start(bytes.start)).map_err(|cause| input.failed(cause))?;
+        let len = usize::try_from(bytes.end.saturating_sub(bytes.start)).unwrap_or(usize::MAX);
         self.memory
             .read_exact_volatile_from(GuestAddress(gpa.0), &mut input.file, len)
             .map_err(|cause| BootError::Memory { name, gpa, cause })
