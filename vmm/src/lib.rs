@@ -6,4 +6,5 @@
 //! |---|---|
 //! | [`page`] | page arithmetic: [`page::Gpa`], [`page::Frame`], [`page::PageRange`], [`page::RamLayout`] |
 
+pub mod memory;
 pub mod page;
