@@ -5,5 +5,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`page`] | page arithmetic: [`page::Gpa`], [`page::Frame`], [`page::PageRange`], [`page::RamLayout`] |
+//! | [`encryption`] | which pages are private and which are shared: [`encryption::PageStatus`] |
 
+pub mod encryption;
 pub mod page;
