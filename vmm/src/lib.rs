@@ -7,6 +7,7 @@
 //! | [`page`] | page arithmetic: [`page::Gpa`], [`page::Frame`], [`page::PageRange`], [`page::RamLayout`] |
 //! | [`encryption`] | which pages are private and which are shared: [`encryption::PageStatus`] |
 //! | [`memory`] | guest RAM, and who sees what of it: [`memory::GuestRam`], [`memory::Pages`] |
+//! | [`boot`] | kernel, initramfs and tables into RAM, in measuring order: [`boot::load`] |
 //!
 //! The ways through it that matter most:
 //! - a page-status hypercall: `vcpu/exit.rs` (the KVM exit), `memory/pages.rs`,
@@ -15,6 +16,7 @@
 //! - a launch: `cli/run.rs`, `machine/mod.rs` (the boot sequence), `boot/mod.rs` (what is loaded),
 //!   `machine/encrypted.rs`, `sev/launch.rs` (the commands), `sev/software/` or `sev/hardware.rs`.
 
+pub mod boot;
 pub mod encryption;
 pub mod memory;
 pub mod page;
