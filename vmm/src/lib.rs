@@ -7,6 +7,8 @@
 //! | [`page`] | page arithmetic: [`page::Gpa`], [`page::Frame`], [`page::PageRange`], [`page::RamLayout`] |
 //! | [`encryption`] | which pages are private and which are shared: [`encryption::PageStatus`] |
 //! | [`memory`] | guest RAM, and who sees what of it: [`memory::GuestRam`], [`memory::Pages`] |
+//! | [`devices`] | the serial port and the ways to stop: [`devices::Ports`] |
+//! | [`vcpu`] | vCPU threads and their exits: [`vcpu::Vcpus`], [`vcpu::cpuid`] |
 //! | [`boot`] | kernel, initramfs and tables into RAM, in measuring order: [`boot::load`] |
 //!
 //! The ways through it that matter most:
@@ -17,6 +19,8 @@
 //!   `machine/encrypted.rs`, `sev/launch.rs` (the commands), `sev/software/` or `sev/hardware.rs`.
 
 pub mod boot;
+pub mod devices;
 pub mod encryption;
 pub mod memory;
 pub mod page;
+pub mod vcpu;

@@ -13,8 +13,10 @@
 //! [`GuestView`] is P as the software firmware holds it. Nothing else in the VMM can reach P.
 
 mod guest_view;
+mod pages;
 mod ram;
 mod view;
 
 pub use guest_view::{GuestView, NotGuestRam};
+pub use pages::Pages;
 pub use ram::{GuestRam, HostView, RamError};

@@ -284,7 +284,7 @@ mod tests {
         c0.mapping().read_obj(GuestAddress(gpa)).unwrap()
     }
 
-    /// After LAUNCH_UPDATE_DATA the guest sees what was loaded, with and without the C-bit while
+    /// After `LAUNCH_UPDATE_DATA` the guest sees what was loaded, with and without the C-bit while
     /// the page is private, and the host sees something else.
     #[test]
     fn the_host_cannot_read_what_it_loaded() {
