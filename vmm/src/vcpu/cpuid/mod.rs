@@ -4,6 +4,8 @@
 //! those of the AMD64 manual volume 3, appendix E, of `Documentation/virt/kvm/x86/cpuid.rst` and
 //! of what Linux does with them.
 
+#[cfg(test)]
+mod tests;
 mod topology;
 mod xsave;
 
