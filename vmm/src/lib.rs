@@ -7,6 +7,7 @@
 //! | [`page`] | page arithmetic: [`page::Gpa`], [`page::Frame`], [`page::PageRange`], [`page::RamLayout`] |
 //! | [`encryption`] | which pages are private and which are shared: [`encryption::PageStatus`] |
 //! | [`memory`] | guest RAM, and who sees what of it: [`memory::GuestRam`], [`memory::Pages`] |
+//! | [`sev`] | the SEV commands, over hardware or the software platform: [`sev::Platform`], [`sev::launch`] |
 //! | [`devices`] | the serial port and the ways to stop: [`devices::Ports`] |
 //! | [`vcpu`] | vCPU threads and their exits: [`vcpu::Vcpus`], [`vcpu::cpuid`] |
 //! | [`boot`] | kernel, initramfs and tables into RAM, in measuring order: [`boot::load`] |
@@ -23,4 +24,5 @@ pub mod devices;
 pub mod encryption;
 pub mod memory;
 pub mod page;
+pub mod sev;
 pub mod vcpu;
