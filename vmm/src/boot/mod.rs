@@ -37,7 +37,8 @@ use thiserror::Error;
 use vm_memory::{GuestMemoryBackend, GuestMemoryError};
 
 use crate::page::{Gpa, PAGE_SIZE, PageRange, RamLayout};
-use gdt::{Mode, Segments, segments};
+pub use gdt::Segments;
+use gdt::{Mode, segments};
 use input::Input;
 use layout::{ACPI, COMMAND_LINE, COMMAND_LINE_MAX, GDT, KERNEL_MIN, PAGE_ZERO};
 use placement::{Placement, end};

@@ -5,6 +5,7 @@
 //!             \------(asked: flag, then signal until answered)--/
 //! ```
 
+pub mod cpuid;
 mod exit;
 
 use std::convert::Infallible;
