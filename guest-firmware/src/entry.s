@@ -177,7 +177,7 @@ ap_gdt_pointer:
     .balign 8
 # The last five words, which the starting processor fills in (see smp.rs).
 ap_main:
-    .quad 0
+    .quad processor_main
 ap_root:
     .quad 0
 ap_stack:
