@@ -16,7 +16,8 @@ const EXCEPTION_ENTRY_BYTES: u64 = 16;
 unsafe extern "C" {
     safe static __image_start: u8;
     safe static __image_end: u8;
-    safe static __tables_end: u8;
+    #[link_name = "pool"]
+    safe static pool_start: u8;
     safe static stacks: u8;
     safe static exception_entries: u8;
     safe static user_code: u8;
@@ -39,9 +40,10 @@ pub(crate) fn image() -> Range<u64> {
     address(&raw const __image_start)..address(&raw const __image_end)
 }
 
-/// Where the page tables that `entry.s` filled in end, and free memory begins.
-pub(crate) fn tables_end() -> u64 {
-    address(&raw const __tables_end)
+/// Where pages for tables begin. The first two are this program's own; the loader may have put its
+/// message into those after them.
+pub(crate) fn pool() -> u64 {
+    address(&raw const pool_start)
 }
 
 /// The top of a processor's stack.

@@ -276,6 +276,9 @@ pointer_table:
     .skip 4096
 directories:
     .skip 4 * 4096
+    .globl pool                         # two pages, then whatever memory follows
+pool:
+    .skip 2 * 4096
 
 # What the compiler expects of every target.
     .section .text.memory, "ax", @progbits

@@ -1,4 +1,14 @@
 //! guest-firmware: a bare-metal guest that does what its command line says, and gives a verdict.
+//!
+//! `cargo build -p guest-firmware --profile firmware` makes `target/firmware/guest-firmware`, an ELF
+//! with a PVH entry point. `docs/guest-firmware.md` lists the words of the command line and the lines
+//! that they print. From the bottom up:
+//!
+//! - `entry.s` and [`entry`]: into 64-bit mode; [`cpu`] and [`physical`]: instructions and memory.
+//! - [`start_info`], [`ram`], [`acpi`], [`platform`]: what machine this is.
+//! - [`paging`], [`descriptors`]: what the processor needs; [`serial`], [`verdict`]: what is said.
+//! - [`conversion`], [`pattern`], [`storm`], [`smp`]: what is done to pages, and by whom.
+//! - [`scenario`] and [`steps`]: the words, parsed and carried out.
 #![no_std]
 #![cfg_attr(panic = "abort", no_main)]
 
@@ -35,7 +45,7 @@ use steps::Guest;
 /// Runs the scenario of the command line. `c_mask` is the C-bit, or 0 without SEV.
 fn run(start_info: u64, c_mask: u64) -> ! {
     serial::init();
-    let mut pool = Pool::new(entry::tables_end(), Descriptors::PAGES);
+    let mut pool = Pool::new(entry::pool(), Descriptors::PAGES);
     let descriptors = Descriptors::build(&mut pool);
     descriptors.load(0);
     match StartInfo::read(start_info) {
