@@ -129,10 +129,16 @@ pub(super) enum ArgumentError {
 #[command(name = "sevferry", version, after_help = EXIT_CODES, disable_help_subcommand = true)]
 struct CommandLine {
     /// Say more; twice or three times for even more
-    #[arg(short, action = ArgAction::Count, global = true)]
+    #[arg(short, long, action = ArgAction::Count, global = true, display_order = 100)]
     verbose: u8,
     /// Write messages to this file instead of standard error
-    #[arg(long, value_name = "FILE", value_parser = values::path, global = true)]
+    #[arg(
+        long,
+        value_name = "FILE",
+        value_parser = values::path,
+        global = true,
+        display_order = 101
+    )]
     log_file: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
