@@ -1,6 +1,7 @@
 //! Each command's errno and firmware status: which states allow it.
 
 mod arguments;
+mod histories;
 
 use super::*;
 use crate::sev::certificate::Certificate;
