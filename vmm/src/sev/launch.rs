@@ -226,6 +226,12 @@ impl Secret {
         let header = packet::seal(keys, purpose, &mut ciphertext)?;
         Ok(Self { header, ciphertext })
     }
+
+    /// The header and the ciphertext.
+    #[cfg(test)]
+    pub(crate) fn into_parts(self) -> (Header, Vec<u8>) {
+        (self.header, self.ciphertext)
+    }
 }
 
 /// Proof that the guest was launched: its vCPUs may run.
