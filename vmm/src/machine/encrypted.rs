@@ -59,7 +59,7 @@ impl Encrypted {
                 let c_bit = cpuid::software_c_bit(supported).ok_or(EncryptedError::CBit)?;
                 let (ram, private) = GuestRam::split(layout, c_bit)?;
                 let identity = match identity {
-                    Some(_directory) => Identity::ephemeral()?,
+                    Some(directory) => Identity::load_or_create(directory)?,
                     None => Identity::ephemeral()?,
                 };
                 let host = SoftwareHost::new(identity);
