@@ -5,5 +5,24 @@
 //! | module | owns |
 //! |---|---|
 //! | [`page`] | page arithmetic: [`page::Gpa`], [`page::Frame`], [`page::PageRange`], [`page::RamLayout`] |
+//! | [`encryption`] | which pages are private and which are shared: [`encryption::PageStatus`] |
+//! | [`memory`] | guest RAM, and who sees what of it: [`memory::GuestRam`], [`memory::Pages`] |
+//! | [`sev`] | the SEV commands, over hardware or the software platform: [`sev::Platform`], [`sev::launch`] |
+//! | [`devices`] | the serial port and the ways to stop: [`devices::Ports`] |
+//! | [`vcpu`] | vCPU threads and their exits: [`vcpu::Vcpus`], [`vcpu::cpuid`] |
+//! | [`boot`] | kernel, initramfs and tables into RAM, in measuring order: [`boot::load`] |
+//!
+//! The ways through it that matter most:
+//! - a page-status hypercall: `vcpu/exit.rs` (the KVM exit), `memory/pages.rs`,
+//!   `encryption/request.rs` (parsed), `encryption/page_status.rs` (recorded),
+//!   `memory/view.rs` (what the guest sees without the C-bit);
+//! - a launch: `cli/run.rs`, `machine/mod.rs` (the boot sequence), `boot/mod.rs` (what is loaded),
+//!   `machine/encrypted.rs`, `sev/launch.rs` (the commands), `sev/software/` or `sev/hardware.rs`.
 
+pub mod boot;
+pub mod devices;
+pub mod encryption;
+pub mod memory;
 pub mod page;
+pub mod sev;
+pub mod vcpu;

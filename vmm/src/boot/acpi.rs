@@ -1,0 +1,113 @@
+//! The ACPI tables: which processors there are, the I/O APIC, the serial port, and how to stop.
+//!
+//! Hardware-reduced ACPI: no PM timer, no SCI, no legacy interrupt controllers. The guest resets
+//! and powers off by one byte written to [`POWER_PORT`]. The bytes depend on the number of
+//! processors alone, because they are measured.
+
+use acpi_tables::Aml;
+use acpi_tables::aml::{
+    Device, EISAName, IO, Interrupt, Name, Package, Path, ResourceTemplate, Scope,
+};
+use acpi_tables::fadt::{FADT, FADTBuilder, Flags};
+use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::madt::{
+    EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
+};
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
+use acpi_tables::xsdt::XSDT;
+
+use super::layout::{ACPI, IO_APIC, LOCAL_APIC, POWER_PORT, POWER_RESET, SERIAL_IRQ, SERIAL_PORT};
+
+/// Who made the tables.
+const OEM: [u8; 6] = *b"SVFRRY";
+
+/// Which tables they are.
+const OEM_TABLE: [u8; 8] = *b"SEVFERRY";
+
+/// Version of the tables; count it up when they change, since launch digests change too.
+const OEM_REVISION: u32 = 1;
+
+/// FADT boot flags: no VGA, no CMOS clock; and, by omission, no keyboard controller to probe.
+const BOOT_FLAGS: u16 = 1 << 2 | 1 << 5;
+
+/// Where each table starts: a multiple of this.
+const ALIGNMENT: usize = 64;
+
+/// The bytes from [`ACPI`] on, the RSDP first, for `vcpus` processors with APIC ids from 0.
+pub(super) fn tables(vcpus: u8) -> Vec<u8> {
+    let mut bytes = vec![0; Rsdp::len()];
+    let dsdt = append(&mut bytes, &dsdt(vcpus));
+    let fadt = append(&mut bytes, &fadt(dsdt));
+    let madt = append(&mut bytes, &madt(vcpus));
+    let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
+    xsdt.add_entry(fadt);
+    xsdt.add_entry(madt);
+    let xsdt = append(&mut bytes, &xsdt);
+
+    let mut rsdp = Vec::new();
+    Rsdp::new(OEM, xsdt).to_aml_bytes(&mut rsdp);
+    bytes.splice(..Rsdp::len(), rsdp);
+    bytes
+}
+
+/// Appends `table` at the next multiple of [`ALIGNMENT`]; returns its guest-physical address.
+fn append(bytes: &mut Vec<u8>, table: &dyn Aml) -> u64 {
+    bytes.resize(bytes.len().next_multiple_of(ALIGNMENT), 0);
+    let address = ACPI.0 + bytes.len() as u64;
+    table.to_aml_bytes(bytes);
+    address
+}
+
+fn fadt(dsdt: u64) -> FADT {
+    let power = GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, POWER_PORT.into());
+    let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
+        .dsdt_64(dsdt)
+        .flag(Flags::Wbinvd)
+        .flag(Flags::HwReducedAcpi)
+        .flag(Flags::ResetRegSup)
+        .flag(Flags::Headless);
+    fadt.iapc_boot_arch = BOOT_FLAGS.into();
+    fadt.reset_reg = power;
+    fadt.reset_value = POWER_RESET;
+    fadt.sleep_control_reg = power;
+    fadt.sleep_status_reg = power;
+    fadt.finalize()
+}
+
+fn madt(vcpus: u8) -> MADT {
+    // Both addresses are constants below 4 GiB.
+    let low = |gpa: u64| u32::try_from(gpa).unwrap_or(u32::MAX);
+    let apics = LocalInterruptController::Address(low(LOCAL_APIC.0));
+    let mut madt = MADT::new(OEM, OEM_TABLE, OEM_REVISION, apics);
+    for id in 0..vcpus {
+        madt.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
+    }
+    madt.add_structure(IoApic::new(0, low(IO_APIC.0), 0));
+    madt
+}
+
+fn dsdt(vcpus: u8) -> Sdt {
+    let mut devices = Vec::new();
+    for id in 0..vcpus {
+        let hid = Name::new("_HID".into(), &"ACPI0007");
+        let uid = Name::new("_UID".into(), &id);
+        let path = Path::new(&format!("C{id:03X}"));
+        Device::new(path, vec![&hid, &uid]).to_aml_bytes(&mut devices);
+    }
+    let hid = Name::new("_HID".into(), &EISAName::new("PNP0501"));
+    let uid = Name::new("_UID".into(), &0u8);
+    let ports = IO::new(SERIAL_PORT, SERIAL_PORT, 1, 8);
+    // ISA interrupts are edge triggered and active high.
+    let interrupt = Interrupt::new(true, true, false, false, SERIAL_IRQ);
+    let resources = Name::new("_CRS".into(), &ResourceTemplate::new(vec![&ports, &interrupt]));
+    Device::new("COM1".into(), vec![&hid, &uid, &resources]).to_aml_bytes(&mut devices);
+
+    let mut aml = Scope::raw("\\_SB_".into(), devices);
+    // Sleep type 5 in the sleep control register is power-off.
+    Name::new("_S5_".into(), &Package::new(vec![&5u8])).to_aml_bytes(&mut aml);
+
+    let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM, OEM_TABLE, OEM_REVISION);
+    dsdt.append_slice(&aml);
+    dsdt
+}

@@ -1,0 +1,260 @@
+//! The owner of page status: what the guest reported, whether it is ready, and counters.
+
+use thiserror::Error;
+
+use super::ledger::Ledger;
+use super::readiness::Readiness;
+use super::{
+    BadControl, BadRequest, Form, Incomplete, MapGpaRange, Overflow, SharedRegions, Status,
+};
+use crate::page::{Frame, PageRange, RamLayout};
+
+/// The status of every page of one guest.
+///
+/// Feed it hypercall exits in the order in which the guest made them.
+#[derive(Debug, Clone)]
+pub struct PageStatus {
+    pub(super) ledger: Ledger,
+    pub(super) readiness: Readiness,
+    pub(super) epoch: u64,
+    counters: Counters,
+}
+
+impl PageStatus {
+    /// A guest that has reported nothing: all of its RAM is private and migration is not offered.
+    #[must_use]
+    pub fn new(layout: RamLayout, overflow: Overflow) -> Self {
+        Self::with_bound(layout, overflow, SharedRegions::default_bound(&layout))
+    }
+
+    /// As [`PageStatus::new`], with another bound on the region list.
+    #[must_use]
+    pub fn with_bound(layout: RamLayout, overflow: Overflow, bound: usize) -> Self {
+        Self::from_parts(Ledger::new(layout, overflow, bound), Readiness::NotOffered, 0)
+    }
+
+    pub(super) fn from_parts(ledger: Ledger, readiness: Readiness, epoch: u64) -> Self {
+        Self { ledger, readiness, epoch, counters: Counters::default() }
+    }
+
+    /// Parses a hypercall exit and applies it; see [`PageStatus::apply`].
+    ///
+    /// # Errors
+    /// [`BadRequest`] if the guest asked for nonsense: return [`BadRequest::ret`] to it.
+    pub fn hypercall(
+        &mut self,
+        nr: u64,
+        args: &[u64; 6],
+        flipped: &mut dyn FnMut(PageRange),
+    ) -> Result<Change, BadRequest> {
+        let request =
+            MapGpaRange::parse(nr, args).inspect_err(|_| self.counters.rejected_calls += 1)?;
+        Ok(self.apply(request, flipped))
+    }
+
+    /// Records what the guest reports. Pages outside RAM are left out.
+    ///
+    /// `flipped` gets every run of pages that had the other status before, ascending: whoever
+    /// copies RAM must count those as written. A poisoned record cannot tell and names all.
+    pub fn apply(&mut self, request: MapGpaRange, flipped: &mut dyn FnMut(PageRange)) -> Change {
+        let MapGpaRange { range, status } = request;
+        let mut change = Change { status, reported: [None; 2], flipped_pages: 0 };
+        for (slot, run) in change.reported.iter_mut().zip(self.ledger.layout().clip(range)) {
+            *slot = Some(run);
+            change.flipped_pages += self.ledger.set(run, status, flipped);
+        }
+        self.counters.count(range, &change);
+        change
+    }
+
+    /// The status of one page; outside RAM, private.
+    ///
+    /// # Errors
+    /// [`Incomplete`] if the record was poisoned.
+    pub fn status(&self, frame: Frame) -> Result<Status, Incomplete> {
+        let Ok(page) = PageRange::new(frame, Frame(frame.0.saturating_add(1))) else {
+            return Ok(Status::Private);
+        };
+        let shared = self.ledger.first_shared(page)?;
+        Ok(shared.map_or(Status::Private, |_| Status::Shared))
+    }
+
+    /// Whether a page in `range` is, or may be, shared: a poisoned record cannot rule it out.
+    #[must_use]
+    pub fn may_share(&self, range: PageRange) -> bool {
+        self.ledger.first_shared(range).map_or(true, |shared| shared.is_some())
+    }
+
+    /// Every run of shared pages, ascending, none touching the next.
+    ///
+    /// # Errors
+    /// [`Incomplete`] if the record was poisoned.
+    pub fn shared_regions(&self) -> Result<impl Iterator<Item = PageRange>, Incomplete> {
+        self.ledger.regions()
+    }
+
+    /// How many pages of RAM are shared.
+    ///
+    /// # Errors
+    /// [`Incomplete`] if the record was poisoned.
+    pub fn shared_pages(&self) -> Result<u64, Incomplete> {
+        self.ledger.shared_pages()
+    }
+
+    /// How many pages of RAM are private.
+    ///
+    /// # Errors
+    /// [`Incomplete`] if the record was poisoned.
+    pub fn private_pages(&self) -> Result<u64, Incomplete> {
+        Ok(self.ledger.layout().pages() - self.ledger.shared_pages()?)
+    }
+
+    /// Bytes of host memory that the record holds.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.ledger.memory_bytes()
+    }
+
+    /// How the record is kept at the moment.
+    #[must_use]
+    pub fn form(&self) -> Form {
+        self.ledger.form()
+    }
+
+    /// Which RAM this is the status of.
+    #[must_use]
+    pub fn layout(&self) -> &RamLayout {
+        self.ledger.layout()
+    }
+
+    /// How many times the guest was reset. A record of an earlier epoch is of no use.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// What the guest has done since it was started here, resets included.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Offers migration: call it when CPUID 0x40000001 EAX bit 17 is given to the guest.
+    pub fn offer_migration(&mut self) {
+        if self.readiness == Readiness::NotOffered {
+            self.readiness = Readiness::NotReady;
+        }
+    }
+
+    /// What the guest reads from `MSR_KVM_MIGRATION_CONTROL`.
+    ///
+    /// # Errors
+    /// [`BadControl`] if the read must fault.
+    pub fn read_migration_control(&self) -> Result<u64, BadControl> {
+        self.readiness.read()
+    }
+
+    /// The guest's write to `MSR_KVM_MIGRATION_CONTROL`: 1 is ready, 0 withdraws.
+    ///
+    /// # Errors
+    /// [`BadControl`] if the write must fault; nothing changes then.
+    pub fn write_migration_control(&mut self, value: u64) -> Result<(), BadControl> {
+        self.readiness = self.readiness.written(value)?;
+        Ok(())
+    }
+
+    /// Whether page status allows a migration now. Ask again before each step: it can change.
+    ///
+    /// # Errors
+    /// [`NotMigratable`] with the reason.
+    pub fn migratable(&self) -> Result<(), NotMigratable> {
+        self.ledger.shared_pages()?;
+        match self.readiness {
+            Readiness::NotOffered => Err(NotMigratable::NotOffered),
+            Readiness::NotReady => Err(NotMigratable::NotReady),
+            Readiness::Ready => Ok(()),
+        }
+    }
+
+    /// The guest starts anew: all pages private, not ready, next epoch. The offer stands.
+    pub fn reset(&mut self) {
+        self.ledger.clear();
+        self.readiness = self.readiness.reset();
+        self.epoch = self.epoch.saturating_add(1);
+    }
+}
+
+/// What one report came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Change {
+    status: Status,
+    /// RAM is at most two runs.
+    reported: [Option<PageRange>; 2],
+    flipped_pages: u64,
+}
+
+impl Change {
+    /// The status that the guest reported.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.status
+    }
+
+    /// The RAM that it reported, ascending: the memory views must show all of it, flipped or not.
+    pub fn reported(&self) -> impl Iterator<Item = PageRange> + use<> {
+        self.reported.into_iter().flatten()
+    }
+
+    /// How many of those pages had the other status before.
+    #[must_use]
+    pub fn flipped_pages(&self) -> u64 {
+        self.flipped_pages
+    }
+}
+
+/// What the guest has done, for people to look at. Not part of the guest's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// Reports that pages became shared.
+    pub shared_calls: u64,
+    /// Reports that pages became private.
+    pub private_calls: u64,
+    /// Hypercalls that were refused.
+    pub rejected_calls: u64,
+    /// Accepted reports that named pages outside RAM.
+    pub clipped_calls: u64,
+    /// Pages of RAM named in accepted reports.
+    pub reported_pages: u64,
+    /// Pages of RAM whose status changed.
+    pub flipped_pages: u64,
+}
+
+impl Counters {
+    fn count(&mut self, range: PageRange, change: &Change) {
+        match change.status {
+            Status::Shared => self.shared_calls += 1,
+            Status::Private => self.private_calls += 1,
+        }
+        let reported: u64 = change.reported().map(PageRange::pages).sum();
+        self.clipped_calls += u64::from(reported < range.pages());
+        self.reported_pages = self.reported_pages.saturating_add(reported);
+        self.flipped_pages = self.flipped_pages.saturating_add(change.flipped_pages);
+    }
+}
+
+/// Why page status does not allow a migration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum NotMigratable {
+    /// The guest could not know that it may be migrated.
+    #[error("this guest was not offered migration (KVM_FEATURE_MIGRATION_CONTROL)")]
+    NotOffered,
+    /// The guest has not written READY, or has withdrawn it.
+    #[error(
+        "the guest has not declared itself ready (MSR_KVM_MIGRATION_CONTROL is 0): it is still \
+         booting, is rebooting, took a CPU offline, or does not support migration"
+    )]
+    NotReady,
+    /// Some pages' status is not known.
+    #[error(transparent)]
+    Incomplete(#[from] Incomplete),
+}

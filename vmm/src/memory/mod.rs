@@ -1,0 +1,22 @@
+//! Guest RAM: which memory backs it, who may see what, and how the guest's view follows page status.
+//!
+//! On SEV hardware one mapping serves everyone and the memory controller tells private from
+//! shared. The software platform makes the difference real with two memories of the same size,
+//! S (shared) and P (private), and three views:
+//!
+//! | view | who uses it | backed by |
+//! |---|---|---|
+//! | [`HostView`] | the VMM, devices, migration | S, always |
+//! | C=0 (memory slots at the GPA) | the guest, without the C-bit | S where shared, P where private |
+//! | C=1 (memory slots at GPA + 2^C) | the guest, with the C-bit | P, always |
+//!
+//! [`GuestView`] is P as the software firmware holds it. Nothing else in the VMM can reach P.
+
+mod guest_view;
+mod pages;
+mod ram;
+mod view;
+
+pub use guest_view::{GuestView, NotGuestRam};
+pub use pages::Pages;
+pub use ram::{GuestRam, HostView, RamError};

@@ -1,0 +1,79 @@
+//! One page-status report: into the record, then into what the guest sees without the C-bit.
+
+use std::sync::Arc;
+
+use log::{debug, error};
+
+use super::ram::{GuestRam, RamError};
+use crate::encryption::{PageStatus, Status};
+
+/// `-KVM_EFAULT` (`include/uapi/linux/kvm_para.h`): the host could not follow.
+const FAULT: u64 = (-14_i64).cast_unsigned();
+
+/// The page status of a running SEV guest, and the RAM whose views follow it.
+#[derive(Debug)]
+pub struct Pages {
+    status: PageStatus,
+    ram: Arc<GuestRam>,
+    faulted: bool,
+}
+
+impl Pages {
+    /// All of `ram` private as far as `status` says.
+    #[must_use]
+    pub fn new(status: PageStatus, ram: Arc<GuestRam>) -> Self {
+        Self { status, ram, faulted: false }
+    }
+
+    /// The record.
+    #[must_use]
+    pub fn status(&self) -> &PageStatus {
+        &self.status
+    }
+
+    /// A hypercall exit, with the number and arguments as KVM gives them; returns what the guest
+    /// gets in RAX.
+    pub fn hypercall(&mut self, number: u64, args: &[u64; 6]) -> u64 {
+        let change = match self.status.hypercall(number, args, &mut |_flipped| ()) {
+            Ok(change) => change,
+            Err(refused) => {
+                debug!("hypercall {number} {args:x?}: {refused}");
+                return refused.ret();
+            }
+        };
+        let shared = change.status() == Status::Shared;
+        for range in change.reported() {
+            let shown = self.ram.show(range, shared, &|piece| self.status.may_share(piece));
+            if let Err(cause) = shown {
+                self.report_fault(&cause);
+                return FAULT;
+            }
+        }
+        0
+    }
+
+    /// Says once that the guest's view is wrong: a hostile guest must not fill the log.
+    fn report_fault(&mut self, cause: &RamError) {
+        if !self.faulted {
+            self.faulted = true;
+            error!("{cause}; the guest may read noise there (said once)");
+        }
+    }
+
+    /// The guest reads `MSR_KVM_MIGRATION_CONTROL`; `None` is a #GP.
+    #[must_use]
+    pub fn read_migration_control(&self) -> Option<u64> {
+        self.status.read_migration_control().ok()
+    }
+
+    /// The guest writes `MSR_KVM_MIGRATION_CONTROL`; false is a #GP.
+    pub fn write_migration_control(&mut self, value: u64) -> bool {
+        match self.status.write_migration_control(value) {
+            Ok(()) => true,
+            Err(refused) => {
+                debug!("{refused}");
+                false
+            }
+        }
+    }
+}

@@ -1,0 +1,348 @@
+//! Maps guest RAM and registers it with KVM.
+#![expect(
+    unsafe_code,
+    reason = "KVM is told raw addresses of mappings that must outlive the VM; this file owns both"
+)]
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io::Error as IoError;
+use std::os::fd::FromRawFd;
+use std::sync::Mutex;
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use libc::{MFD_CLOEXEC, memfd_create};
+use log::debug;
+use thiserror::Error;
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap,
+};
+use vmm_sys_util::errno::Error as Errno;
+
+use super::guest_view::GuestView;
+use super::view::{Backing, SwitchedView};
+use crate::page::{Gpa, PageRange, RamLayout};
+
+/// Guest RAM as the VMM, devices and the migration engine see it.
+///
+/// A private page read here is not the guest's plaintext.
+pub type HostView = GuestMemoryMmap<()>;
+
+/// First memory slot of the C=1 view; the C=0 view's slots count from 0.
+const C1_SLOTS: u32 = 8;
+
+/// Guest RAM, mapped; its mappings live as long as this value.
+#[derive(Debug)]
+pub struct GuestRam {
+    layout: RamLayout,
+    host: HostView,
+    split: Option<Split>,
+}
+
+/// The software platform's other two views.
+#[derive(Debug)]
+struct Split {
+    c_bit: u8,
+    c0: Mutex<SwitchedView>,
+    c1: GuestMemoryMmap<()>,
+}
+
+impl GuestRam {
+    /// One mapping that everyone shares: plain VMs, and SEV hardware.
+    ///
+    /// # Errors
+    /// [`RamError::Map`] if the host refuses the mapping.
+    pub fn single(layout: RamLayout) -> Result<Self, RamError> {
+        let mut ranges = Vec::new();
+        for range in layout.ranges() {
+            ranges.push((GuestAddress(range.start().0), length(range)?));
+        }
+        let host = HostView::from_ranges(&ranges)
+            .map_err(|cause| RamError::Map { bytes: layout.bytes(), cause: cause.to_string() })?;
+        Ok(Self { layout, host, split: None })
+    }
+
+    /// The software platform's two memories and three views, all pages shown private.
+    ///
+    /// # Errors
+    /// [`RamError`] if the host refuses the memories or the mappings.
+    pub fn split(layout: RamLayout, c_bit: u8) -> Result<(Self, GuestView), RamError> {
+        let shared = memory_file(c"sevferry-shared", layout.bytes())?;
+        let private = memory_file(c"sevferry-private", layout.bytes())?;
+        let host = map_file(&layout, &shared)?;
+        let c1 = map_file(&layout, &private)?;
+        let firmware = GuestView::new(host.clone(), c1.clone())
+            .map_err(|cause| RamError::Create { bytes: layout.bytes(), cause })?;
+        let c0 = SwitchedView::new(
+            map_file(&layout, &private)?,
+            Backing { file: shared, mapping: host.clone() },
+            Backing { file: private, mapping: c1.clone() },
+        );
+        let split = Some(Split { c_bit, c0: Mutex::new(c0), c1 });
+        Ok((Self { layout, host, split }, firmware))
+    }
+
+    /// Which frames are RAM.
+    #[must_use]
+    pub fn layout(&self) -> RamLayout {
+        self.layout
+    }
+
+    /// The host's view.
+    #[must_use]
+    pub fn host(&self) -> &HostView {
+        &self.host
+    }
+
+    /// The host's mappings as `(user address, bytes)`, for `KVM_MEMORY_ENCRYPT_REG_REGION`.
+    pub fn mappings(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.host.iter().map(|region| (region.as_ptr() as u64, region.len()))
+    }
+
+    /// The user address of `range` in the host's view, for commands that name guest memory.
+    ///
+    /// # Errors
+    /// [`RamError::NotRam`] if the range is not inside one run of RAM.
+    pub fn user_address(&self, range: PageRange) -> Result<u64, RamError> {
+        let bytes = length(range)?;
+        self.host
+            .get_slice(GuestAddress(range.start().0), bytes)
+            .map(|slice| slice.ptr_guard().as_ptr() as u64)
+            .map_err(|_outside| RamError::NotRam { range })
+    }
+
+    /// Gives the guest its RAM: memory slots at the GPA and, for the split views, at GPA + 2^C.
+    ///
+    /// # Errors
+    /// [`RamError::Register`] with KVM's errno.
+    pub fn register(&self, vm: &VmFd) -> Result<(), RamError> {
+        let Some(split) = &self.split else {
+            return register_view(vm, &self.host, 0, Gpa(0));
+        };
+        let c0 = split.c0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        register_view(vm, c0.mapping(), 0, Gpa(0))?;
+        register_view(vm, &split.c1, C1_SLOTS, Gpa(1 << split.c_bit))
+    }
+
+    /// Makes the C=0 view follow page status in `range`; a no-op where there is only one view.
+    ///
+    /// `any_shared` says whether any page of a range is shared now; `reported_shared` is true
+    /// when the guest has just reported `range` shared.
+    ///
+    /// # Errors
+    /// [`RamError::Switch`] if the host refuses to change the mapping.
+    pub fn show(
+        &self,
+        range: PageRange,
+        reported_shared: bool,
+        any_shared: &dyn Fn(PageRange) -> bool,
+    ) -> Result<(), RamError> {
+        let Some(split) = &self.split else { return Ok(()) };
+        let mut c0 = split.c0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        for ram in self.layout.clip(range) {
+            c0.follow(ram, reported_shared, any_shared)
+                .map_err(|cause| RamError::Switch { range: ram, cause })?;
+        }
+        Ok(())
+    }
+}
+
+/// Why guest RAM cannot be had.
+#[derive(Debug, Error)]
+pub enum RamError {
+    /// The host has no such memory to give.
+    #[error("mapping {bytes:#x} bytes of guest RAM: {cause}; ask for less with --memory size=")]
+    Map {
+        /// Bytes asked for.
+        bytes: u64,
+        /// The host's words.
+        cause: String,
+    },
+    /// The memory behind the software platform's views.
+    #[error("creating {bytes:#x} bytes of memory for the software platform's guest")]
+    Create {
+        /// Bytes asked for.
+        bytes: u64,
+        /// From `memfd_create` or `ftruncate`.
+        #[source]
+        cause: IoError,
+    },
+    /// `KVM_SET_USER_MEMORY_REGION` failed.
+    #[error("giving KVM the guest memory at {gpa} ({bytes:#x} bytes): {cause}")]
+    Register {
+        /// Where the slot starts.
+        gpa: Gpa,
+        /// Its size.
+        bytes: u64,
+        /// KVM's errno.
+        cause: Errno,
+    },
+    /// The C=0 view could not be switched.
+    #[error("switching what the guest sees without the C-bit in pages {range}")]
+    Switch {
+        /// The pages.
+        range: PageRange,
+        /// From `mmap`, or from copying.
+        #[source]
+        cause: IoError,
+    },
+    /// The pages are not RAM.
+    #[error("pages {range} are not inside one run of guest RAM")]
+    NotRam {
+        /// The pages.
+        range: PageRange,
+    },
+}
+
+fn length(range: PageRange) -> Result<usize, RamError> {
+    usize::try_from(range.bytes()).map_err(|_too_large| RamError::NotRam { range })
+}
+
+/// A file of `bytes` zeros that lives in memory and has no name.
+fn memory_file(name: &CStr, bytes: u64) -> Result<File, RamError> {
+    // SAFETY: the name is NUL-terminated and outlives the call.
+    let descriptor = unsafe { memfd_create(name.as_ptr(), MFD_CLOEXEC) };
+    if descriptor < 0 {
+        return Err(RamError::Create { bytes, cause: IoError::last_os_error() });
+    }
+    // SAFETY: the descriptor was just made and nothing else owns it.
+    let file = unsafe { File::from_raw_fd(descriptor) };
+    file.set_len(bytes).map_err(|cause| RamError::Create { bytes, cause })?;
+    Ok(file)
+}
+
+/// Maps `file` at the addresses of RAM; the device hole takes no space in the file.
+fn map_file(layout: &RamLayout, file: &File) -> Result<GuestMemoryMmap<()>, RamError> {
+    let mut ranges = Vec::new();
+    let mut offset = 0;
+    for range in layout.ranges() {
+        let file = file.try_clone().map_err(|cause| RamError::Create { bytes: 0, cause })?;
+        let backing = Some(FileOffset::new(file, offset));
+        ranges.push((GuestAddress(range.start().0), length(range)?, backing));
+        offset += range.bytes();
+    }
+    GuestMemoryMmap::from_ranges_with_files(&ranges)
+        .map_err(|cause| RamError::Map { bytes: layout.bytes(), cause: cause.to_string() })
+}
+
+fn register_view(
+    vm: &VmFd,
+    view: &GuestMemoryMmap<()>,
+    first_slot: u32,
+    offset: Gpa,
+) -> Result<(), RamError> {
+    for (slot, region) in (first_slot..).zip(view.iter()) {
+        let slot = memory_slot(slot, region, offset);
+        debug!("memory slot {slot:?}");
+        // SAFETY: the region is a live mapping of that size. `GuestRam` keeps it until the VM is
+        // gone (the machine drops its VM first), and its pages are only ever accessed as volatile.
+        unsafe { vm.set_user_memory_region(slot) }.map_err(|cause| RamError::Register {
+            gpa: Gpa(slot.guest_phys_addr),
+            bytes: slot.memory_size,
+            cause,
+        })?;
+    }
+    Ok(())
+}
+
+fn memory_slot(
+    slot: u32,
+    region: &GuestRegionMmap<()>,
+    offset: Gpa,
+) -> kvm_userspace_memory_region {
+    kvm_userspace_memory_region {
+        slot,
+        flags: 0,
+        guest_phys_addr: region.start_addr().0 + offset.0,
+        memory_size: region.len(),
+        userspace_addr: region.as_ptr() as u64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::Bytes;
+
+    use super::*;
+    use crate::page::{Frame, PAGE_SIZE};
+
+    const MIB: u64 = 1 << 20;
+
+    fn split() -> (GuestRam, GuestView) {
+        GuestRam::split(RamLayout::new(8 * MIB).unwrap(), 47).unwrap()
+    }
+
+    fn pages(base: u64, count: u64) -> PageRange {
+        PageRange::new(Frame(base), Frame(base + count)).unwrap()
+    }
+
+    fn seen_without_c_bit(ram: &GuestRam, gpa: u64) -> u8 {
+        let split = ram.split.as_ref().unwrap();
+        let c0 = split.c0.lock().unwrap();
+        c0.mapping().read_obj(GuestAddress(gpa)).unwrap()
+    }
+
+    /// After `LAUNCH_UPDATE_DATA` the guest sees what was loaded, with and without the C-bit while
+    /// the page is private, and the host sees something else.
+    #[test]
+    fn the_host_cannot_read_what_it_loaded() {
+        let (ram, firmware) = split();
+        let text = b"a secret of the guest, 32 bytes.";
+        ram.host().write_slice(text, GuestAddress(3 * MIB)).unwrap();
+        let address = ram.user_address(pages(3 * MIB / PAGE_SIZE, 1)).unwrap();
+        let mut measured: Vec<u8> = Vec::new();
+        firmware.encrypt_in_place(address, 4096, &mut |bytes| measured.extend(bytes)).unwrap();
+        assert_eq!(&measured[..32], text);
+        let mut seen = [0; 32];
+        firmware.read(address, &mut seen).unwrap();
+        assert_eq!(&seen, text);
+        assert_eq!(seen_without_c_bit(&ram, 3 * MIB), text[0]);
+        ram.host().read_slice(&mut seen, GuestAddress(3 * MIB)).unwrap();
+        assert_ne!(&seen, text);
+    }
+
+    /// A page reported shared keeps the bytes that the guest wrote to it without the C-bit, and
+    /// its neighbours' private bytes do not reach the host.
+    #[test]
+    fn a_page_converted_in_place_survives_and_its_neighbour_stays_private() {
+        let (ram, firmware) = split();
+        let gpa = 4 * MIB;
+        let address = ram.user_address(pages(gpa / PAGE_SIZE, 2)).unwrap();
+        firmware.write(address, &[7; 8192]).unwrap();
+        let converted = pages(gpa / PAGE_SIZE, 1);
+        ram.show(converted, true, &|range| range.intersection(converted).is_some()).unwrap();
+        assert_eq!(seen_without_c_bit(&ram, gpa), 7);
+        assert_eq!(ram.host().read_obj::<u8>(GuestAddress(gpa)).unwrap(), 7);
+        assert_eq!(ram.host().read_obj::<u8>(GuestAddress(gpa + PAGE_SIZE)).unwrap(), 0);
+        ram.host().write_obj(9_u8, GuestAddress(gpa)).unwrap();
+        assert_eq!(seen_without_c_bit(&ram, gpa), 9);
+        ram.show(converted, false, &|_| false).unwrap();
+        assert_eq!(seen_without_c_bit(&ram, gpa), 7);
+    }
+
+    /// Below 1 MiB a shared page does not make its neighbours show the shared memory.
+    #[test]
+    fn low_pages_switch_one_by_one() {
+        let (ram, firmware) = split();
+        let address = ram.user_address(pages(8, 2)).unwrap();
+        firmware.write(address, &[5; 8192]).unwrap();
+        let converted = pages(8, 1);
+        ram.show(converted, true, &|range| range.intersection(converted).is_some()).unwrap();
+        ram.host().write_obj(1_u8, GuestAddress(8 * PAGE_SIZE)).unwrap();
+        assert_eq!(seen_without_c_bit(&ram, 8 * PAGE_SIZE), 1);
+        assert_eq!(seen_without_c_bit(&ram, 9 * PAGE_SIZE), 5);
+    }
+
+    /// A user address outside guest RAM, or a length that leaves it, is refused.
+    #[test]
+    fn firmware_refuses_what_is_not_guest_ram() {
+        let (ram, firmware) = split();
+        let address = ram.user_address(pages(0, 1)).unwrap();
+        assert!(firmware.read(address - 1, &mut [0; 1]).is_err());
+        assert!(firmware.encrypt_in_place(address, 9 * MIB, &mut |_| ()).is_err());
+        assert!(firmware.encrypt_in_place(address, u64::MAX, &mut |_| ()).is_err());
+        assert!(firmware.write(0, &[0; 16]).is_err());
+    }
+}
