@@ -22,13 +22,14 @@ pub(super) fn digest(options: &DigestOptions) -> Result<(), DigestError> {
     let loaded = load(ram.host(), &options.config.boot(Some(c_bit)))?;
     let digest = digest_of(&ram, &loaded.pieces)?;
     for piece in &loaded.pieces {
-        eprintln!("{:>10} {:>12} bytes  {}", piece.range.start(), piece.range.bytes(), piece.name);
+        let (start, bytes) = (piece.range.start().0, piece.range.bytes());
+        eprintln!("{start:#12x} {bytes:>10} bytes  {}", piece.name);
     }
-    println!("launch digest {}", hex(&digest));
+    println!("launch digest: {}", hex(&digest));
     if let Some(check) = &options.check {
         let claim = Claim { version: check.version, policy: options.policy, digest };
         claim.verify(&check.tik, &check.measurement)?;
-        println!("launch measurement verified");
+        println!("launch measurement: verified");
     }
     Ok(())
 }

@@ -39,8 +39,8 @@ fn launch_lines(launch: &LaunchRecord) -> String {
     let verified = if launch.verified { "verified" } else { "for the guest owner to verify" };
     format!(
         "sevferry: SEV guest, policy {}, C-bit {}, firmware API {}.{} build {}\n\
-         sevferry: launch digest {}\n\
-         sevferry: launch measurement {} ({verified})\n",
+         sevferry: launch digest: {}\n\
+         sevferry: launch measurement: {} ({verified})\n",
         launch.policy,
         launch.c_bit,
         launch.version.major,
