@@ -4,7 +4,7 @@
 //! `struct sev_issue_cmd`, holding user addresses. [`hardware`] hands them to the kernel, [`software`]
 //! does the kernel's and the firmware's work. Everything above is written once: [`launch`] for the
 //! order of the commands, [`command`] for their encoding and errors, [`device`] for `/dev/sev`.
-//! [`session`], [`packet`], [`measurement`], [`certificate`] and [`owner`] are the formats and the cryptography,
+//! [`session`], [`packet`], [`measurement`] and [`certificate`] are the formats and the cryptography,
 //! shared by the guest owner's side and the software firmware.
 
 pub mod abi;
@@ -15,7 +15,6 @@ mod errno;
 pub mod hardware;
 pub mod launch;
 pub mod measurement;
-pub mod owner;
 pub mod packet;
 mod policy;
 pub mod session;
