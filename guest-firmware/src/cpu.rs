@@ -5,7 +5,10 @@ use core::arch::asm;
 use core::arch::x86_64::{__cpuid_count, _rdtsc, CpuidResult};
 
 use crate::entry;
+use crate::ram::PAGE_SIZE;
 
+/// Bytes.
+const CACHE_LINE: usize = 64;
 /// `KVM_HC_MAP_GPA_RANGE`.
 const MAP_GPA_RANGE: i64 = 12;
 
@@ -92,6 +95,16 @@ pub(crate) fn flush_page(address: u64) {
 pub(crate) fn flush_all() {
     // SAFETY: as for `flush_page`; CR3 keeps its value.
     unsafe { asm!("mov {0}, cr3", "mov cr3, {0}", out(reg) _, options(nostack)) };
+}
+
+/// Writes back and drops the cache lines of one page.
+pub(crate) fn flush_cache_lines(page: u64) {
+    for line in (page..page + PAGE_SIZE).step_by(CACHE_LINE) {
+        // SAFETY: memory keeps its content.
+        unsafe { asm!("clflush [{}]", in(reg) line, options(nostack)) };
+    }
+    // SAFETY: a fence has no other effect.
+    unsafe { asm!("mfence", options(nostack)) };
 }
 
 /// Loads the descriptor tables (address, limit) and the task register.

@@ -177,7 +177,7 @@ ap_gdt_pointer:
     .balign 8
 # The last five words, which the starting processor fills in (see smp.rs).
 ap_main:
-    .quad 0
+    .quad processor_main
 ap_root:
     .quad 0
 ap_stack:
@@ -276,6 +276,9 @@ pointer_table:
     .skip 4096
 directories:
     .skip 4 * 4096
+    .globl pool                         # two pages, then whatever memory follows
+pool:
+    .skip 2 * 4096
 
 # What the compiler expects of every target.
     .section .text.memory, "ax", @progbits

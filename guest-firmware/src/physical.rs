@@ -14,8 +14,8 @@ pub(crate) fn read8(address: u64) -> u8 {
     let address = outside_image(address, 1);
     // SAFETY: no Rust object lives at the address.
     unsafe {
-        asm!("mov {}, byte ptr [{}]", out(reg_byte) value, in(reg) address, options(nostack))
-    };
+        asm!("mov {}, byte ptr [{}]", out(reg_byte) value, in(reg) address, options(nostack));
+    }
     value
 }
 

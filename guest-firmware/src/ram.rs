@@ -19,6 +19,12 @@ pub(crate) struct Pages {
 }
 
 impl Pages {
+    /// The pages between two page addresses.
+    pub(crate) fn between(addresses: &Range<u64>) -> Self {
+        let first = addresses.start / PAGE_SIZE;
+        Self { first, count: (addresses.end / PAGE_SIZE).saturating_sub(first) }
+    }
+
     /// The frames of the run.
     pub(crate) fn frames(self) -> Range<u64> {
         self.first..self.first.saturating_add(self.count)
@@ -37,7 +43,7 @@ impl Display for Pages {
 }
 
 /// The memory map's RAM.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Ram {
     runs: [Pages; MAX_RUNS],
 }
@@ -74,6 +80,13 @@ impl Ram {
         self.runs().any(|run| run.frames().contains(&frame))
     }
 
+    /// The pages of a run up to where the RAM that it starts in ends; none if that is no RAM.
+    pub(crate) fn clip(&self, pages: Pages) -> Pages {
+        let ram = self.runs().find(|run| run.frames().contains(&pages.first));
+        let limit = ram.map_or(pages.first, |run| run.frames().end);
+        Pages { count: pages.count.min(limit - pages.first), ..pages }
+    }
+
     /// Whether every page of a run is RAM.
     pub(crate) fn holds(&self, pages: Pages) -> bool {
         pages.count <= self.limit() && pages.frames().all(|frame| self.contains(frame))
@@ -93,6 +106,14 @@ mod tests {
         assert!(!ram.contains(0x100) && ram.contains(0x101) && ram.contains(0x102));
         assert_eq!(ram.bytes(), (0x9f + 2) * PAGE_SIZE);
         assert_eq!(ram.limit(), 0x103);
+    }
+
+    #[test]
+    fn a_run_is_clipped_where_its_ram_ends() {
+        let mut ram = Ram::default();
+        assert!(ram.add(0x1000, 0x3000));
+        let clipped = |first, count| ram.clip(Pages { first, count }).count;
+        assert_eq!((clipped(2, 1), clipped(2, 9), clipped(0, 9), clipped(4, 9)), (1, 2, 0, 0));
     }
 
     #[test]

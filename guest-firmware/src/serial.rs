@@ -1,6 +1,7 @@
 //! The first serial port, written by polling: no interrupts, no memory shared with the host.
 
-use core::fmt::{Arguments, Error, Result as FmtResult, Write};
+use core::fmt::{Arguments, Result as FmtResult, Write};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::cpu;
 
@@ -24,10 +25,21 @@ pub(crate) fn init() {
     cpu::out8(FIFO_CONTROL, 1);
 }
 
+/// Set while a processor writes a line.
+static BUSY: AtomicBool = AtomicBool::new(false);
+
 /// Writes one line.
 pub(crate) fn line(text: Arguments<'_>) {
+    // Bounded: an exception may have ended the line that is being written.
+    for _ in 0..MAX_POLLS {
+        if !BUSY.swap(true, Ordering::Acquire) {
+            break;
+        }
+        cpu::pause();
+    }
     // The port never fails, so neither does writing to it.
-    let _: Result<(), Error> = Port.write_fmt(text).and_then(|()| Port.write_str("\r\n"));
+    Port.write_fmt(text).and_then(|()| Port.write_str("\r\n")).unwrap_or_default();
+    BUSY.store(false, Ordering::Release);
 }
 
 struct Port;

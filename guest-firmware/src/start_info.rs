@@ -12,7 +12,7 @@ const MAGIC: u32 = 0x336e_c578;
 const MAX_COMMAND_LINE: usize = 4096;
 /// Entries of the memory map that are read.
 const MAX_ENTRIES: u32 = 128;
-const ENTRY_BYTES: u64 = 24;
+const ENTRY_BYTES: usize = 24;
 const TYPE_RAM: u32 = 1;
 
 /// The loader's message, copied: the memory that held it can be used for anything.
@@ -63,7 +63,7 @@ impl StartInfo {
 
 fn memory_map(address: u64, entries: u32) -> Result<Ram, &'static str> {
     let mut ram = Ram::default();
-    for entry in (address..).step_by(ENTRY_BYTES as usize).take(entries.min(MAX_ENTRIES) as usize) {
+    for entry in (address..).step_by(ENTRY_BYTES).take(entries.min(MAX_ENTRIES) as usize) {
         let (base, bytes, kind) = (read64(entry), read64(entry + 8), read32(entry + 16));
         if kind == TYPE_RAM && !ram.add(base, bytes) {
             return Err("start_info: memory map of more than 32 runs");

@@ -59,7 +59,7 @@ pub(crate) fn finish() -> ! {
 
 /// Tries each VMM's way: the first that works ends the machine.
 fn power_off() {
-    /// SLP_TYP 5 and SLP_EN: sevferry's and Cloud Hypervisor's sleep control register.
+    /// `SLP_TYP` 5 and `SLP_EN`: sevferry's and Cloud Hypervisor's sleep control register.
     const SLEEP: u8 = 5 << 2 | 1 << 5;
     cpu::out8(0x600, SLEEP);
     // QEMU: `-device isa-debug-exit` at its two usual ports, then PM1a control of pc and q35.

@@ -1,5 +1,7 @@
 //! The record that is kept: a region list, until the guest makes it outgrow its bound.
 
+use std::fmt::{Display, Formatter, Result as FmtResult};
+
 use thiserror::Error;
 
 use super::tracker::each_flip;
@@ -25,6 +27,16 @@ pub enum Form {
     Bitmap,
     /// Not at all, because the list reached its bound.
     Poisoned,
+}
+
+impl Display for Form {
+    fn fmt(&self, f: &mut Formatter<'_>) -> FmtResult {
+        f.write_str(match self {
+            Self::List => "region list",
+            Self::Bitmap => "bitmap",
+            Self::Poisoned => "poisoned region list",
+        })
+    }
 }
 
 /// The record of shared pages is not whole, so no page's status can be told from it.

@@ -18,6 +18,7 @@ const STEP: usize = 64 << 10;
 /// Guest memory as the guest sees it with the C-bit.
 ///
 /// Addresses are host user addresses inside the host's view, as SEV commands carry them.
+#[cfg_attr(test, derive(Clone))]
 pub struct GuestView {
     host: GuestMemoryMmap<()>,
     private: GuestMemoryMmap<()>,
@@ -41,6 +42,12 @@ impl GuestView {
         let mut key = Zeroizing::new([0; 16]);
         getrandom::fill(key.as_mut_slice()).map_err(IoError::other)?;
         Ok(Self { host, private, key })
+    }
+
+    /// Whether `len` bytes at `address` are all inside one run of guest RAM.
+    #[must_use]
+    pub fn contains(&self, address: u64, len: u64) -> bool {
+        self.find(address, len).is_ok()
     }
 
     /// Moves what the host sees at `address..address + len` into private memory, leaves

@@ -1,0 +1,166 @@
+//! One SEV command: encoded with the address of its structure, its failure put into words.
+
+use std::error::Error;
+use std::fmt::{Display, Formatter, Result as FmtResult};
+use std::ptr;
+
+use kvm_bindings as kvm;
+use kvm_bindings::kvm_sev_cmd;
+
+use super::{Errno, Platform, Status};
+
+/// The number and the name of a `KVM_SEV_*` command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Command {
+    id: u32,
+    name: &'static str,
+}
+
+/// Declares commands under their kernel names.
+macro_rules! commands {
+    ($($name:ident = $id:ident, $text:literal;)*) => {
+        impl Command { $(pub(crate) const $name: Self = Self { id: kvm::$id, name: $text };)* }
+    };
+}
+
+commands! {
+    INIT = sev_cmd_id_KVM_SEV_INIT, "KVM_SEV_INIT";
+    LAUNCH_START = sev_cmd_id_KVM_SEV_LAUNCH_START, "KVM_SEV_LAUNCH_START";
+    LAUNCH_UPDATE_DATA = sev_cmd_id_KVM_SEV_LAUNCH_UPDATE_DATA, "KVM_SEV_LAUNCH_UPDATE_DATA";
+    LAUNCH_MEASURE = sev_cmd_id_KVM_SEV_LAUNCH_MEASURE, "KVM_SEV_LAUNCH_MEASURE";
+    LAUNCH_SECRET = sev_cmd_id_KVM_SEV_LAUNCH_SECRET, "KVM_SEV_LAUNCH_SECRET";
+    LAUNCH_FINISH = sev_cmd_id_KVM_SEV_LAUNCH_FINISH, "KVM_SEV_LAUNCH_FINISH";
+    GUEST_STATUS = sev_cmd_id_KVM_SEV_GUEST_STATUS, "KVM_SEV_GUEST_STATUS";
+    GET_ATTESTATION_REPORT = sev_cmd_id_KVM_SEV_GET_ATTESTATION_REPORT, "KVM_SEV_GET_ATTESTATION_REPORT";
+}
+
+/// Issues `command` with `data` as its structure, which it may change; the buffers whose addresses
+/// are in `data` are the caller's to keep borrowed.
+///
+/// # Errors
+/// [`CommandError`], with the firmware's status if the firmware was called and refused.
+pub(crate) fn issue<T>(
+    platform: &mut dyn Platform,
+    sev_fd: i32,
+    command: Command,
+    data: &mut T,
+) -> Result<(), CommandError> {
+    let mut encoded = kvm_sev_cmd {
+        id: command.id,
+        data: address_of_mut(data),
+        sev_fd: sev_fd.cast_unsigned(),
+        ..kvm_sev_cmd::default()
+    };
+    platform.memory_encrypt_op(&mut encoded).map_err(|errno| CommandError {
+        command: command.name,
+        errno,
+        status: (errno == Errno::EIO && encoded.error != 0).then_some(Status(encoded.error)),
+    })
+}
+
+/// The address of something that a command may write.
+pub(crate) fn address_of_mut<T: ?Sized>(value: &mut T) -> u64 {
+    ptr::from_mut(value).expose_provenance() as u64
+}
+
+/// The address of something that a command only reads.
+pub(crate) fn address_of<T: ?Sized>(value: &T) -> u64 {
+    ptr::from_ref(value).expose_provenance() as u64
+}
+
+/// An SEV command that the kernel or the firmware refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CommandError {
+    pub(crate) command: &'static str,
+    pub(crate) errno: Errno,
+    pub(crate) status: Option<Status>,
+}
+
+impl CommandError {
+    /// The command's kernel name.
+    #[must_use]
+    pub fn command(&self) -> &'static str {
+        self.command
+    }
+
+    /// What the ioctl returned.
+    #[must_use]
+    pub fn errno(&self) -> Errno {
+        self.errno
+    }
+
+    /// What the firmware said, if it was asked.
+    #[must_use]
+    pub fn status(&self) -> Option<Status> {
+        self.status
+    }
+}
+
+impl Display for CommandError {
+    fn fmt(&self, f: &mut Formatter<'_>) -> FmtResult {
+        match self.status {
+            Some(status) => {
+                let Self { command, .. } = self;
+                write!(f, "{command}: the SEV firmware says {status}: {}", status.meaning())
+            }
+            None => write!(f, "{}: {}: {}", self.command, self.errno, self.errno.meaning()),
+        }
+    }
+}
+
+impl Error for CommandError {}
+
+#[cfg(test)]
+mod tests {
+    use kvm_bindings::kvm_enc_region;
+
+    use super::*;
+
+    /// A platform that always answers the same.
+    #[derive(Debug)]
+    struct Fixed {
+        answer: Result<(), Errno>,
+        error: u32,
+    }
+
+    impl Platform for Fixed {
+        fn memory_encrypt_op(&mut self, command: &mut kvm_sev_cmd) -> Result<(), Errno> {
+            // Whoever calls must not hand in a stale status.
+            assert_eq!((command.error, command.sev_fd), (0, 9));
+            command.error = self.error;
+            self.answer
+        }
+
+        fn register_region(&mut self, _region: &kvm_enc_region) -> Result<(), Errno> {
+            self.answer
+        }
+
+        fn unregister_region(&mut self, _region: &kvm_enc_region) -> Result<(), Errno> {
+            self.answer
+        }
+    }
+
+    fn refused(errno: Errno, error: u32) -> CommandError {
+        let mut platform = Fixed { answer: Err(errno), error };
+        issue(&mut platform, 9, Command::LAUNCH_START, &mut 0_u64).unwrap_err()
+    }
+
+    /// The firmware's status counts only with -EIO, and only if there is one.
+    #[test]
+    fn a_failure_names_the_command_and_who_refused() {
+        let by_firmware = refused(Errno::EIO, 7);
+        assert_eq!(by_firmware.status(), Some(Status::POLICY_FAILURE));
+        assert_eq!(
+            by_firmware.to_string(),
+            "KVM_SEV_LAUNCH_START: the SEV firmware says POLICY_FAILURE (0x7): the guest policy \
+             forbids it, or asks for newer firmware than this"
+        );
+        assert_eq!(refused(Errno::EIO, 0).status(), None);
+        let by_kernel = refused(Errno::ENOTTY, 7);
+        assert_eq!((by_kernel.status(), by_kernel.errno()), (None, Errno::ENOTTY));
+        assert!(by_kernel.to_string().starts_with("KVM_SEV_LAUNCH_START: ENOTTY: SEV is off"));
+        assert_eq!(refused(Errno(4), 0).errno().to_string(), "errno 4");
+        let mut fine = Fixed { answer: Ok(()), error: 0 };
+        issue(&mut fine, 9, Command::LAUNCH_FINISH, &mut 0_u64).unwrap();
+    }
+}

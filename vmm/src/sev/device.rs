@@ -1,0 +1,96 @@
+//! What `/dev/sev` says about the platform: versions, state and certificates.
+
+use thiserror::Error;
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::abi::{self, SevIssueCmd, device_command, length};
+use super::certificate::{BadCertificate, CERTIFICATE_LEN, Certificate, Chain};
+use super::command::{CommandError, address_of_mut};
+use super::measurement::FirmwareVersion;
+use super::{Errno, SevDevice, Status};
+
+/// The platform's version and load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlatformStatus {
+    /// The firmware's version.
+    pub version: FirmwareVersion,
+    /// Whether somebody other than the firmware made the OCA key.
+    pub externally_owned: bool,
+    /// Guests that the firmware knows.
+    pub guests: u32,
+}
+
+/// `PLATFORM_STATUS`.
+///
+/// # Errors
+/// [`CommandError`].
+pub fn platform_status(device: &mut dyn SevDevice) -> Result<PlatformStatus, CommandError> {
+    let mut status = abi::PlatformStatus::default();
+    issue(device, device_command::PLATFORM_STATUS, "SEV_PLATFORM_STATUS", &mut status)?;
+    let abi::PlatformStatus { api_major, api_minor, build, .. } = status;
+    Ok(PlatformStatus {
+        version: FirmwareVersion { major: api_major, minor: api_minor, build },
+        externally_owned: status.flags & 1 != 0,
+        guests: status.guest_count,
+    })
+}
+
+/// `PDH_CERT_EXPORT`: the platform's PDH certificate and its chain. Nothing is verified yet.
+///
+/// # Errors
+/// [`ExportError`].
+pub fn export_pdh(device: &mut dyn SevDevice) -> Result<(Certificate, Chain), ExportError> {
+    let mut pdh = [0_u8; CERTIFICATE_LEN];
+    let mut chain = Chain::new_zeroed();
+    let mut export = abi::PdhCertExport {
+        pdh_uaddr: address_of_mut(&mut pdh),
+        pdh_len: length(pdh.len()),
+        chain_uaddr: address_of_mut(&mut chain),
+        chain_len: length(chain.as_bytes().len()),
+    };
+    issue(device, device_command::PDH_CERT_EXPORT, "SEV_PDH_CERT_EXPORT", &mut export)?;
+    Ok((Certificate::decode(&pdh)?, chain))
+}
+
+/// `GET_ID2`: the chip's identifier, whose length the firmware is asked for first.
+///
+/// # Errors
+/// [`CommandError`].
+pub fn chip_id(device: &mut dyn SevDevice) -> Result<Vec<u8>, CommandError> {
+    const NAME: &str = "SEV_GET_ID2";
+    let mut query = abi::IdExport::default();
+    match issue(device, device_command::GET_ID2, NAME, &mut query) {
+        Err(refused) if refused.status() == Some(Status::INVALID_LEN) => {}
+        other => return other.map(|()| Vec::new()),
+    }
+    let mut id = vec![0; query.len.min(abi::BLOB_LEN_MAX) as usize];
+    let mut export =
+        abi::IdExport { uaddr: address_of_mut(id.as_mut_slice()), len: length(id.len()) };
+    issue(device, device_command::GET_ID2, NAME, &mut export)?;
+    Ok(id)
+}
+
+/// Why a platform's certificates could not be had.
+#[derive(Debug, Error)]
+pub enum ExportError {
+    /// The platform refused.
+    #[error("the SEV platform did not export its certificates")]
+    Command(#[from] CommandError),
+    /// What it exported is no certificate.
+    #[error("the SEV platform exported something that is no certificate")]
+    Certificate(#[from] BadCertificate),
+}
+
+fn issue<T>(
+    device: &mut dyn SevDevice,
+    cmd: u32,
+    command: &'static str,
+    data: &mut T,
+) -> Result<(), CommandError> {
+    let mut encoded = SevIssueCmd { cmd, data: address_of_mut(data), error: 0 };
+    device.issue(&mut encoded).map_err(|errno| {
+        let error = encoded.error;
+        let status = (errno == Errno::EIO && error != 0).then_some(Status(error));
+        CommandError { command, errno, status }
+    })
+}

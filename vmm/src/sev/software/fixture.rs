@@ -1,0 +1,64 @@
+//! A software host, its device and one VM with a little RAM, for tests.
+
+use crate::memory::{GuestRam, GuestView};
+use crate::page::{PAGE_SIZE, RamLayout};
+use crate::sev::{Platform, SevDevice};
+
+use super::{Identity, SoftwareDevice, SoftwareHost, SoftwarePlatform, user_memory};
+
+/// Bytes of RAM.
+pub(crate) const RAM_LEN: u64 = 8 * PAGE_SIZE;
+
+/// One host and the RAM of one guest.
+#[derive(Debug)]
+pub(crate) struct Fixture {
+    pub(crate) host: SoftwareHost,
+    pub(crate) device: SoftwareDevice,
+    /// Host address of the RAM, page-aligned.
+    pub(crate) ram: u64,
+    pub(crate) view: GuestView,
+    _memory: GuestRam,
+}
+
+impl Fixture {
+    pub(crate) fn new() -> Self {
+        let host = SoftwareHost::new(Identity::ephemeral().unwrap());
+        let device = host.open_device().unwrap();
+        let (memory, view) = GuestRam::split(RamLayout::new(RAM_LEN).unwrap(), 47).unwrap();
+        let (ram, _len) = memory.mappings().next().unwrap();
+        Self { host, device, ram, view, _memory: memory }
+    }
+
+    /// A VM without SEV yet.
+    pub(crate) fn platform(&self) -> SoftwarePlatform {
+        self.host.new_vm(self.view.clone())
+    }
+
+    /// [`Fixture::platform`] as launches take it.
+    pub(crate) fn boxed(&self) -> Box<dyn Platform> {
+        Box::new(self.platform())
+    }
+
+    pub(crate) fn fd(&self) -> i32 {
+        self.device.fd()
+    }
+
+    /// What the host sees at `offset` in RAM.
+    pub(crate) fn host_sees(&self, offset: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        user_memory::read(self.ram + offset, &mut bytes).unwrap();
+        bytes
+    }
+
+    /// Loads bytes into RAM as the VMM does.
+    pub(crate) fn host_writes(&self, offset: u64, bytes: &[u8]) {
+        user_memory::write(self.ram + offset, bytes).unwrap();
+    }
+
+    /// What the guest sees in private memory.
+    pub(crate) fn guest_sees(&self, offset: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.view.read(self.ram + offset, &mut bytes).unwrap();
+        bytes
+    }
+}

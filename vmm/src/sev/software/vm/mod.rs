@@ -1,0 +1,323 @@
+//! One VM's SEV ioctls as KVM answers them: its checks, in its order, with its errno (Linux 6.1,
+//! `arch/x86/kvm/svm/sev.c` is what this was compared with).
+
+use std::mem::offset_of;
+
+use kvm_bindings as kvm;
+use kvm_bindings::{kvm_enc_region, kvm_sev_cmd};
+use zerocopy::IntoBytes;
+
+use crate::memory::GuestView;
+use crate::page::PAGE_SIZE;
+use crate::sev::abi::{self, BLOB_LEN_MAX, length};
+use crate::sev::measurement::{MEASUREMENT_LEN, REPORT_LEN};
+use crate::sev::{Errno, Platform, Status};
+
+use super::firmware::{Firmware, VERSION};
+use super::user_memory::{self, read_value, write_value};
+use super::{HostState, SoftwareHost};
+
+/// A VM whose SEV commands are answered in software. Dropping it is destroying the VM.
+#[derive(Debug)]
+pub struct SoftwarePlatform {
+    host: SoftwareHost,
+    ram: GuestView,
+    /// Set by `KVM_SEV_INIT`.
+    sev: Option<SevVm>,
+}
+
+/// What KVM keeps about an SEV VM.
+#[derive(Debug)]
+struct SevVm {
+    asid: u32,
+    /// The firmware's handle; 0 before `LAUNCH_START`.
+    handle: u32,
+    /// The `/dev/sev` of `LAUNCH_START`, which later commands use; 0 before it.
+    sev_fd: i32,
+    regions: Vec<kvm_enc_region>,
+}
+
+impl SoftwarePlatform {
+    pub(super) fn new(host: SoftwareHost, ram: GuestView) -> Self {
+        Self { host, ram, sev: None }
+    }
+
+    fn sev(&self) -> Result<&SevVm, Errno> {
+        self.sev.as_ref().ok_or(Errno::ENOTTY)
+    }
+
+    /// Runs a firmware command for the guest that was started on this VM.
+    fn firmware<R>(
+        &self,
+        error: &mut u32,
+        command: impl FnOnce(&mut Firmware, u32) -> Result<R, Status>,
+    ) -> Result<R, Errno> {
+        let sev = self.sev()?;
+        call(&mut self.host.lock(), sev.sev_fd, error, |firmware| command(firmware, sev.handle))
+    }
+
+    /// Pins guest RAM, or says that it is none.
+    fn pin(&self, address: u64, len: u32) -> Result<(), Errno> {
+        if len == 0 || address.checked_add(len.into()).is_none() {
+            return Err(Errno::EINVAL);
+        }
+        if self.ram.contains(address, len.into()) { Ok(()) } else { Err(Errno::ENOMEM) }
+    }
+
+    fn init(&mut self) -> Result<(), Errno> {
+        if self.sev.is_some() {
+            return Err(Errno::EBUSY);
+        }
+        let asid = self.host.lock().free_asids.pop_first().ok_or(Errno::EBUSY)?;
+        self.sev = Some(SevVm { asid, handle: 0, sev_fd: 0, regions: Vec::new() });
+        Ok(())
+    }
+
+    fn launch_start(&mut self, command: &mut kvm_sev_cmd) -> Result<(), Errno> {
+        let asid = self.sev()?.asid;
+        let mut start: abi::LaunchStart = read_value(command.data)?;
+        let certificate = optional_blob(start.dh_uaddr, start.dh_len)?;
+        let session = optional_blob(start.session_uaddr, start.session_len)?;
+        let sev_fd = command.sev_fd.cast_signed();
+
+        let mut host = self.host.lock();
+        let handle = call(&mut host, sev_fd, &mut command.error, |firmware| {
+            let (certificate, session) = (certificate.as_deref(), session.as_deref());
+            firmware.launch_start(start.handle, start.policy, certificate, session)
+        })?;
+        let activated =
+            call(&mut host, sev_fd, &mut command.error, |firmware| firmware.activate(handle, asid));
+        start.handle = handle;
+        if let Err(errno) = activated.and_then(|()| write_value(command.data, &start)) {
+            // Like KVM: nothing is left of a guest that could not be bound or reported.
+            host.firmware.forget(handle);
+            return Err(errno);
+        }
+        drop(host);
+        if let Some(sev) = &mut self.sev {
+            (sev.handle, sev.sev_fd) = (handle, sev_fd);
+        }
+        Ok(())
+    }
+
+    fn launch_update_data(&self, command: &mut kvm_sev_cmd) -> Result<(), Errno> {
+        self.sev()?;
+        let abi::Buffer { uaddr, len, .. } = read_value(command.data)?;
+        self.pin(uaddr, len)?;
+        self.firmware(&mut command.error, |firmware, handle| {
+            let guest = firmware.guest(handle)?;
+            guest.check_update(uaddr, len.into())?;
+            let digest = guest.digest_mut();
+            self.ram
+                .encrypt_in_place(uaddr, len.into(), &mut |bytes| digest.update(bytes))
+                .map_err(|_not_ram| Status::INVALID_ADDRESS)
+        })
+    }
+
+    fn launch_measure(&self, command: &mut kvm_sev_cmd) -> Result<(), Errno> {
+        self.sev()?;
+        let buffer = command.data;
+        self.export(command, buffer, MEASUREMENT_LEN, |firmware, handle, room| {
+            let measurement = firmware.guest(handle)?.measure(VERSION, room)?;
+            Ok(measurement.to_bytes().to_vec())
+        })
+    }
+
+    fn launch_secret(&self, command: &mut kvm_sev_cmd) -> Result<(), Errno> {
+        self.sev()?;
+        let packet: abi::Packet = read_value(command.data)?;
+        self.pin(packet.guest_uaddr, packet.guest_len)?;
+        if packet.guest_len > left_in_page(packet.guest_uaddr) {
+            return Err(Errno::EINVAL);
+        }
+        let mut bytes = blob(packet.trans_uaddr, packet.trans_len)?;
+        let header = blob(packet.hdr_uaddr, packet.hdr_len)?;
+        self.firmware(&mut command.error, |firmware, handle| {
+            let place = (packet.guest_uaddr, packet.guest_len);
+            firmware.guest(handle)?.open_secret(&header, place, &mut bytes)?;
+            self.ram.write(packet.guest_uaddr, &bytes).map_err(|_not_ram| Status::INVALID_ADDRESS)
+        })
+    }
+
+    fn launch_finish(&self, command: &mut kvm_sev_cmd) -> Result<(), Errno> {
+        self.firmware(&mut command.error, |firmware, handle| {
+            firmware.guest(handle)?.finish_launch()
+        })
+    }
+
+    fn guest_status(&self, command: &mut kvm_sev_cmd) -> Result<(), Errno> {
+        let status = self.firmware(&mut command.error, |firmware, handle| {
+            let guest = firmware.guest(handle)?;
+            Ok(abi::GuestStatus { handle, policy: guest.policy.bits(), state: guest.state as u32 })
+        })?;
+        write_value(command.data, &status)
+    }
+
+    fn attestation_report(&self, command: &mut kvm_sev_cmd) -> Result<(), Errno> {
+        self.sev()?;
+        let request: abi::AttestationReport = read_value(command.data)?;
+        let buffer = command.data.saturating_add(offset_of!(abi::AttestationReport, buffer) as u64);
+        self.export(command, buffer, REPORT_LEN, |firmware, handle, room| {
+            firmware.attest(handle, request.mnonce, room).map(|report| report.as_bytes().to_vec())
+        })
+    }
+
+    /// `KVM_SEV_DBG_DECRYPT`, or with `encrypt` `KVM_SEV_DBG_ENCRYPT`, a page of each side at a time.
+    fn debug(&self, command: &mut kvm_sev_cmd, encrypt: bool) -> Result<(), Errno> {
+        self.sev()?;
+        let abi::Debug { src_uaddr, dst_uaddr, len, .. } = read_value(command.data)?;
+        let source_end = src_uaddr.checked_add(len.into());
+        if len == 0 || source_end.is_none() || dst_uaddr == 0 {
+            return Err(Errno::EINVAL);
+        }
+        let mut done = 0;
+        while done < len {
+            let source = src_uaddr.saturating_add(done.into());
+            let target = dst_uaddr.saturating_add(done.into());
+            let piece = (len - done).min(left_in_page(source)).min(left_in_page(target));
+            let mut bytes = vec![0; piece as usize];
+            if !self.ram.contains(if encrypt { target } else { source }, piece.into()) {
+                return Err(Errno::ENOMEM);
+            }
+            if encrypt {
+                user_memory::read(source, &mut bytes).map_err(|_unpinnable| Errno::ENOMEM)?;
+            }
+            self.firmware(&mut command.error, |firmware, handle| {
+                firmware.guest(handle)?.check_debug()?;
+                let moved = if encrypt {
+                    self.ram.write(target, &bytes)
+                } else {
+                    self.ram.read(source, &mut bytes)
+                };
+                moved.map_err(|_not_ram| Status::INVALID_ADDRESS)
+            })?;
+            if !encrypt {
+                user_memory::write(target, &bytes).map_err(|_unpinnable| Errno::ENOMEM)?;
+            }
+            done += piece;
+        }
+        Ok(())
+    }
+
+    /// A command whose output goes to the [`abi::Buffer`] at `buffer`: no length asks for the length.
+    fn export(
+        &self,
+        command: &mut kvm_sev_cmd,
+        buffer: u64,
+        size: usize,
+        produce: impl FnOnce(&mut Firmware, u32, usize) -> Result<Vec<u8>, Status>,
+    ) -> Result<(), Errno> {
+        let mut asked: abi::Buffer = read_value(buffer)?;
+        let room = if asked.uaddr == 0 { 0 } else { asked.len };
+        if room > BLOB_LEN_MAX {
+            return Err(Errno::EINVAL);
+        }
+        let answer = self.firmware(&mut command.error, |firmware, handle| {
+            produce(firmware, handle, room as usize)
+        });
+        if asked.len == 0 {
+            let too_short = answer.is_err() && command.error == Status::INVALID_LEN.0;
+            asked.len = if too_short { length(size) } else { 0 };
+            write_value(buffer, &asked)?;
+            return answer.map(|_output| ());
+        }
+        let mut output = answer?;
+        // KVM copies as much as the caller offered, zeros behind the output.
+        output.resize(room as usize, 0);
+        let copied = user_memory::write(asked.uaddr, &output);
+        asked.len = length(size);
+        write_value(buffer, &asked)?;
+        copied
+    }
+}
+
+impl Platform for SoftwarePlatform {
+    fn memory_encrypt_op(&mut self, command: &mut kvm_sev_cmd) -> Result<(), Errno> {
+        match command.id {
+            kvm::sev_cmd_id_KVM_SEV_INIT => self.init(),
+            kvm::sev_cmd_id_KVM_SEV_ES_INIT => Err(Errno::ENOTTY),
+            kvm::sev_cmd_id_KVM_SEV_LAUNCH_START => self.launch_start(command),
+            kvm::sev_cmd_id_KVM_SEV_LAUNCH_UPDATE_DATA => self.launch_update_data(command),
+            // Only an SEV-ES VM has VMSAs.
+            kvm::sev_cmd_id_KVM_SEV_LAUNCH_UPDATE_VMSA => Err(Errno::ENOTTY),
+            kvm::sev_cmd_id_KVM_SEV_LAUNCH_MEASURE => self.launch_measure(command),
+            kvm::sev_cmd_id_KVM_SEV_LAUNCH_SECRET => self.launch_secret(command),
+            kvm::sev_cmd_id_KVM_SEV_LAUNCH_FINISH => self.launch_finish(command),
+            kvm::sev_cmd_id_KVM_SEV_GUEST_STATUS => self.guest_status(command),
+            kvm::sev_cmd_id_KVM_SEV_DBG_DECRYPT => self.debug(command, false),
+            kvm::sev_cmd_id_KVM_SEV_DBG_ENCRYPT => self.debug(command, true),
+            kvm::sev_cmd_id_KVM_SEV_GET_ATTESTATION_REPORT => self.attestation_report(command),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    fn register_region(&mut self, region: &kvm_enc_region) -> Result<(), Errno> {
+        let sev = self.sev.as_mut().ok_or(Errno::ENOTTY)?;
+        if region.size == 0 || region.addr.checked_add(region.size).is_none() {
+            return Err(Errno::EINVAL);
+        }
+        if !self.ram.contains(region.addr, region.size) {
+            return Err(Errno::ENOMEM);
+        }
+        sev.regions.push(*region);
+        Ok(())
+    }
+
+    fn unregister_region(&mut self, region: &kvm_enc_region) -> Result<(), Errno> {
+        let sev = self.sev.as_mut().ok_or(Errno::ENOTTY)?;
+        let at = sev.regions.iter().position(|registered| registered == region);
+        sev.regions.swap_remove(at.ok_or(Errno::EINVAL)?);
+        Ok(())
+    }
+}
+
+impl Drop for SoftwarePlatform {
+    fn drop(&mut self) {
+        if let Some(sev) = &self.sev {
+            let mut host = self.host.lock();
+            host.firmware.forget(sev.handle);
+            host.free_asids.insert(sev.asid);
+        }
+    }
+}
+
+/// Calls the firmware through `/dev/sev` descriptor `sev_fd`; only then is `error` written.
+fn call<R>(
+    host: &mut HostState,
+    sev_fd: i32,
+    error: &mut u32,
+    command: impl FnOnce(&mut Firmware) -> Result<R, Status>,
+) -> Result<R, Errno> {
+    match command(host.firmware(sev_fd)?) {
+        Ok(answer) => {
+            *error = 0;
+            Ok(answer)
+        }
+        Err(status) => {
+            *error = status.0;
+            Err(Errno::EIO)
+        }
+    }
+}
+
+/// What the kernel copies for the firmware.
+fn blob(address: u64, len: u32) -> Result<Vec<u8>, Errno> {
+    if address == 0 || len == 0 || len > BLOB_LEN_MAX {
+        return Err(Errno::EINVAL);
+    }
+    let mut bytes = vec![0; len as usize];
+    user_memory::read(address, &mut bytes)?;
+    Ok(bytes)
+}
+
+fn optional_blob(address: u64, len: u32) -> Result<Option<Vec<u8>>, Errno> {
+    if address == 0 { Ok(None) } else { blob(address, len).map(Some) }
+}
+
+/// Bytes from `address` to the end of its page.
+fn left_in_page(address: u64) -> u32 {
+    u32::try_from(PAGE_SIZE - address % PAGE_SIZE).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests;
