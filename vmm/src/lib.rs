@@ -11,6 +11,8 @@
 //! | [`devices`] | the serial port and the ways to stop: [`devices::Ports`] |
 //! | [`vcpu`] | vCPU threads and their exits: [`vcpu::Vcpus`], [`vcpu::cpuid`] |
 //! | [`boot`] | kernel, initramfs and tables into RAM, in measuring order: [`boot::load`] |
+//! | [`machine`] | all of it assembled, run and reported: [`machine::Machine`] |
+//! | [`cli`] | the command line: [`cli::run`] |
 //!
 //! The ways through it that matter most:
 //! - a page-status hypercall: `vcpu/exit.rs` (the KVM exit), `memory/pages.rs`,
@@ -20,8 +22,10 @@
 //!   `machine/encrypted.rs`, `sev/launch.rs` (the commands), `sev/software/` or `sev/hardware.rs`.
 
 pub mod boot;
+pub mod cli;
 pub mod devices;
 pub mod encryption;
+pub mod machine;
 pub mod memory;
 pub mod page;
 pub mod sev;

@@ -1,3 +1,8 @@
-//! The `sevferry` binary.
+//! The `sevferry` binary: everything is in the library's `cli`.
 
-fn main() {}
+use std::env::args_os;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    sevferry::cli::run(args_os())
+}

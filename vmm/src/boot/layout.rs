@@ -11,6 +11,7 @@
 //! 0x000a_0000  legacy hole: RAM behind it, but not offered to the guest
 //! 0x000e_0000  ACPI tables, the RSDP first                             measured
 //! 0x000f_0000  legacy hole
+//! 0x000f_f000  its last page, with the reset vector at 0xffff0         measured
 //! 0x0010_0000  free for kernels: a bzImage goes where it prefers
 //!              (16 MiB), an ELF where its segments say                 measured
 //!              ...
@@ -65,6 +66,12 @@ pub const ACPI: Gpa = Gpa(0xe_0000);
 /// Bytes set aside for ACPI tables.
 pub const ACPI_MAX: u64 = 0x1_0000;
 
+/// The page of [`RESET_VECTOR`].
+pub const RESET_PAGE: Gpa = Gpa(0xf_f000);
+
+/// Where a PC starts after a reset, in real mode, and where Linux jumps to reset one.
+pub const RESET_VECTOR: Gpa = Gpa(0xf_fff0);
+
 /// Where the legacy hole ends: nothing of a kernel or initramfs lies below.
 pub const KERNEL_MIN: Gpa = Gpa(0x10_0000);
 
@@ -89,9 +96,6 @@ pub const POWER_OFF: u8 = 0x34;
 /// I/O port of the first serial port.
 pub const SERIAL_PORT: u16 = 0x3f8;
 
-/// Interrupt of the first serial port, edge triggered, active high.
-pub const SERIAL_IRQ: u32 = 4;
-
 const _: () = assert!(STACK_TOP.0 >= PAGE_TABLES.0 + (PAGE_TABLES_PAGES + 1) * PAGE_SIZE);
 
 #[cfg(test)]
@@ -109,6 +113,7 @@ mod tests {
             (STACK_TOP.0 - PAGE_SIZE, PAGE_SIZE),
             (COMMAND_LINE.0, COMMAND_LINE_MAX),
             (CONVENTIONAL_END.0, 0x4_0000),
+            (RESET_PAGE.0, PAGE_SIZE),
             (ACPI.0, ACPI_MAX),
             (KERNEL_MIN.0, LOW_RAM_END.0 - KERNEL_MIN.0),
             (IO_APIC.0, PAGE_SIZE),
@@ -123,5 +128,6 @@ mod tests {
         assert_eq!(START_INFO.frame(), MODULE_LIST.frame());
         assert_eq!(START_INFO.frame(), MEMORY_MAP.frame());
         assert_eq!(PAGE_ZERO.frame(), GDT.frame());
+        assert_eq!(RESET_PAGE.frame(), RESET_VECTOR.frame());
     }
 }

@@ -12,6 +12,7 @@
 //! | `page tables` | identity map of 4 GiB, the C-bit in every entry | yes | no |
 //! | `command line` | NUL terminated | yes | yes |
 //! | `ACPI` | all tables | yes | yes |
+//! | `reset vector` | code for guests that reset by jumping to the BIOS | yes | yes |
 //! | `kernel` | a bzImage without its setup part; an ELF's segments, one piece per run of pages | yes | yes |
 //! | `initramfs` | the file | if given | if given |
 //!
@@ -28,6 +29,9 @@ mod linux;
 mod page_tables;
 mod placement;
 mod pvh;
+mod reset;
+#[cfg(test)]
+mod tests;
 
 use std::io::Error as IoError;
 use std::path::{Path, PathBuf};
@@ -40,7 +44,7 @@ use crate::page::{Gpa, PAGE_SIZE, PageRange, RamLayout};
 pub use gdt::Segments;
 use gdt::{Mode, segments};
 use input::Input;
-use layout::{ACPI, COMMAND_LINE, COMMAND_LINE_MAX, GDT, KERNEL_MIN, PAGE_ZERO};
+use layout::{ACPI, COMMAND_LINE, COMMAND_LINE_MAX, GDT, KERNEL_MIN, PAGE_ZERO, RESET_VECTOR};
 use placement::{Placement, end};
 
 /// What to boot, and in what machine.
@@ -184,7 +188,8 @@ fn place_common<M: GuestMemoryBackend>(
     }
     cmdline.push(0);
     placement.place("command line", COMMAND_LINE, &cmdline)?;
-    placement.place("ACPI", ACPI, &acpi::tables(config.vcpus))
+    placement.place("ACPI", ACPI, &acpi::tables(config.vcpus))?;
+    placement.place("reset vector", RESET_VECTOR, &reset::code())
 }
 
 /// The highest place for the initramfs that ends by `limit`, above the kernel.

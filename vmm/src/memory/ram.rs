@@ -335,6 +335,16 @@ mod tests {
         assert_eq!(seen_without_c_bit(&ram, 9 * PAGE_SIZE), 5);
     }
 
+    /// A record that cannot rule out any shared page leaves the view of private pages alone.
+    #[test]
+    fn an_unsure_record_does_not_hide_private_pages() {
+        let (ram, firmware) = split();
+        let address = ram.user_address(pages(8, 1)).unwrap();
+        firmware.write(address, &[5; 4096]).unwrap();
+        ram.show(pages(8, 1), false, &|_| true).unwrap();
+        assert_eq!(seen_without_c_bit(&ram, 8 * PAGE_SIZE), 5);
+    }
+
     /// A user address outside guest RAM, or a length that leaves it, is refused.
     #[test]
     fn firmware_refuses_what_is_not_guest_ram() {

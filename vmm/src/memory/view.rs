@@ -66,9 +66,11 @@ impl SwitchedView {
         while next < range.limit() {
             let piece = self.piece(next)?;
             let place = self.showing_shared.binary_search(&piece.base());
-            match (any_shared(piece), place) {
-                (true, Err(place)) => {
-                    if let (true, Some(pages)) = (reported_shared, range.intersection(piece)) {
+            // Only a report of shared pages switches to S: a poisoned record cannot rule out that
+            // a page is shared, and must not turn the view of pages reported private.
+            match (reported_shared || any_shared(piece), place) {
+                (true, Err(place)) if reported_shared => {
+                    if let Some(pages) = range.intersection(piece) {
                         copy(pages, &self.private.mapping, &self.shared.mapping)?;
                     }
                     self.map(piece, &self.shared.file)?;
@@ -78,7 +80,7 @@ impl SwitchedView {
                     self.map(piece, &self.private.file)?;
                     self.showing_shared.remove(place);
                 }
-                (true, Ok(_)) | (false, Err(_)) => {}
+                (true, Ok(_)) | (_, Err(_)) => {}
             }
             next = piece.limit();
         }

@@ -188,6 +188,11 @@ impl Certificate {
         self.key(PublicKeyUse::DIFFIE_HELLMAN)
     }
 
+    /// The key, checked to be one that signs with ECDSA and SHA-256.
+    pub(crate) fn signing_key(&self) -> Result<PublicKey, BadCertificate> {
+        self.key(PublicKeyUse::signing(self.usage()))
+    }
+
     /// Fills the first empty signature slot with the signature of `signer`, who is known by `usage`.
     ///
     /// # Errors
@@ -226,7 +231,7 @@ impl Certificate {
         signed: &[u8],
         signature: &[u8],
     ) -> Result<(), BadCertificate> {
-        let key = self.key(PublicKeyUse::signing(self.usage()))?;
+        let key = self.signing_key()?;
         let (r, s) = signature.split_at(FIELD_LEN.min(signature.len()));
         let mut scalars = [0; 2 * SCALAR_LEN];
         let (r_out, s_out) = scalars.split_at_mut(SCALAR_LEN);
@@ -377,4 +382,93 @@ pub enum BadCertificate {
     /// The key cannot sign.
     #[error("the certificate could not be signed")]
     Signing(#[source] SignatureError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sev::session::random_secret_key;
+
+    /// The certificates of a real EPYC.
+    fn rome() -> (Certificate, Chain) {
+        let decode = |bytes: &[u8]| Certificate::decode(bytes).unwrap();
+        let chain = Chain {
+            pek: decode(include_bytes!("../../tests/data/rome-pek.cert")),
+            oca: decode(include_bytes!("../../tests/data/rome-oca.cert")),
+            cek: decode(include_bytes!("../../tests/data/rome-cek.cert")),
+        };
+        (decode(include_bytes!("../../tests/data/rome-pdh.cert")), chain)
+    }
+
+    /// Real certificates verify, and no certificate speaks for another's signer.
+    #[test]
+    fn verifies_a_real_chain() {
+        let (pdh, chain) = rome();
+        chain.verify(&pdh).unwrap();
+        assert_eq!(pdh.as_bytes(), include_bytes!("../../tests/data/rome-pdh.cert"));
+        assert!(matches!(pdh.verify(&chain.oca), Err(BadCertificate::NotSignedBy { .. })));
+        assert!(matches!(pdh.verify(&pdh), Err(BadCertificate::NotSignedBy { signer: "PDH" })));
+        let exchanged = Chain { oca: chain.cek, cek: chain.oca, ..chain };
+        assert!(exchanged.verify(&pdh).is_err());
+    }
+
+    /// A bit changed in what is signed, or in R or S, is noticed.
+    #[test]
+    fn a_changed_bit_breaks_a_signature() {
+        let (pdh, chain) = rome();
+        let signed = size_of::<Body>();
+        let signature = signed + 8;
+        let fields = [signature..signature + SCALAR_LEN, signature + FIELD_LEN..signature + 120];
+        let all = (0..signed).step_by(11).chain(fields.into_iter().flatten().step_by(7));
+        for at in all {
+            let mut changed = pdh;
+            changed.as_mut_bytes()[at] ^= 1;
+            assert!(changed.verify(&chain.pek).is_err(), "byte {at}");
+        }
+    }
+
+    /// A certificate of ours verifies like a real one, by either of two signers.
+    #[test]
+    fn signs_and_verifies_in_both_slots() {
+        let (oca, cek, pek) = (
+            random_secret_key().unwrap(),
+            random_secret_key().unwrap(),
+            random_secret_key().unwrap(),
+        );
+        let signing = |usage, key: &SecretKey| {
+            Certificate::new(PublicKeyUse::signing(usage), &key.public_key(), (1, 55))
+        };
+        let mut certificate = signing(Usage::PEK, &pek);
+        certificate.sign(Usage::OCA, &oca).unwrap();
+        certificate.sign(Usage::CEK, &cek).unwrap();
+        assert!(matches!(certificate.sign(Usage::CEK, &cek), Err(BadCertificate::Full)));
+        certificate.verify(&signing(Usage::OCA, &oca)).unwrap();
+        certificate.verify(&signing(Usage::CEK, &cek)).unwrap();
+        let impostor = certificate.verify(&signing(Usage::OCA, &cek));
+        assert!(matches!(impostor, Err(BadCertificate::Signature { signer: "OCA", .. })));
+    }
+
+    /// What is no certificate, no P-384 point or no PDH is refused.
+    #[test]
+    fn refuses_what_is_no_pdh() {
+        let (pdh, chain) = rome();
+        assert!(matches!(
+            Certificate::decode(&[1; 2083]),
+            Err(BadCertificate::Length { len: 2083 })
+        ));
+        assert!(matches!(
+            Certificate::decode(&[0; 2084]),
+            Err(BadCertificate::Version { version: 0 })
+        ));
+        assert!(matches!(chain.pek.diffie_hellman_key(), Err(BadCertificate::Key { .. })));
+        let mut off_curve = pdh;
+        off_curve.body.y[0] ^= 1;
+        assert!(matches!(off_curve.diffie_hellman_key(), Err(BadCertificate::Point(_))));
+        let mut zero = pdh;
+        (zero.body.x, zero.body.y) = ([0; 72], [0; 72]);
+        assert!(matches!(zero.diffie_hellman_key(), Err(BadCertificate::Point(_))));
+        let mut other_curve = pdh;
+        other_curve.body.curve = 1;
+        assert!(matches!(other_curve.diffie_hellman_key(), Err(BadCertificate::Key { .. })));
+    }
 }

@@ -109,3 +109,58 @@ impl Display for CommandError {
 }
 
 impl Error for CommandError {}
+
+#[cfg(test)]
+mod tests {
+    use kvm_bindings::kvm_enc_region;
+
+    use super::*;
+
+    /// A platform that always answers the same.
+    #[derive(Debug)]
+    struct Fixed {
+        answer: Result<(), Errno>,
+        error: u32,
+    }
+
+    impl Platform for Fixed {
+        fn memory_encrypt_op(&mut self, command: &mut kvm_sev_cmd) -> Result<(), Errno> {
+            // Whoever calls must not hand in a stale status.
+            assert_eq!((command.error, command.sev_fd), (0, 9));
+            command.error = self.error;
+            self.answer
+        }
+
+        fn register_region(&mut self, _region: &kvm_enc_region) -> Result<(), Errno> {
+            self.answer
+        }
+
+        fn unregister_region(&mut self, _region: &kvm_enc_region) -> Result<(), Errno> {
+            self.answer
+        }
+    }
+
+    fn refused(errno: Errno, error: u32) -> CommandError {
+        let mut platform = Fixed { answer: Err(errno), error };
+        issue(&mut platform, 9, Command::LAUNCH_START, &mut 0_u64).unwrap_err()
+    }
+
+    /// The firmware's status counts only with -EIO, and only if there is one.
+    #[test]
+    fn a_failure_names_the_command_and_who_refused() {
+        let by_firmware = refused(Errno::EIO, 7);
+        assert_eq!(by_firmware.status(), Some(Status::POLICY_FAILURE));
+        assert_eq!(
+            by_firmware.to_string(),
+            "KVM_SEV_LAUNCH_START: the SEV firmware says POLICY_FAILURE (0x7): the guest policy \
+             forbids it, or asks for newer firmware than this"
+        );
+        assert_eq!(refused(Errno::EIO, 0).status(), None);
+        let by_kernel = refused(Errno::ENOTTY, 7);
+        assert_eq!((by_kernel.status(), by_kernel.errno()), (None, Errno::ENOTTY));
+        assert!(by_kernel.to_string().starts_with("KVM_SEV_LAUNCH_START: ENOTTY: SEV is off"));
+        assert_eq!(refused(Errno(4), 0).errno().to_string(), "errno 4");
+        let mut fine = Fixed { answer: Ok(()), error: 0 };
+        issue(&mut fine, 9, Command::LAUNCH_FINISH, &mut 0_u64).unwrap();
+    }
+}

@@ -133,3 +133,29 @@ pub enum Unavailable {
 fn errno(error: SystemError) -> Errno {
     Errno(error.errno())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+
+    use super::*;
+    use vmm_sys_util::ioctl::{_IOC_READ, _IOC_WRITE, ioctl_expr};
+
+    /// The number is the kernel's, and a file that is no `/dev/sev` says so.
+    #[test]
+    fn the_ioctl_is_that_of_the_kernel_header() {
+        let size = u32::try_from(size_of::<SevIssueCmd>()).unwrap();
+        assert_eq!(SEV_ISSUE_CMD, ioctl_expr(_IOC_READ | _IOC_WRITE, u32::from(b'S'), 0, size));
+        let mut wrong = HardwareDevice::open_path(Path::new("/dev/null")).unwrap();
+        assert_eq!(wrong.issue(&mut SevIssueCmd::default()), Err(Errno::ENOTTY));
+    }
+
+    /// Without the device the error says at once what is missing and what to do.
+    #[test]
+    fn a_host_without_sev_is_told_what_is_missing() {
+        let missing = HardwareDevice::open_path(Path::new("/nonexistent/sev")).unwrap_err();
+        let text = missing.to_string();
+        assert!(text.contains("/nonexistent/sev") && text.contains("sev=software"), "{text}");
+        assert!(missing.source().is_some());
+    }
+}

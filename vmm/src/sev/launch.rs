@@ -211,6 +211,12 @@ pub struct Secret {
 }
 
 impl Secret {
+    /// A secret that its owner has encrypted elsewhere.
+    #[must_use]
+    pub fn new(header: Header, ciphertext: Vec<u8>) -> Self {
+        Self { header, ciphertext }
+    }
+
     /// Encrypts `plaintext`, a multiple of 16 bytes and at most 16 KiB, for the guest that was
     /// measured so. The owner verifies the measurement first.
     ///
@@ -224,7 +230,13 @@ impl Secret {
         let mut ciphertext = plaintext.to_vec();
         let purpose = Purpose::Secret { measure: &measurement.mac };
         let header = packet::seal(keys, purpose, &mut ciphertext)?;
-        Ok(Self { header, ciphertext })
+        Ok(Self::new(header, ciphertext))
+    }
+
+    /// The header and the ciphertext.
+    #[cfg(test)]
+    pub(crate) fn into_parts(self) -> (Header, Vec<u8>) {
+        (self.header, self.ciphertext)
     }
 }
 

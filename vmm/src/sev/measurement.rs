@@ -179,3 +179,67 @@ impl AttestationReport {
      or the measurement is of another session"
 )]
 pub struct WrongMeasurement;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sev::vectors::from_hex;
+
+    /// The vector that virtee's tools publish: nothing loaded.
+    #[test]
+    fn measures_as_published() {
+        let tik = Key::from_bytes(from_hex("66320db73158a35a255d051758e95ed4"));
+        let claim = Claim {
+            version: FirmwareVersion { major: 0, minor: 18, build: 15 },
+            policy: Policy::new(0).unwrap(),
+            digest: LaunchDigest::default().finish(),
+        };
+        let measurement = claim.measure(&tik, from_hex("4fbe0bedbad6c86ae8f68971d103e554"));
+        assert_eq!(
+            measurement.mac,
+            from_hex("6faab2daae389bcd3405a05d6cafe33c0414f7bedd0bae19ba5f38b7fd1664ea")
+        );
+        assert_eq!(Measurement::from_bytes(&measurement.to_bytes()), measurement);
+    }
+
+    /// A measurement speaks for one version, policy, digest, nonce and key.
+    #[test]
+    fn a_measurement_binds_every_part() {
+        let tik = Key::from_bytes([1; 16]);
+        let claim = Claim {
+            version: FirmwareVersion { major: 1, minor: 55, build: 1 },
+            policy: Policy::default(),
+            digest: [3; 32],
+        };
+        let measurement = claim.measure(&tik, [4; 16]);
+        claim.verify(&tik, &measurement).unwrap();
+        let version = claim.version;
+        for wrong in [
+            Claim { version: FirmwareVersion { major: 2, ..version }, ..claim },
+            Claim { version: FirmwareVersion { minor: 54, ..version }, ..claim },
+            Claim { version: FirmwareVersion { build: 2, ..version }, ..claim },
+            Claim { policy: Policy::new(0).unwrap(), ..claim },
+            Claim { digest: [2; 32], ..claim },
+        ] {
+            assert!(wrong.verify(&tik, &measurement).is_err(), "{wrong:?}");
+        }
+        assert!(claim.verify(&Key::from_bytes([2; 16]), &measurement).is_err());
+        let other = Measurement { nonce: [5; 16], ..measurement };
+        assert!(claim.verify(&tik, &other).is_err());
+    }
+
+    /// The digest is of the bytes in order, however they are cut.
+    #[test]
+    fn the_digest_ignores_where_data_is_cut() {
+        let mut whole = LaunchDigest::default();
+        whole.update(b"kernel and initrd");
+        let mut cut = LaunchDigest::default();
+        cut.update(b"kernel");
+        cut.update(b" and initrd");
+        assert_eq!(whole.finish(), cut.finish());
+        let mut swapped = LaunchDigest::default();
+        swapped.update(b" and initrd");
+        swapped.update(b"kernel");
+        assert_ne!(whole.finish(), swapped.finish());
+    }
+}

@@ -20,6 +20,8 @@ mod policy;
 pub mod session;
 pub mod software;
 mod status;
+#[cfg(test)]
+mod vectors;
 
 use std::fmt::Debug;
 

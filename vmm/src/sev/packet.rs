@@ -91,3 +91,70 @@ fn mac(
         .chain_update(ciphertext)
         .chain_update(measure)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sev::session::Key;
+    use crate::sev::vectors::{counting, from_hex};
+
+    fn keys() -> TransportKeys {
+        TransportKeys { tek: Key::from_bytes(counting(0x20)), tik: Key::from_bytes(counting(0x30)) }
+    }
+
+    /// A vector computed independently from the formulas.
+    #[test]
+    fn seals_a_secret_as_the_formulas_say() {
+        let mut bytes: [u8; 32] = counting(0);
+        let measure = counting(0x60);
+        let purpose = Purpose::Secret { measure: &measure };
+        let header = seal_with(&keys(), purpose, counting(0x50), &mut bytes);
+        assert_eq!(
+            bytes,
+            from_hex("b0505bc0603c21e24d4ee2aa4b2cdfe43aaeef48ea3ac195ebe34bbff9770ae6")
+        );
+        assert_eq!(
+            header.mac,
+            from_hex("cd0f2a6f7bea966112a2e3350222884b4c444faf9457364a2ec7f79a4747b905")
+        );
+        open(&keys(), purpose, &header, &mut bytes).unwrap();
+        assert_eq!(bytes, counting(0));
+    }
+
+    /// A changed bit anywhere, another guest's measurement or another length is refused, and the
+    /// bytes stay as they were.
+    #[test]
+    fn refuses_a_changed_packet() {
+        let measure = [1; 32];
+        let purpose = Purpose::Secret { measure: &measure };
+        let mut sealed = [5; 48];
+        let header = seal(&keys(), purpose, &mut sealed).unwrap();
+        for at in 0..HEADER_LEN {
+            let mut changed = header;
+            changed.as_mut_bytes()[at] ^= 1;
+            let mut bytes = sealed;
+            let answer = open(&keys(), purpose, &changed, &mut bytes);
+            assert_eq!(answer, Err(Status::BAD_MEASUREMENT), "header byte {at}");
+            assert_eq!(bytes, sealed);
+        }
+        for at in 0..sealed.len() {
+            let mut bytes = sealed;
+            bytes[at] ^= 0x80;
+            assert_eq!(open(&keys(), purpose, &header, &mut bytes), Err(Status::BAD_MEASUREMENT));
+        }
+        let mut short = sealed;
+        assert!(open(&keys(), purpose, &header, &mut short[..32]).is_err());
+        let other = Purpose::Secret { measure: &[2; 32] };
+        assert!(open(&keys(), other, &header, &mut sealed).is_err());
+    }
+
+    /// A packet that says it is compressed is refused even by whoever has the keys.
+    #[test]
+    fn refuses_compression() {
+        let purpose = Purpose::Secret { measure: &[0; 32] };
+        let mut header = Header { flags: [1, 0, 0, 0], iv: [0; 16], mac: [0; 32] };
+        let mut bytes = [0; 16];
+        header.mac = mac(&keys(), purpose, &header, &bytes).finalize().into_bytes().into();
+        assert_eq!(open(&keys(), purpose, &header, &mut bytes), Err(Status::UNSUPPORTED));
+    }
+}

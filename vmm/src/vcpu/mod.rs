@@ -90,7 +90,7 @@ impl Vcpus {
         Ok(started)
     }
 
-    /// Stops all vCPUs and waits until their threads are gone, or [`STOP_PATIENCE`] is over: a
+    /// Stops all vCPUs and waits until their threads are gone, or `STOP_PATIENCE` is over: a
     /// thread that hangs in a write to a blocked output keeps its part of the board alive.
     pub fn stop(self) {
         self.asked.store(true, Ordering::Release);

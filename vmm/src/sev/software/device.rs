@@ -123,3 +123,87 @@ fn export_id(host: &HostState, address: u64) -> Result<(), Refusal> {
     }
     Ok(user_memory::write(asked.uaddr, &host.firmware.identity().chip_id())?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sev::certificate::Certificate;
+    use crate::sev::command::address_of_mut;
+    use crate::sev::device::{chip_id, export_pdh, platform_status};
+    use crate::sev::software::Identity;
+
+    const UNTOUCHED: u32 = 0xdead_beef;
+    const BAD_ADDRESS: u64 = 0xdead_0000_0000;
+
+    fn device() -> SoftwareDevice {
+        SoftwareHost::new(Identity::ephemeral().unwrap()).open_device().unwrap()
+    }
+
+    fn run<T>(cmd: u32, data: &mut T) -> (Result<(), Errno>, u32) {
+        let mut command = SevIssueCmd { cmd, data: address_of_mut(data), error: UNTOUCHED };
+        let result = device().issue(&mut command);
+        (result, command.error)
+    }
+
+    /// What the platform says of itself is consistent.
+    #[test]
+    fn a_platform_describes_itself() {
+        let mut device = device();
+        let status = platform_status(&mut device).unwrap();
+        assert_eq!((status.version, status.externally_owned, status.guests), (VERSION, false, 0));
+        let (pdh, chain) = export_pdh(&mut device).unwrap();
+        chain.verify(&pdh).unwrap();
+        assert_eq!(pdh.api(), (VERSION.major, VERSION.minor));
+        assert_eq!(chip_id(&mut device).unwrap().len(), ID_LEN);
+    }
+
+    /// A query, or a buffer too short, returns both lengths and no certificate.
+    #[test]
+    fn exporting_asks_for_room_first() {
+        let mut pdh = [0_u8; CERTIFICATE_LEN];
+        let mut chain = [0_u8; CHAIN_LEN];
+        let good = abi::PdhCertExport {
+            pdh_uaddr: address_of_mut(&mut pdh),
+            pdh_len: 2084,
+            chain_uaddr: address_of_mut(&mut chain),
+            chain_len: 6252,
+        };
+        let query = (Err(Errno::EIO), Status::INVALID_LEN.0);
+        for mut export in [
+            abi::PdhCertExport::default(),
+            abi::PdhCertExport { pdh_uaddr: 0, ..good },
+            abi::PdhCertExport { pdh_len: 0, ..good },
+            abi::PdhCertExport { chain_uaddr: 0, ..good },
+            abi::PdhCertExport { chain_len: 0, ..good },
+            abi::PdhCertExport { pdh_len: 2083, ..good },
+            abi::PdhCertExport { chain_len: 6251, ..good },
+        ] {
+            assert_eq!(run(device_command::PDH_CERT_EXPORT, &mut export), query);
+            assert_eq!(({ export.pdh_len }, { export.chain_len }), (2084, 6252));
+            assert_eq!((pdh[0], chain[0]), (0, 0));
+        }
+        let efault = |error| (Err(Errno::EFAULT), error);
+        let mut long = abi::PdhCertExport { pdh_len: 0x4001, ..good };
+        assert_eq!(run(device_command::PDH_CERT_EXPORT, &mut long), efault(UNTOUCHED));
+        let mut bad = abi::PdhCertExport { chain_uaddr: BAD_ADDRESS, ..good };
+        assert_eq!(run(device_command::PDH_CERT_EXPORT, &mut bad).0, Err(Errno::EFAULT));
+        let mut export = good;
+        assert_eq!(run(device_command::PDH_CERT_EXPORT, &mut export), (Ok(()), 0));
+        Certificate::decode(&pdh).unwrap().diffie_hellman_key().unwrap();
+    }
+
+    /// Unknown commands and bad addresses are the kernel's to refuse.
+    #[test]
+    fn the_kernel_refuses_first() {
+        for cmd in [0, 2, 3, 4, 6, 7, 9, u32::MAX] {
+            assert_eq!(run(cmd, &mut 0_u64), (Err(Errno::EINVAL), UNTOUCHED), "command {cmd}");
+        }
+        for cmd in [1, 5, 8] {
+            let mut command = SevIssueCmd { cmd, data: BAD_ADDRESS, error: UNTOUCHED };
+            assert_eq!(device().issue(&mut command), Err(Errno::EFAULT));
+            assert_eq!({ command.error }, UNTOUCHED);
+        }
+        let mut id = abi::IdExport { uaddr: BAD_ADDRESS, len: 64 };
+        assert_eq!(run(device_command::GET_ID2, &mut id).0, Err(Errno::EFAULT));
+    }
+}

@@ -115,6 +115,12 @@ impl Guest {
         }
     }
 
+    /// Whether the host may read and write the guest's memory.
+    pub(super) fn check_debug(&self) -> Result<(), Status> {
+        self.require_active()?;
+        if self.policy.has(Policy::NODBG) { Err(Status::POLICY_FAILURE) } else { Ok(()) }
+    }
+
     fn require_active(&self) -> Result<(), Status> {
         self.asid.map(|_asid| ()).ok_or(Status::INACTIVE)
     }

@@ -5,12 +5,12 @@
 //!
 //! | file | stands for |
 //! |---|---|
-//! | [`vm`] | `KVM_MEMORY_ENCRYPT_OP` in KVM (Linux 6.1): checks and errno in its order |
-//! | [`device`] | `/dev/sev` in the ccp driver |
-//! | [`firmware`] | the firmware on the secure processor: guests, states, status codes |
-//! | [`guest`] | one guest context in the firmware |
-//! | [`identity`] | the platform's keys and certificates |
-//! | [`user_memory`] | `copy_from_user` and `copy_to_user` |
+//! | `vm` | `KVM_MEMORY_ENCRYPT_OP` in KVM (Linux 6.1): checks and errno in its order |
+//! | `device` | `/dev/sev` in the ccp driver |
+//! | `firmware` | the firmware on the secure processor: guests, states, status codes |
+//! | `guest` | one guest context in the firmware |
+//! | `identity` | the platform's keys and certificates |
+//! | `user_memory` | `copy_from_user` and `copy_to_user` |
 //!
 //! What differs from hardware, on purpose:
 //! - Commands that need an encrypted guest to be sent or received (`KVM_SEV_SEND_*`,

@@ -127,7 +127,7 @@ impl SoftwarePlatform {
         self.sev()?;
         let packet: abi::Packet = read_value(command.data)?;
         self.pin(packet.guest_uaddr, packet.guest_len)?;
-        if crosses_page(packet.guest_uaddr, packet.guest_len) {
+        if packet.guest_len > left_in_page(packet.guest_uaddr) {
             return Err(Errno::EINVAL);
         }
         let mut bytes = blob(packet.trans_uaddr, packet.trans_len)?;
@@ -160,6 +160,43 @@ impl SoftwarePlatform {
         self.export(command, buffer, REPORT_LEN, |firmware, handle, room| {
             firmware.attest(handle, request.mnonce, room).map(|report| report.as_bytes().to_vec())
         })
+    }
+
+    /// `KVM_SEV_DBG_DECRYPT`, or with `encrypt` `KVM_SEV_DBG_ENCRYPT`, a page of each side at a time.
+    fn debug(&self, command: &mut kvm_sev_cmd, encrypt: bool) -> Result<(), Errno> {
+        self.sev()?;
+        let abi::Debug { src_uaddr, dst_uaddr, len, .. } = read_value(command.data)?;
+        let source_end = src_uaddr.checked_add(len.into());
+        if len == 0 || source_end.is_none() || dst_uaddr == 0 {
+            return Err(Errno::EINVAL);
+        }
+        let mut done = 0;
+        while done < len {
+            let source = src_uaddr.saturating_add(done.into());
+            let target = dst_uaddr.saturating_add(done.into());
+            let piece = (len - done).min(left_in_page(source)).min(left_in_page(target));
+            let mut bytes = vec![0; piece as usize];
+            if !self.ram.contains(if encrypt { target } else { source }, piece.into()) {
+                return Err(Errno::ENOMEM);
+            }
+            if encrypt {
+                user_memory::read(source, &mut bytes).map_err(|_unpinnable| Errno::ENOMEM)?;
+            }
+            self.firmware(&mut command.error, |firmware, handle| {
+                firmware.guest(handle)?.check_debug()?;
+                let moved = if encrypt {
+                    self.ram.write(target, &bytes)
+                } else {
+                    self.ram.read(source, &mut bytes)
+                };
+                moved.map_err(|_not_ram| Status::INVALID_ADDRESS)
+            })?;
+            if !encrypt {
+                user_memory::write(target, &bytes).map_err(|_unpinnable| Errno::ENOMEM)?;
+            }
+            done += piece;
+        }
+        Ok(())
     }
 
     /// A command whose output goes to the [`abi::Buffer`] at `buffer`: no length asks for the length.
@@ -207,6 +244,8 @@ impl Platform for SoftwarePlatform {
             kvm::sev_cmd_id_KVM_SEV_LAUNCH_SECRET => self.launch_secret(command),
             kvm::sev_cmd_id_KVM_SEV_LAUNCH_FINISH => self.launch_finish(command),
             kvm::sev_cmd_id_KVM_SEV_GUEST_STATUS => self.guest_status(command),
+            kvm::sev_cmd_id_KVM_SEV_DBG_DECRYPT => self.debug(command, false),
+            kvm::sev_cmd_id_KVM_SEV_DBG_ENCRYPT => self.debug(command, true),
             kvm::sev_cmd_id_KVM_SEV_GET_ATTESTATION_REPORT => self.attestation_report(command),
             _ => Err(Errno::EINVAL),
         }
@@ -275,7 +314,10 @@ fn optional_blob(address: u64, len: u32) -> Result<Option<Vec<u8>>, Errno> {
     if address == 0 { Ok(None) } else { blob(address, len).map(Some) }
 }
 
-/// Whether bytes that do not wrap lie in more than one page.
-fn crosses_page(address: u64, len: u32) -> bool {
-    address % PAGE_SIZE + u64::from(len) > PAGE_SIZE
+/// Bytes from `address` to the end of its page.
+fn left_in_page(address: u64) -> u32 {
+    u32::try_from(PAGE_SIZE - address % PAGE_SIZE).unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests;

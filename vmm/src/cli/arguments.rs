@@ -1,0 +1,302 @@
+//! The command line: strings in, a machine's [`Config`] or another task out.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use log::LevelFilter;
+use thiserror::Error;
+
+use super::exit::EXIT_CODES;
+use super::owner_files::{OwnerFileError, read_owner, read_tik};
+use super::values::{self, PlatformArgument};
+use crate::machine::config::{
+    Config, DEFAULT_CMDLINE, OwnerInput, PlatformKind, Serial, SevConfig, VcpuCount,
+};
+use crate::page::RamLayout;
+use crate::sev::Policy;
+use crate::sev::measurement::{FirmwareVersion, Measurement};
+use crate::sev::session::Key;
+
+/// What the user wants.
+#[derive(Debug)]
+pub(super) struct Arguments {
+    pub(super) log: LogOptions,
+    pub(super) task: Task,
+}
+
+/// What to do.
+#[derive(Debug)]
+pub(super) enum Task {
+    /// Boot a guest.
+    Run { config: Config, options: RunOptions },
+    /// Recompute a launch digest.
+    Digest(DigestOptions),
+    /// Say whether this host's KVM is of use.
+    Probe,
+}
+
+/// Where messages go, and how many.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct LogOptions {
+    pub(super) level: LevelFilter,
+    /// `None` is standard error.
+    pub(super) file: Option<PathBuf>,
+}
+
+/// How `run` behaves, beside what machine it builds.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct RunOptions {
+    /// Report when the guest has ended, in this format.
+    pub(super) report: Option<ReportFormat>,
+    /// Boot again when the guest asks for a reset.
+    pub(super) reboot: bool,
+}
+
+/// How a report is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum ReportFormat {
+    /// Tables for people.
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+/// Which launch digest, and what to check it against.
+#[derive(Debug)]
+pub(super) struct DigestOptions {
+    /// The guest; its platform and serial port do not matter.
+    pub(super) config: Config,
+    pub(super) c_bit: CBit,
+    pub(super) policy: Policy,
+    pub(super) check: Option<MeasurementCheck>,
+}
+
+/// The number of the C-bit, which stands in the guest's page tables.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum CBit {
+    /// This.
+    Number(u8),
+    /// As `run` would have it on this host, with this platform.
+    OfThisHost(PlatformKind),
+}
+
+/// A measurement and what it takes to verify it.
+#[derive(Debug)]
+pub(super) struct MeasurementCheck {
+    pub(super) measurement: Measurement,
+    pub(super) tik: Key,
+    pub(super) version: FirmwareVersion,
+}
+
+impl Arguments {
+    /// Parses the process's arguments, the program's name first.
+    ///
+    /// # Errors
+    /// [`ArgumentError`]; that includes `--help` and `--version`, as clap does.
+    pub(super) fn parse(
+        arguments: impl IntoIterator<Item = OsString>,
+    ) -> Result<Self, ArgumentError> {
+        let CommandLine { verbose, log_file, command } = CommandLine::try_parse_from(arguments)?;
+        let level = match verbose {
+            0 => LevelFilter::Warn,
+            1 => LevelFilter::Info,
+            2 => LevelFilter::Debug,
+            _ => LevelFilter::Trace,
+        };
+        let task = match command {
+            Command::Run(run) => run.task()?,
+            Command::Digest(digest) => digest.task()?,
+            Command::Probe => Task::Probe,
+        };
+        Ok(Self { log: LogOptions { level, file: log_file }, task })
+    }
+}
+
+/// Why there is nothing to do.
+#[derive(Debug, Error)]
+pub(super) enum ArgumentError {
+    /// The command line is wrong, or asks for help.
+    #[error(transparent)]
+    Usage(#[from] clap::Error),
+    /// A file that it names is of no use.
+    #[error(transparent)]
+    OwnerFile(#[from] OwnerFileError),
+}
+
+/// Boots AMD SEV guests on KVM and shows which of their pages are encrypted.
+#[derive(Debug, Parser)]
+#[command(name = "sevferry", version, after_help = EXIT_CODES, disable_help_subcommand = true)]
+struct CommandLine {
+    /// Say more; twice or three times for even more
+    #[arg(short, long, action = ArgAction::Count, global = true, display_order = 100)]
+    verbose: u8,
+    /// Write messages to this file instead of standard error
+    #[arg(
+        long,
+        value_name = "FILE",
+        value_parser = values::path,
+        global = true,
+        display_order = 101
+    )]
+    log_file: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Boot a guest and be its console until it ends
+    Run(RunArguments),
+    /// Recompute the launch digest of an SEV guest from its files
+    Digest(DigestArguments),
+    /// Say whether this host's KVM delivers what an SEV guest needs
+    Probe,
+}
+
+/// What the guest starts from.
+#[derive(Debug, Args)]
+struct GuestArguments {
+    /// Kernel to boot: a bzImage, or an ELF with a PVH note
+    #[arg(long, value_name = "FILE", value_parser = values::path)]
+    kernel: PathBuf,
+    /// Initramfs for the kernel
+    #[arg(long, value_name = "FILE", value_parser = values::path)]
+    initramfs: Option<PathBuf>,
+    /// Command line of the kernel
+    #[arg(long, value_name = "TEXT", default_value = DEFAULT_CMDLINE, allow_hyphen_values = true)]
+    cmdline: String,
+    /// Number of vCPUs, 1 to 8
+    #[arg(long, value_name = "boot=N", default_value = "boot=1", value_parser = values::vcpus)]
+    cpus: VcpuCount,
+    /// Memory in bytes, or with K, M, G or T
+    #[arg(long, value_name = "size=N", default_value = "size=512M", value_parser = values::memory)]
+    memory: RamLayout,
+}
+
+impl GuestArguments {
+    fn config(self, serial: Serial, sev: Option<SevConfig>) -> Config {
+        let Self { kernel, initramfs, cmdline, cpus: vcpus, memory: ram } = self;
+        Config { kernel, initramfs, cmdline, vcpus, ram, serial, sev }
+    }
+}
+
+/// How `--platform` is shown in the help.
+const PLATFORM: &str = "sev=software|hardware,...";
+
+/// Its keys.
+const PLATFORM_HELP: &str = "\
+Make it an SEV guest; without this it is a plain VM. Keys, separated by commas:
+  sev=software|hardware  who answers SEV commands; software gives no confidentiality
+  policy=N               guest policy [default: 0x21, NODBG and SEV]
+  overflow=promote|poison
+                         when the guest shares more regions than the list may hold, keep a
+                         bitmap, or give up on migration [default: promote]
+  dh_cert_file=FILE,session_file=FILE
+                         the guest owner's files, as sevctl session makes them
+  identity=DIR           where the software platform keeps its keys [default: nowhere]";
+
+#[derive(Debug, Args)]
+struct RunArguments {
+    #[command(flatten)]
+    guest: GuestArguments,
+    /// The guest's serial port: tty, null or file=PATH
+    #[arg(long, value_name = "tty|...", default_value = "tty", value_parser = values::serial)]
+    serial: Serial,
+    /// Make it an SEV guest; without this it is a plain VM
+    #[arg(long, value_name = PLATFORM, value_parser = values::platform, long_help = PLATFORM_HELP)]
+    platform: Option<PlatformArgument>,
+    /// When the guest has ended, report the launch and the status of its pages
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "text"
+    )]
+    report: Option<ReportFormat>,
+    /// End when the guest asks for a reset, instead of booting it again
+    #[arg(long)]
+    no_reboot: bool,
+}
+
+impl RunArguments {
+    fn task(self) -> Result<Task, OwnerFileError> {
+        let sev = self.platform.map(sev_config).transpose()?;
+        let options = RunOptions { report: self.report, reboot: !self.no_reboot };
+        Ok(Task::Run { config: self.guest.config(self.serial, sev), options })
+    }
+}
+
+/// Reads the owner's files, if there are any.
+fn sev_config(argument: PlatformArgument) -> Result<SevConfig, OwnerFileError> {
+    let PlatformArgument { kind: platform, policy, overflow, owner } = argument;
+    let owner = match owner {
+        None => OwnerInput::Own,
+        Some((certificate, session)) => read_owner(&certificate, &session)?,
+    };
+    Ok(SevConfig { platform, policy, overflow, owner })
+}
+
+#[derive(Debug, Args)]
+struct DigestArguments {
+    #[command(flatten)]
+    guest: GuestArguments,
+    /// The platform that launches the guest, as given to run
+    #[arg(
+        long,
+        value_name = PLATFORM,
+        value_parser = values::platform,
+        required_unless_present = "c_bit"
+    )]
+    platform: Option<PlatformArgument>,
+    /// Number of the C-bit where the guest is launched [default: this host's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(32..=51))]
+    c_bit: Option<u8>,
+    /// Launch measurement to verify, as run prints it
+    #[arg(
+        long,
+        value_name = "BASE64",
+        value_parser = values::measurement,
+        requires_all = ["tik", "api_major", "api_minor", "build_id"]
+    )]
+    measurement: Option<Measurement>,
+    /// Transport integrity key of the guest owner's session, 16 bytes
+    #[arg(long, value_name = "FILE", value_parser = values::path, requires = "measurement")]
+    tik: Option<PathBuf>,
+    /// Major version of the API of the firmware that measured
+    #[arg(long, value_name = "N", requires = "measurement")]
+    api_major: Option<u8>,
+    /// Minor version of the API of the firmware that measured
+    #[arg(long, value_name = "N", requires = "measurement")]
+    api_minor: Option<u8>,
+    /// Build of the firmware that measured
+    #[arg(long, value_name = "N", requires = "measurement")]
+    build_id: Option<u8>,
+}
+
+impl DigestArguments {
+    fn task(self) -> Result<Task, OwnerFileError> {
+        let check = match (self.measurement, self.tik) {
+            (Some(measurement), Some(tik)) => {
+                // The parser has seen to it that these are given too.
+                let version = FirmwareVersion {
+                    major: self.api_major.unwrap_or_default(),
+                    minor: self.api_minor.unwrap_or_default(),
+                    build: self.build_id.unwrap_or_default(),
+                };
+                Some(MeasurementCheck { measurement, tik: read_tik(&tik)?, version })
+            }
+            _ => None,
+        };
+        let policy = self.platform.as_ref().map(|platform| platform.policy).unwrap_or_default();
+        let of_host = || self.platform.map_or(PlatformKind::Hardware, |platform| platform.kind);
+        let c_bit = self.c_bit.map_or_else(|| CBit::OfThisHost(of_host()), CBit::Number);
+        let config = self.guest.config(Serial::Null, None);
+        Ok(Task::Digest(DigestOptions { config, c_bit, policy, check }))
+    }
+}
+
+#[cfg(test)]
+#[path = "arguments_tests.rs"]
+mod tests;

@@ -1,0 +1,301 @@
+//! What each command line means, and what is said to one that means nothing.
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use vmm_sys_util::tempfile::TempFile;
+
+use std::io::Write;
+
+use super::*;
+use crate::encryption::Overflow;
+
+fn parse(line: &str) -> Result<Arguments, ArgumentError> {
+    Arguments::parse(["sevferry"].into_iter().chain(line.split(' ')).map(OsString::from))
+}
+
+fn run(line: &str) -> (Config, RunOptions) {
+    match parse(&format!("run --kernel k {line}").trim_end().replace("  ", " ")).unwrap().task {
+        Task::Run { config, options } => (config, options),
+        task @ (Task::Digest(_) | Task::Probe) => panic!("{task:?}"),
+    }
+}
+
+fn digest(line: &str) -> DigestOptions {
+    match parse(&format!("digest --kernel k {line}")).unwrap().task {
+        Task::Digest(options) => options,
+        task @ (Task::Run { .. } | Task::Probe) => panic!("{task:?}"),
+    }
+}
+
+/// The first paragraph of what is printed.
+fn refused(line: &str) -> String {
+    let error = parse(line).unwrap_err().to_string();
+    error.split("\n\n").next().unwrap().to_owned()
+}
+
+/// A kernel is enough: the rest has defaults, and the guest is a plain VM.
+#[test]
+fn a_kernel_is_enough() {
+    let (config, options) = run("");
+    assert_eq!(config.kernel, PathBuf::from("k"));
+    assert_eq!(config.initramfs, None);
+    assert_eq!(config.cmdline, "console=ttyS0");
+    assert_eq!((config.vcpus.get(), config.ram.bytes()), (1, 512 << 20));
+    assert_eq!(config.serial, Serial::Tty);
+    assert!(config.sev.is_none());
+    assert_eq!(options, RunOptions { report: None, reboot: true });
+}
+
+/// Every flag of a machine arrives in its configuration.
+#[test]
+fn flags_make_a_machine() {
+    let (config, options) =
+        run("--initramfs i --cmdline quiet --cpus boot=8 --memory size=4G --serial file=a=b \
+         --no-reboot --report");
+    assert_eq!(config.initramfs, Some("i".into()));
+    assert_eq!(config.cmdline, "quiet");
+    assert_eq!((config.vcpus.get(), config.ram.bytes()), (8, 4 << 30));
+    assert_eq!(config.serial, Serial::File("a=b".into()));
+    assert_eq!(options, RunOptions { report: Some(ReportFormat::Text), reboot: false });
+    assert_eq!(run("--report=json").1.report, Some(ReportFormat::Json));
+    assert_eq!(run("--serial null").0.serial, Serial::Null);
+}
+
+/// Sizes are in bytes, or in binary multiples of them.
+#[test]
+fn sizes_take_binary_suffixes() {
+    for (text, bytes) in
+        [("33554432", 32 << 20), ("16384K", 16 << 20), ("17m", 17 << 20), ("2g", 2 << 30)]
+    {
+        assert_eq!(run(&format!("--memory size={text}")).0.ram.bytes(), bytes, "{text}");
+    }
+    assert_eq!(run("--memory size=64T").0.ram.bytes(), 64 << 40);
+}
+
+/// `--platform` makes an SEV guest, with a policy that keeps the host out unless told otherwise.
+#[test]
+fn platform_makes_an_sev_guest() {
+    let sev = run("--platform sev=hardware").0.sev.unwrap();
+    assert_eq!((sev.platform, sev.policy), (PlatformKind::Hardware, Policy::default()));
+    assert_eq!(sev.overflow, Overflow::Promote);
+    assert!(matches!(sev.owner, OwnerInput::Own));
+    let sev = run("--platform policy=49,identity=d,overflow=poison,sev=software").0.sev.unwrap();
+    assert_eq!(sev.platform, PlatformKind::Software { identity: Some("d".into()) });
+    assert_eq!(sev.policy, Policy::new(0x31).unwrap());
+    assert_eq!(sev.overflow, Overflow::Poison);
+}
+
+/// `-v` counts, and stands before or after the command.
+#[test]
+fn verbosity_counts() {
+    let level = |line| parse(line).unwrap().log.level;
+    assert_eq!(level("probe"), LevelFilter::Warn);
+    assert_eq!(level("-v probe"), LevelFilter::Info);
+    assert_eq!(level("probe -vv"), LevelFilter::Debug);
+    assert_eq!(level("probe -vvvv"), LevelFilter::Trace);
+    assert_eq!(parse("probe --log-file f").unwrap().log.file, Some("f".into()));
+}
+
+/// `run` with this value refuses it, naming the flag and the value, with this answer.
+fn refuses(flag: &str, value: &str, answer: &str) {
+    let said = refused(&format!("run --kernel k --{flag} {value}"));
+    let start = format!("error: invalid value '{value}' for '--{flag} <");
+    assert!(said.starts_with(&start), "{said}");
+    assert!(said.ends_with(&format!(">': {answer}")), "{said}");
+}
+
+/// What is not a number of vCPUs, an amount of memory or a serial port is named with what would be.
+#[test]
+fn wrong_machines_are_named() {
+    let size = "expected a number of bytes, or of K, M, G or T, such as 512M";
+    let serial = "expected tty, null or file=PATH";
+    for (flag, value, answer) in [
+        ("cpus", "boot=0", "boot=0: 0 vCPUs; a machine has 1 to 8"),
+        ("cpus", "boot=9", "boot=9: 9 vCPUs; a machine has 1 to 8"),
+        ("cpus", "boot=+2", "boot=+2: expected a number of vCPUs"),
+        ("cpus", "boot=-1", "boot=-1: expected a number of vCPUs"),
+        ("cpus", "4", "unknown key \"4\"; write key=value,... with the keys boot"),
+        ("cpus", "boot=2,max=4", "unknown key \"max\"; write key=value,... with the keys boot"),
+        ("memory", "size=0", "size=0: 0 bytes of memory; a machine needs at least 16 MiB"),
+        ("memory", "size=1M", "size=1M: 1048576 bytes of memory; a machine needs at least 16 MiB"),
+        (
+            "memory",
+            "size=65T",
+            "size=65T: 71468255805440 bytes of memory; a machine has at most 64 TiB",
+        ),
+        (
+            "memory",
+            "size=16777217",
+            "size=16777217: 16777217 bytes of memory are not whole pages of 4096 bytes",
+        ),
+        ("memory", "size=99999999T", &format!("size=99999999T: {size}")),
+        ("memory", "size=12Q", &format!("size=12Q: {size}")),
+        ("memory", "size=M", &format!("size=M: {size}")),
+        ("memory", "size=1,size=2", "size is given twice"),
+        ("memory", "size=", "size has no value; write size=VALUE"),
+        ("memory", "512M", "unknown key \"512M\"; write key=value,... with the keys size"),
+        ("serial", "pty", serial),
+        ("serial", "file=", serial),
+    ] {
+        refuses(flag, value, answer);
+    }
+}
+
+/// What is not a platform is named with what would be.
+#[test]
+fn wrong_platforms_are_named() {
+    let keys = "sev, policy, overflow, dh_cert_file, session_file, identity";
+    let both = "the guest owner makes both, for each other";
+    for (value, answer) in [
+        ("sev=on", "sev=on: expected software or hardware"),
+        ("policy=1", "sev is missing; write sev=VALUE"),
+        (
+            "sev=software,polcy=1",
+            &format!("unknown key \"polcy\"; write key=value,... with the keys {keys}"),
+        ),
+        (
+            "sev=software,policy=garbage",
+            "policy=garbage: guest policy \"garbage\" is not a number of 32 bits; write it as \
+             0x21 or 33",
+        ),
+        (
+            "sev=software,policy=0x1_00000001",
+            "policy=0x1_00000001: guest policy \"0x1_00000001\" is not a number of 32 bits; write \
+             it as 0x21 or 33",
+        ),
+        (
+            "sev=software,policy=0x61",
+            "policy=0x61: guest policy 0x61 sets reserved bits 0x40; only bits 0-5 and 16-31 exist",
+        ),
+        (
+            "sev=software,policy=0x25",
+            "policy=0x25: guest policy 0x25 (NODBG ES SEV) asks for SEV-ES, which is not supported",
+        ),
+        ("sev=software,overflow=x", "overflow=x: expected promote or poison"),
+        (
+            "sev=hardware,identity=d",
+            "identity is given without sev=software; the keys of hardware are its own",
+        ),
+        (
+            "sev=hardware,dh_cert_file=f",
+            &format!("dh_cert_file is given without session_file; {both}"),
+        ),
+        (
+            "sev=hardware,session_file=f",
+            &format!("session_file is given without dh_cert_file; {both}"),
+        ),
+    ] {
+        refuses("platform", value, answer);
+    }
+}
+
+/// A command line without what is needed, or with what is not known, says which.
+#[test]
+fn missing_and_unknown_flags_are_named() {
+    assert!(refused("run").contains("--kernel <FILE>"));
+    assert!(refused("run --kernel k --disk d").contains("unexpected argument '--disk'"));
+    assert!(refused("fly").contains("unrecognized subcommand 'fly'"));
+    assert!(refused("run --kernel k --report=xml").contains("[possible values: text, json]"));
+    assert!(refused("digest --kernel k").contains("--platform"));
+    let measurement = BASE64_STANDARD.encode([0; 48]);
+    let lone = refused(&format!("digest --kernel k --c-bit 47 --measurement {measurement}"));
+    for flag in ["--tik", "--api-major", "--api-minor", "--build-id"] {
+        assert!(lone.contains(flag), "{lone}");
+    }
+    let kernel = parse("run --kernel=").unwrap_err().to_string();
+    assert!(kernel.contains("'--kernel <FILE>'"), "{kernel}");
+}
+
+/// Wrong usage has the exit code that clap gives it, and help is no error.
+#[test]
+fn usage_exits_with_2() {
+    for (line, code) in [("run", 2), ("run --kernel k --memory size=0", 2), ("--help", 0)] {
+        match parse(line).unwrap_err() {
+            ArgumentError::Usage(error) => assert_eq!(error.exit_code(), code, "{line}"),
+            error @ ArgumentError::OwnerFile(_) => panic!("{error}"),
+        }
+    }
+}
+
+/// The digest is for a C-bit: that given, or that of a platform on this host.
+#[test]
+fn digest_knows_its_c_bit() {
+    let options = digest("--c-bit 51 --cpus boot=4");
+    assert_eq!((options.c_bit, options.policy), (CBit::Number(51), Policy::default()));
+    assert_eq!(options.config.vcpus.get(), 4);
+    assert!(options.check.is_none());
+    let options = digest("--platform sev=software,policy=1");
+    let software = PlatformKind::Software { identity: None };
+    assert_eq!(options.c_bit, CBit::OfThisHost(software));
+    assert_eq!(options.policy, Policy::new(1).unwrap());
+    for bit in [0, 31, 52, 255] {
+        let said = refused(&format!("digest --kernel k --c-bit {bit}"));
+        assert!(said.ends_with("is not in 32..=51"), "{said}");
+    }
+}
+
+/// A measurement comes with all that it takes to verify it.
+#[test]
+fn digest_takes_a_measurement_to_verify() {
+    let tik = TempFile::new().unwrap();
+    tik.as_file().write_all(&[7; 16]).unwrap();
+    let line = |measurement: &str| {
+        let tik = tik.as_path().display();
+        format!(
+            "--c-bit 47 --measurement {measurement} --tik {tik} --api-major 1 --api-minor 51 \
+             --build-id 3"
+        )
+    };
+    let check = digest(&line(&BASE64_STANDARD.encode([5; 48]))).check.unwrap();
+    assert_eq!(check.measurement, Measurement::from_bytes(&[5; 48]));
+    assert_eq!(check.tik.as_bytes(), &[7; 16]);
+    assert_eq!(check.version, FirmwareVersion { major: 1, minor: 51, build: 3 });
+    let short = refused(&format!("digest --kernel k {}", line("AAAA")));
+    assert!(short.ends_with("3 bytes; a launch measurement has 48, in base64"), "{short}");
+}
+
+/// The guest owner's files are read, and one of no use is named.
+#[test]
+fn owner_files_are_read() {
+    let file = |text: &str| {
+        let file = TempFile::new().unwrap();
+        file.as_file().write_all(text.as_bytes()).unwrap();
+        file
+    };
+    let mut bytes = vec![0; 2084];
+    bytes[0] = 1;
+    let certificate = file(&(BASE64_STANDARD.encode(&bytes) + "\n"));
+    let session = file(&BASE64_STANDARD.encode([9; 128]));
+    let garbage = file("!");
+    let line = |certificate: &TempFile, session: &TempFile| {
+        let (certificate, session) = (certificate.as_path(), session.as_path());
+        format!(
+            "--platform sev=hardware,dh_cert_file={},session_file={}",
+            certificate.display(),
+            session.display()
+        )
+    };
+    match run(&line(&certificate, &session)).0.sev.unwrap().owner {
+        OwnerInput::Files { certificate, .. } => assert_eq!(certificate.as_bytes(), bytes),
+        OwnerInput::Own => panic!("the files were not read"),
+    }
+    let path = |file: &TempFile| file.as_path().display().to_string();
+    for (certificate, session, answer) in [
+        (&session, &session, format!("{} is not the guest owner's DH certificate", path(&session))),
+        (
+            &certificate,
+            &certificate,
+            format!("{} has 2084 bytes; a launch session has 128, in base64", path(&certificate)),
+        ),
+        (
+            &garbage,
+            &session,
+            format!("{} is not base64, as sevctl session writes it", path(&garbage)),
+        ),
+    ] {
+        let said = refused(&format!("run --kernel k {}", line(certificate, session)));
+        assert_eq!(said, answer);
+    }
+    let missing = refused("run --kernel k --platform sev=hardware,dh_cert_file=/-,session_file=/-");
+    assert_eq!(missing, "reading /-");
+}

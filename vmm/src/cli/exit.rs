@@ -1,0 +1,73 @@
+//! How the process ends, as its exit code tells.
+
+use std::process::ExitCode;
+
+/// The exit codes, for `--help`.
+pub(super) const EXIT_CODES: &str = "\
+Exit codes:
+  0   the guest powered off or reset, or was ended as asked (Ctrl-A x, SIGINT, SIGTERM);
+      for other commands: yes
+  1   an error, which is printed
+  2   the command line is wrong
+  3   probe: this host's KVM cannot run the guests that sevferry runs
+  11  the guest crashed (triple fault)";
+
+/// How a guest's run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// The guest powered off.
+    PowerOff,
+    /// The guest asked for a reset, and was not to be booted again.
+    Reset,
+    /// A vCPU faulted while delivering a double fault.
+    TripleFault,
+    /// The user ended it.
+    Quit,
+}
+
+/// What the shell sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Exit {
+    /// As asked.
+    Success = 0,
+    /// An error, which has been printed.
+    Failure = 1,
+    /// The command line is wrong.
+    Usage = 2,
+    /// This host's KVM is of no use.
+    Unusable = 3,
+    /// The guest crashed.
+    GuestCrashed = 11,
+}
+
+impl From<Ending> for Exit {
+    fn from(ending: Ending) -> Self {
+        match ending {
+            Ending::PowerOff | Ending::Reset | Ending::Quit => Self::Success,
+            Ending::TripleFault => Self::GuestCrashed,
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `--help` lists every exit code and no other.
+    #[test]
+    fn help_lists_every_code() {
+        let listed: Vec<u8> = EXIT_CODES
+            .lines()
+            .filter_map(|line| line.strip_prefix("  ")?.split(' ').next()?.parse().ok())
+            .collect();
+        let all = [Exit::Success, Exit::Failure, Exit::Usage, Exit::Unusable, Exit::GuestCrashed];
+        assert_eq!(listed, all.map(|exit| exit as u8));
+    }
+}

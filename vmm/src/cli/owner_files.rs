@@ -1,0 +1,106 @@
+//! The files of a guest owner, as `sevctl session` writes them.
+
+use std::fs::File;
+use std::io::{Error as IoError, Read};
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use thiserror::Error;
+use zerocopy::FromBytes;
+use zeroize::Zeroizing;
+
+use crate::machine::config::OwnerInput;
+use crate::sev::certificate::{BadCertificate, Certificate};
+use crate::sev::session::{Key, SESSION_LEN, Session};
+
+/// Bytes read of a file at most; the longest that is of use has about 3 KiB.
+const FILE_BYTES_MAX: u64 = 64 << 10;
+
+/// Bytes of a transport integrity key.
+const TIK_LEN: usize = 16;
+
+/// Reads the owner's DH certificate and session, both in base64.
+///
+/// # Errors
+/// [`OwnerFileError`] names the file.
+pub(super) fn read_owner(certificate: &Path, session: &Path) -> Result<OwnerInput, OwnerFileError> {
+    let bytes = read_base64(certificate)?;
+    let wrong = |cause| OwnerFileError::Certificate { path: certificate.into(), cause };
+    let certificate = Box::new(Certificate::decode(&bytes).map_err(wrong)?);
+    let bytes = read_base64(session)?;
+    let session = Session::read_from_bytes(&bytes)
+        .map_err(|_size| OwnerFileError::Session { path: session.into(), len: bytes.len() })?;
+    Ok(OwnerInput::Files { certificate, session })
+}
+
+/// Reads a transport integrity key: 16 bytes as they are.
+///
+/// # Errors
+/// [`OwnerFileError`] names the file.
+pub(super) fn read_tik(path: &Path) -> Result<Key, OwnerFileError> {
+    let bytes = read(path)?;
+    let key = <[u8; TIK_LEN]>::try_from(bytes.as_slice());
+    let wrong = |_size| OwnerFileError::Tik { path: path.into(), len: bytes.len() };
+    key.map(Key::from_bytes).map_err(wrong)
+}
+
+fn read_base64(path: &Path) -> Result<Vec<u8>, OwnerFileError> {
+    let mut text = read(path)?;
+    text.retain(|byte| !byte.is_ascii_whitespace());
+    let wrong = |_cause| OwnerFileError::NotBase64 { path: path.into() };
+    BASE64_STANDARD.decode(text.as_slice()).map_err(wrong)
+}
+
+fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, OwnerFileError> {
+    let failed = |cause| OwnerFileError::Read { path: path.into(), cause };
+    let mut bytes = Zeroizing::new(Vec::new());
+    let file = File::open(path).map_err(failed)?;
+    file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(failed)?;
+    Ok(bytes)
+}
+
+/// Why a file of the guest owner is of no use.
+#[derive(Debug, Error)]
+pub(super) enum OwnerFileError {
+    /// It could not be read.
+    #[error("reading {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: IoError,
+    },
+    /// It is not base64.
+    #[error("{} is not base64, as sevctl session writes it", path.display())]
+    NotBase64 {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It is not a certificate.
+    #[error("{} is not the guest owner's DH certificate", path.display())]
+    Certificate {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: BadCertificate,
+    },
+    /// It is not a session.
+    #[error("{} has {len} bytes; a launch session has {SESSION_LEN}, in base64", path.display())]
+    Session {
+        /// The file.
+        path: PathBuf,
+        /// Bytes after decoding.
+        len: usize,
+    },
+    /// It is not a key.
+    #[error("{} has {len} bytes; a TIK has {TIK_LEN}, not encoded", path.display())]
+    Tik {
+        /// The file.
+        path: PathBuf,
+        /// Bytes in it.
+        len: usize,
+    },
+}

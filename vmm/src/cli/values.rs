@@ -1,0 +1,131 @@
+//! The values of single flags: from what the user wrote to what a machine is made of.
+
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+
+use super::key_values::{BadKeyValues, KeyValues};
+use crate::encryption::Overflow;
+use crate::machine::config::{PlatformKind, Serial, VcpuCount, ram_layout};
+use crate::page::RamLayout;
+use crate::sev::Policy;
+use crate::sev::measurement::{MEASUREMENT_LEN, Measurement};
+
+/// What `--platform` says; the files that it names are not read yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PlatformArgument {
+    pub(super) kind: PlatformKind,
+    pub(super) policy: Policy,
+    pub(super) overflow: Overflow,
+    /// The guest owner's certificate and session.
+    pub(super) owner: Option<(PathBuf, PathBuf)>,
+}
+
+/// `--platform sev=software|hardware,...`
+pub(super) fn platform(text: &str) -> Result<PlatformArgument, BadKeyValues> {
+    const KEYS: [&str; 6] =
+        ["sev", "policy", "overflow", "dh_cert_file", "session_file", "identity"];
+    let list = KeyValues::parse(text, &KEYS)?;
+    let identity = list.value("identity").map(PathBuf::from);
+    let kind = list.required("sev", |value| match value {
+        "software" => Ok(PlatformKind::Software { identity: identity.clone() }),
+        "hardware" => Ok(PlatformKind::Hardware),
+        _ => Err("expected software or hardware"),
+    })?;
+    if identity.is_some() && kind == PlatformKind::Hardware {
+        let why = "the keys of hardware are its own";
+        return Err(BadKeyValues::Without { key: "identity", other: "sev=software", why });
+    }
+    let overflow = list.parsed("overflow", |value| match value {
+        "promote" => Ok(Overflow::Promote),
+        "poison" => Ok(Overflow::Poison),
+        _ => Err("expected promote or poison"),
+    })?;
+    let both = "the guest owner makes both, for each other";
+    let owner = match (list.value("dh_cert_file"), list.value("session_file")) {
+        (None, None) => None,
+        (Some(certificate), Some(session)) => Some((certificate.into(), session.into())),
+        (Some(_), None) => {
+            let (key, other) = ("dh_cert_file", "session_file");
+            return Err(BadKeyValues::Without { key, other, why: both });
+        }
+        (None, Some(_)) => {
+            let (key, other) = ("session_file", "dh_cert_file");
+            return Err(BadKeyValues::Without { key, other, why: both });
+        }
+    };
+    Ok(PlatformArgument {
+        kind,
+        policy: list.parsed("policy", policy)?.unwrap_or_default(),
+        overflow: overflow.unwrap_or_default(),
+        owner,
+    })
+}
+
+fn policy(text: &str) -> Result<Policy, String> {
+    let policy: Policy = text.parse().map_err(|e| format!("{e}"))?;
+    if policy.has(Policy::ES) {
+        return Err(format!("guest policy {policy} asks for SEV-ES, which is not supported"));
+    }
+    Ok(policy)
+}
+
+/// `--cpus boot=N`
+pub(super) fn vcpus(text: &str) -> Result<VcpuCount, BadKeyValues> {
+    KeyValues::parse(text, &["boot"])?.required("boot", |value| {
+        let count = number(value).ok_or_else(|| "expected a number of vCPUs".to_owned())?;
+        VcpuCount::new(count).map_err(|e| e.to_string())
+    })
+}
+
+/// `--memory size=N[K|M|G|T]`
+pub(super) fn memory(text: &str) -> Result<RamLayout, BadKeyValues> {
+    KeyValues::parse(text, &["size"])?.required("size", |value| {
+        let expected = "expected a number of bytes, or of K, M, G or T, such as 512M";
+        let bytes = size(value).ok_or_else(|| expected.to_owned())?;
+        ram_layout(bytes).map_err(|e| e.to_string())
+    })
+}
+
+/// A number of bytes below 2^64 with an optional binary suffix.
+fn size(text: &str) -> Option<u64> {
+    let (digits, shift) = match text.char_indices().next_back()? {
+        (at, 'k' | 'K') => (text.get(..at)?, 10),
+        (at, 'm' | 'M') => (text.get(..at)?, 20),
+        (at, 'g' | 'G') => (text.get(..at)?, 30),
+        (at, 't' | 'T') => (text.get(..at)?, 40),
+        _ => (text, 0),
+    };
+    number(digits)?.checked_mul(1 << shift)
+}
+
+/// Decimal digits and nothing else.
+fn number(text: &str) -> Option<u64> {
+    if text.bytes().all(|byte| byte.is_ascii_digit()) { text.parse().ok() } else { None }
+}
+
+/// `--serial tty|null|file=PATH`
+pub(super) fn serial(text: &str) -> Result<Serial, &'static str> {
+    match (text, text.split_once('=')) {
+        ("tty", _) => Ok(Serial::Tty),
+        ("null", _) => Ok(Serial::Null),
+        (_, Some(("file", path))) if !path.is_empty() => Ok(Serial::File(path.into())),
+        _ => Err("expected tty, null or file=PATH"),
+    }
+}
+
+/// `--measurement BASE64`
+pub(super) fn measurement(text: &str) -> Result<Measurement, String> {
+    let bytes = BASE64_STANDARD.decode(text).map_err(|e| format!("not base64: {e}"))?;
+    let bytes = <[u8; MEASUREMENT_LEN]>::try_from(bytes);
+    let wrong = |bytes: Vec<u8>| {
+        format!("{} bytes; a launch measurement has {MEASUREMENT_LEN}, in base64", bytes.len())
+    };
+    bytes.map(|bytes| Measurement::from_bytes(&bytes)).map_err(wrong)
+}
+
+/// A path, which is not empty.
+pub(super) fn path(text: &str) -> Result<PathBuf, &'static str> {
+    if text.is_empty() { Err("expected the path of a file") } else { Ok(Path::new(text).into()) }
+}

@@ -1,0 +1,233 @@
+//! What makes a machine an SEV guest: its platform, its C-bit, and the launch.
+
+use std::io::Error as IoError;
+use std::sync::Arc;
+
+use kvm_bindings::CpuId;
+use kvm_ioctls::VmFd;
+use thiserror::Error;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::config::{OwnerInput, PlatformKind, SevConfig};
+use crate::boot::Piece;
+use crate::memory::{GuestRam, RamError};
+use crate::page::RamLayout;
+use crate::sev::command::CommandError;
+use crate::sev::device::{ExportError, export_pdh, platform_status};
+use crate::sev::hardware::{HardwareDevice, HardwarePlatform, Unavailable};
+use crate::sev::launch::{GuestStatus, Initialised, LaunchError, Launched, OwnerFiles};
+use crate::sev::measurement::{
+    Claim, FirmwareVersion, LaunchDigest, Measurement, WrongMeasurement,
+};
+use crate::sev::session::{OwnerSession, SessionError};
+use crate::sev::software::{Identity, IdentityError, SoftwareHost};
+use crate::sev::{Platform, Policy, SevDevice};
+use crate::vcpu::cpuid;
+
+/// Bytes of launch data hashed at a time.
+const STEP: usize = 64 << 10;
+
+/// An SEV guest before its launch.
+#[derive(Debug)]
+pub(super) struct Encrypted {
+    c_bit: u8,
+    policy: Policy,
+    owner: OwnerInput,
+    device: Box<dyn SevDevice>,
+    initialised: Initialised,
+}
+
+/// The RAM of a plain VM, or of an SEV guest with the start of its launch.
+type Prepared = (Arc<GuestRam>, Option<Encrypted>);
+
+impl Encrypted {
+    /// Maps guest RAM and turns SEV on if `sev` asks for it; before the VM has a vCPU.
+    ///
+    /// # Errors
+    /// [`EncryptedError`] if the platform is missing or refuses.
+    pub(super) fn prepare(
+        sev: Option<&SevConfig>,
+        layout: RamLayout,
+        vm: &Arc<VmFd>,
+        supported: &CpuId,
+    ) -> Result<Prepared, EncryptedError> {
+        let Some(sev) = sev else {
+            return Ok((Arc::new(GuestRam::single(layout)?), None));
+        };
+        let (ram, c_bit, device, platform) = match &sev.platform {
+            PlatformKind::Software { identity } => {
+                let c_bit = cpuid::software_c_bit(supported).ok_or(EncryptedError::CBit)?;
+                let (ram, private) = GuestRam::split(layout, c_bit)?;
+                let identity = match identity {
+                    Some(directory) => Identity::load_or_create(directory)?,
+                    None => Identity::ephemeral()?,
+                };
+                let host = SoftwareHost::new(identity);
+                let device = host.open_device().map_err(EncryptedError::Device)?;
+                let device: Box<dyn SevDevice> = Box::new(device);
+                let platform: Box<dyn Platform> = Box::new(host.new_vm(private));
+                (ram, c_bit, device, platform)
+            }
+            PlatformKind::Hardware => {
+                let device: Box<dyn SevDevice> = Box::new(HardwareDevice::open()?);
+                let platform: Box<dyn Platform> = Box::new(HardwarePlatform::new(Arc::clone(vm))?);
+                let c_bit = cpuid::hardware_c_bit(supported).ok_or(EncryptedError::CBit)?;
+                (GuestRam::single(layout)?, c_bit, device, platform)
+            }
+        };
+        let mut initialised = Initialised::init(platform, device.fd())?;
+        for (address, bytes) in ram.mappings() {
+            initialised.register_region(address, bytes)?;
+        }
+        let (policy, owner) = (sev.policy, sev.owner.clone());
+        Ok((Arc::new(ram), Some(Self { c_bit, policy, owner, device, initialised })))
+    }
+
+    /// The number of the C-bit.
+    pub(super) fn c_bit(&self) -> u8 {
+        self.c_bit
+    }
+
+    /// Encrypts and measures `pieces` in order; afterwards the guest may run.
+    ///
+    /// Without files of a guest owner the VMM is its own owner: it makes a session with the
+    /// platform and verifies the measurement itself.
+    ///
+    /// # Errors
+    /// [`EncryptedError`] with the step that failed.
+    pub(super) fn launch(
+        mut self,
+        ram: &GuestRam,
+        pieces: &[Piece],
+    ) -> Result<RunningGuest, EncryptedError> {
+        let status = platform_status(self.device.as_mut())?;
+        let own = match &self.owner {
+            OwnerInput::Files { .. } => None,
+            OwnerInput::Own => {
+                let (pdh, _chain) = export_pdh(self.device.as_mut())?;
+                Some(OwnerSession::new(&pdh, self.policy)?)
+            }
+        };
+        let owner = match (&own, &self.owner) {
+            (None, OwnerInput::Files { certificate, session }) => {
+                Some(OwnerFiles { certificate, session })
+            }
+            (own, _) => own.as_ref().map(OwnerFiles::from),
+        };
+        let mut launching = self.initialised.start(self.policy, owner)?;
+        let digest = digest_of(ram, pieces)?;
+        for piece in pieces {
+            launching.update(ram.user_address(piece.range)?, piece.range.bytes())?;
+        }
+        let measured = launching.measure()?;
+        let record = LaunchRecord {
+            c_bit: self.c_bit,
+            policy: self.policy,
+            version: status.version,
+            digest,
+            measurement: *measured.measurement(),
+            verified: own.is_some(),
+        };
+        if let Some(own) = &own {
+            record.claim().verify(&own.keys.tik, &record.measurement)?;
+        }
+        Ok(RunningGuest { record, launched: measured.finish()?, _device: self.device })
+    }
+}
+
+/// The launch digest of `pieces` of RAM, in order, as the host sees them before they are encrypted.
+///
+/// # Errors
+/// [`RamError::NotRam`] if a piece is not RAM.
+pub fn digest_of(ram: &GuestRam, pieces: &[Piece]) -> Result<[u8; 32], RamError> {
+    let mut digest = LaunchDigest::default();
+    let mut buffer = vec![0; STEP];
+    for piece in pieces {
+        let (start, end) = (piece.range.start().0, piece.range.start().0 + piece.range.bytes());
+        for address in (start..end).step_by(STEP) {
+            let step = usize::try_from(end - address).unwrap_or(STEP).min(STEP);
+            let bytes = buffer.get_mut(..step).unwrap_or_default();
+            ram.host()
+                .read_slice(bytes, GuestAddress(address))
+                .map_err(|_outside| RamError::NotRam { range: piece.range })?;
+            digest.update(bytes);
+        }
+    }
+    Ok(digest.finish())
+}
+
+/// What is left of the platform while the guest runs.
+#[derive(Debug)]
+pub(super) struct RunningGuest {
+    pub(super) record: LaunchRecord,
+    launched: Launched,
+    /// Commands after the launch go to this very descriptor, so it stays open.
+    _device: Box<dyn SevDevice>,
+}
+
+impl RunningGuest {
+    /// `GUEST_STATUS`.
+    pub(super) fn status(&mut self) -> Result<GuestStatus, LaunchError> {
+        self.launched.status()
+    }
+}
+
+/// What was launched, for the user and the guest's owner.
+#[derive(Debug, Clone, Copy)]
+pub struct LaunchRecord {
+    /// The number of the C-bit.
+    pub c_bit: u8,
+    /// The guest's policy.
+    pub policy: Policy,
+    /// The firmware that measured.
+    pub version: FirmwareVersion,
+    /// SHA-256 of the launch data in order; `sevferry digest` recomputes it from the files.
+    pub digest: [u8; 32],
+    /// The firmware's measurement.
+    pub measurement: Measurement,
+    /// Whether this VMM, as its own guest owner, has verified the measurement against the digest.
+    pub verified: bool,
+}
+
+impl LaunchRecord {
+    /// What the measurement must state.
+    #[must_use]
+    pub fn claim(&self) -> Claim {
+        Claim { version: self.version, policy: self.policy, digest: self.digest }
+    }
+}
+
+/// Why a machine could not become an SEV guest.
+#[derive(Debug, Error)]
+pub enum EncryptedError {
+    /// The host has no SEV.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+    /// KVM's CPUID does not say where the C-bit is, or leaves it no room.
+    #[error("KVM's CPUID leaves no room for a C-bit: it needs a physical address width above 32")]
+    CBit,
+    /// The software platform's keys.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The software platform's descriptor.
+    #[error("opening the software SEV platform")]
+    Device(#[source] IoError),
+    /// Guest RAM.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    /// The platform's version.
+    #[error("asking the SEV platform for its version")]
+    Status(#[from] CommandError),
+    /// The platform's certificates.
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    /// The session.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// A launch command.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// The platform measured something else than we loaded.
+    #[error("checking what the SEV platform measured")]
+    Measurement(#[from] WrongMeasurement),
+}

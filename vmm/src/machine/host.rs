@@ -1,0 +1,138 @@
+//! The host's KVM: opening it, what we need of it, and a VM with the PC's interrupt hardware.
+
+use std::io::Error as IoError;
+
+use kvm_bindings::{
+    CpuId, KVM_CAP_EXIT_HYPERCALL, KVM_CAP_TSC_DEADLINE_TIMER, KVM_CAP_X86_USER_SPACE_MSR,
+    KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config,
+};
+use kvm_ioctls::{
+    Cap, Kvm, MsrExitReason, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd,
+};
+use thiserror::Error;
+use vmm_sys_util::errno::Error as Errno;
+
+use crate::encryption::{KVM_HC_MAP_GPA_RANGE, MSR_KVM_MIGRATION_CONTROL};
+use crate::vcpu::MSR_AMD64_SEV;
+
+/// Where KVM may put the three pages that Intel hosts need for real mode, below the reset vector.
+const TSS_ADDRESS: usize = 0xfffb_d000;
+
+/// What every guest needs.
+const NEEDED: [(Cap, &str); 5] = [
+    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+    (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
+    (Cap::Pit2, "KVM_CAP_PIT2"),
+];
+
+/// An open `/dev/kvm` that has all that a guest needs.
+#[derive(Debug)]
+pub struct Host {
+    kvm: Kvm,
+}
+
+impl Host {
+    /// Opens `/dev/kvm`.
+    ///
+    /// # Errors
+    /// [`HostError`] if there is none, it may not be opened, or it lacks something.
+    pub fn open() -> Result<Self, HostError> {
+        let kvm = Kvm::new()
+            .map_err(|cause| HostError::Open(IoError::from_raw_os_error(cause.errno())))?;
+        match NEEDED.iter().find(|(capability, _)| !kvm.check_extension(*capability)) {
+            None => Ok(Self { kvm }),
+            Some((_, name)) => Err(HostError::Missing { name }),
+        }
+    }
+
+    /// An empty VM with in-kernel interrupt controllers and timer.
+    ///
+    /// # Errors
+    /// [`HostError::Vm`] with the step that KVM refused.
+    pub fn create_vm(&self) -> Result<VmFd, HostError> {
+        let vm = self.kvm.create_vm().map_err(step("creating a VM"))?;
+        vm.set_tss_address(TSS_ADDRESS).map_err(step("setting the TSS address"))?;
+        vm.create_irq_chip().map_err(step("creating the interrupt controllers"))?;
+        let timer = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..kvm_pit_config::default() };
+        vm.create_pit2(timer).map_err(step("creating the timer"))?;
+        Ok(vm)
+    }
+
+    /// Makes the guest's page-status hypercalls and its two SEV-related MSRs leave the guest.
+    /// Must come before their CPUID bits are offered.
+    ///
+    /// # Errors
+    /// [`HostError`] if this KVM cannot.
+    pub fn trap_page_status(&self, vm: &VmFd) -> Result<(), HostError> {
+        let exits = self.kvm.check_extension_raw(u64::from(KVM_CAP_EXIT_HYPERCALL));
+        let wanted = 1_u64 << KVM_HC_MAP_GPA_RANGE;
+        if u64::try_from(exits).unwrap_or(0) & wanted == 0 {
+            return Err(HostError::Missing { name: "KVM_CAP_EXIT_HYPERCALL (Linux 5.14)" });
+        }
+        if !self.kvm.check_extension(Cap::X86MsrFilter) {
+            return Err(HostError::Missing { name: "KVM_CAP_X86_MSR_FILTER (Linux 5.10)" });
+        }
+        vm.enable_cap(&capability(KVM_CAP_EXIT_HYPERCALL, wanted))
+            .map_err(step("asking for hypercall exits"))?;
+        let reasons = u64::from(MsrExitReason::Filter.bits());
+        vm.enable_cap(&capability(KVM_CAP_X86_USER_SPACE_MSR, reasons))
+            .map_err(step("asking for MSR exits"))?;
+        let filtered = [MSR_AMD64_SEV, MSR_KVM_MIGRATION_CONTROL].map(|base| MsrFilterRange {
+            flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
+            base,
+            msr_count: 1,
+            bitmap: &[0],
+        });
+        vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &filtered)
+            .map_err(step("filtering the SEV MSRs"))
+    }
+
+    /// What CPUID this KVM can give a guest.
+    ///
+    /// # Errors
+    /// [`HostError::Vm`] with KVM's errno.
+    pub fn supported_cpuid(&self) -> Result<CpuId, HostError> {
+        self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(step("reading KVM's CPUID"))
+    }
+
+    /// Whether KVM emulates the LAPIC's TSC deadline mode.
+    #[must_use]
+    pub fn has_tsc_deadline(&self) -> bool {
+        self.kvm.check_extension_raw(u64::from(KVM_CAP_TSC_DEADLINE_TIMER)) > 0
+    }
+}
+
+/// Why this host cannot run a guest.
+#[derive(Debug, Error)]
+pub enum HostError {
+    /// `/dev/kvm` cannot be opened.
+    #[error(
+        "opening /dev/kvm; the kvm module must be loaded, virtualization enabled in the firmware \
+         setup, and this user in the group that owns the device"
+    )]
+    Open(#[source] IoError),
+    /// A capability is missing.
+    #[error("this host's KVM lacks {name}; use a newer kernel")]
+    Missing {
+        /// The capability, and the kernel that first had it.
+        name: &'static str,
+    },
+    /// KVM refused a step.
+    #[error("{step}: {cause}")]
+    Vm {
+        /// What was being done.
+        step: &'static str,
+        /// KVM's errno.
+        cause: Errno,
+    },
+}
+
+fn step(step: &'static str) -> impl FnOnce(Errno) -> HostError {
+    move |cause| HostError::Vm { step, cause }
+}
+
+fn capability(cap: u32, argument: u64) -> kvm_enable_cap {
+    kvm_enable_cap { cap, args: [argument, 0, 0, 0], ..kvm_enable_cap::default() }
+}

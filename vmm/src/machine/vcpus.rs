@@ -1,0 +1,106 @@
+//! The state in which vCPUs start: CPUID, MSRs, and the first one's registers.
+
+use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_regs, kvm_sregs};
+use kvm_ioctls::{VcpuFd, VmFd};
+use thiserror::Error;
+use vmm_sys_util::errno::Error as Errno;
+
+use crate::boot::Entry;
+use crate::boot::gdt::Segments;
+
+/// `IA32_MISC_ENABLE`, and its bit for fast string operations, which firmware sets.
+const MSR_MISC_ENABLE: (u32, u64) = (0x1a0, 1);
+
+/// `IA32_MTRR_DEF_TYPE`: MTRRs and fixed MTRRs enabled, write-back by default. Linux 6.1 sets up
+/// PAT, and with it the write-protected mappings that in-place encryption needs, only if firmware
+/// has enabled MTRRs.
+const MSR_MTRR_DEF_TYPE: (u32, u64) = (0x2ff, 0xc06);
+
+/// `CR0.PE` and `CR0.ET`.
+const CR0_PROTECTED: u64 = 0x11;
+/// `CR0.PG`.
+const CR0_PAGING: u64 = 1 << 31;
+/// `CR4.PAE`.
+const CR4_PAE: u64 = 1 << 5;
+/// `EFER.LME` and `EFER.LMA`.
+const EFER_LONG: u64 = (1 << 8) | (1 << 10);
+/// `RFLAGS`: only the bit that is always one.
+const RFLAGS_RESET: u64 = 2;
+
+/// Creates vCPU `index` with its CPUID and MSRs; the first also gets `entry`.
+///
+/// # Errors
+/// [`VcpuSetupError`] with the step that KVM refused.
+pub(super) fn create(
+    vm: &VmFd,
+    index: u8,
+    cpuid: &CpuId,
+    entry: Entry,
+) -> Result<VcpuFd, VcpuSetupError> {
+    let step = |step| move |cause| VcpuSetupError { index, step, cause };
+    let vcpu = vm.create_vcpu(u64::from(index)).map_err(step("creating it"))?;
+    vcpu.set_cpuid2(cpuid).map_err(step("setting CPUID"))?;
+    let entries = [MSR_MISC_ENABLE, MSR_MTRR_DEF_TYPE].map(|(index, data)| kvm_msr_entry {
+        index,
+        data,
+        reserved: 0,
+    });
+    let refused = step("setting MSRs");
+    match Msrs::from_entries(&entries) {
+        Ok(msrs) => vcpu.set_msrs(&msrs).map_err(refused)?,
+        Err(_too_many) => return Err(refused(Errno::new(libc::E2BIG))),
+    };
+    if index == 0 {
+        let system = vcpu.get_sregs().map_err(step("reading system registers"))?;
+        vcpu.set_sregs(&system_registers(system, entry))
+            .map_err(step("setting system registers"))?;
+        vcpu.set_regs(&registers(entry)).map_err(step("setting registers"))?;
+    }
+    Ok(vcpu)
+}
+
+/// A vCPU could not be set up.
+#[derive(Debug, Error)]
+#[error("vCPU {index}, {step}: {cause}")]
+pub struct VcpuSetupError {
+    /// Which vCPU.
+    pub index: u8,
+    /// What was being done.
+    pub step: &'static str,
+    /// KVM's errno.
+    pub cause: Errno,
+}
+
+fn registers(entry: Entry) -> kvm_regs {
+    let reset = kvm_regs { rflags: RFLAGS_RESET, ..kvm_regs::default() };
+    match entry {
+        Entry::Linux64 { rip, rsi, rsp, .. } => kvm_regs { rip, rsi, rsp, ..reset },
+        Entry::Pvh { rip, rbx } => kvm_regs { rip: rip.into(), rbx: rbx.into(), ..reset },
+    }
+}
+
+fn system_registers(reset: kvm_sregs, entry: Entry) -> kvm_sregs {
+    let Segments { code, data, task, gdt } = entry.segments();
+    let protected = kvm_sregs {
+        cs: code,
+        ds: data,
+        es: data,
+        fs: data,
+        gs: data,
+        ss: data,
+        tr: task,
+        gdt,
+        cr0: CR0_PROTECTED,
+        ..reset
+    };
+    match entry {
+        Entry::Pvh { .. } => protected,
+        Entry::Linux64 { cr3, .. } => kvm_sregs {
+            cr0: CR0_PROTECTED | CR0_PAGING,
+            cr3,
+            cr4: CR4_PAE,
+            efer: EFER_LONG,
+            ..protected
+        },
+    }
+}
