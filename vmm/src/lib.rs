@@ -12,6 +12,7 @@
 //! | [`vcpu`] | vCPU threads and their exits: [`vcpu::Vcpus`], [`vcpu::cpuid`] |
 //! | [`boot`] | kernel, initramfs and tables into RAM, in measuring order: [`boot::load`] |
 //! | [`machine`] | all of it assembled, run and reported: [`machine::Machine`] |
+//! | [`migration`] | moving a running guest to another host |
 //! | [`cli`] | the command line: [`cli::run`] |
 //!
 //! The ways through it that matter most:
@@ -27,6 +28,7 @@ pub mod devices;
 pub mod encryption;
 pub mod machine;
 pub mod memory;
+pub mod migration;
 pub mod page;
 pub mod sev;
 pub mod vcpu;

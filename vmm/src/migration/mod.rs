@@ -1,0 +1,13 @@
+//! Moving a running guest to another host.
+
+mod codec;
+#[cfg(test)]
+mod codec_tests;
+mod cursor;
+pub mod frame;
+#[cfg(test)]
+mod frame_tests;
+mod malformed;
+pub mod message;
+
+pub use malformed::Malformed;
