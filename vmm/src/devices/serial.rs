@@ -2,6 +2,7 @@
 
 use std::fmt::{Debug, Formatter, Result as FmtResult};
 use std::io::{Error as IoError, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ type Uart = Serial<Interrupt, Drained, Box<dyn Write + Send>>;
 pub struct SerialPort {
     uart: Mutex<Uart>,
     drained: Arc<Condvar>,
+    /// A guest that goes on writing to a full disk must not fill the log.
+    complained: AtomicBool,
 }
 
 impl Debug for SerialPort {
@@ -41,7 +44,7 @@ impl SerialPort {
         let drained = Arc::new(Condvar::new());
         let events = Drained(Arc::clone(&drained));
         let uart = Serial::with_events(Interrupt(interrupt), events, output);
-        Self { uart: Mutex::new(uart), drained }
+        Self { uart: Mutex::new(uart), drained, complained: AtomicBool::new(false) }
     }
 
     /// The guest reads a register.
@@ -49,10 +52,14 @@ impl SerialPort {
         self.lock().read(offset)
     }
 
-    /// The guest writes a register. What the output refuses is lost, as on a cut cable.
+    /// The guest writes a register. What the output refuses is lost, as on a cut cable, and the
+    /// first loss is reported.
     pub fn write(&self, offset: u8, value: u8) {
-        if let Err(cause) = self.lock().write(offset, value) {
-            warn!("serial port: {cause}");
+        let written = self.lock().write(offset, value);
+        if let Err(cause) = written
+            && !self.complained.swap(true, Ordering::Relaxed)
+        {
+            warn!("serial port: {cause}; output of the guest is lost (said once)");
         }
     }
 
