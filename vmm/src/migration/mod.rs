@@ -7,6 +7,8 @@ mod cursor;
 pub mod frame;
 #[cfg(test)]
 mod frame_tests;
+pub mod handover;
+pub mod journal;
 mod malformed;
 pub mod message;
 
