@@ -48,6 +48,11 @@ impl Inbox {
         deferred.unwrap_or_else(|| self.happened.recv().unwrap_or(Event::Quit))
     }
 
+    /// How the guest ended, if it did.
+    pub(super) fn stopped(&self) -> Option<Stop> {
+        self.deferred.borrow_mut().stops.pop_front()
+    }
+
     /// What the migration must heed now, without waiting.
     ///
     /// Requests that need an idle owner are refused here, so that nobody waits for hours.
