@@ -53,7 +53,8 @@ fn a_reset_boots_again() {
     }
     sevferry.signal(Signal::TERM);
     sevferry.end().with_code(0);
-    Sevferry::start(firmware("", "then=triple-fault")).end().with_code(11);
+    let crashed = Sevferry::start(firmware("", "then=triple-fault")).end().with_code(11);
+    crashed.saying("sevferry: the guest crashed (triple fault)");
 }
 
 /// A user's signals end the guest in order, wherever it is.

@@ -88,7 +88,10 @@ fn wait(
         match happened.recv().unwrap_or(Event::Quit) {
             Event::Stopped(Stop::PowerOff) => return Ok(Ending::PowerOff),
             Event::Stopped(Stop::Reset) => return Ok(Ending::Reset),
-            Event::Stopped(Stop::TripleFault) => return Ok(Ending::TripleFault),
+            Event::Stopped(Stop::TripleFault) => {
+                eprintln!("sevferry: the guest crashed (triple fault)");
+                return Ok(Ending::TripleFault);
+            }
             Event::Stopped(Stop::Failed(cause)) => return Err(RunError::Vcpu(cause)),
             Event::Quit => return Ok(Ending::Quit),
             Event::Report => {
