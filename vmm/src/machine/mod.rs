@@ -23,7 +23,7 @@ pub use config::Config;
 pub use encrypted::{EncryptedError, LaunchRecord, digest_of};
 pub use host::{Host, HostError};
 pub use probe::{ProbeError, probe};
-pub use report::{PageReport, Report, SevReport};
+pub use report::{PageReport, PageSummary, PageWatch, Report, SevReport};
 pub use vcpus::VcpuSetupError;
 
 use crate::boot::{BootError, load};
@@ -33,23 +33,6 @@ use crate::memory::{Pages, RamError};
 use crate::vcpu::cpuid::{CpuidError, GuestCpu, guest_cpuid};
 use crate::vcpu::{Board, Stop, VcpuError, Vcpus};
 use encrypted::{Encrypted, RunningGuest};
-
-/// What happens while a machine runs.
-#[derive(Debug)]
-pub enum Event {
-    /// A vCPU stopped, and the machine with it.
-    Stopped(Stop),
-    /// The user wants to end.
-    Quit,
-    /// The user wants to see the page status.
-    Report,
-}
-
-impl From<Stop> for Event {
-    fn from(stop: Stop) -> Self {
-        Self::Stopped(stop)
-    }
-}
 
 /// A machine that has not run yet.
 #[derive(Debug)]
@@ -138,6 +121,12 @@ impl RunningMachine {
     /// What the machine can say about itself now; the guest goes on meanwhile.
     pub fn report(&mut self) -> Report {
         describe(&self.board, self.guest.as_mut(), self.count)
+    }
+
+    /// Looks at the page status from any thread, for as long as it is kept; `None` for a plain VM.
+    #[must_use]
+    pub fn watch_pages(&self) -> Option<PageWatch> {
+        PageWatch::new(&self.board)
     }
 
     /// Stops the vCPUs, then says how things stood at the end.

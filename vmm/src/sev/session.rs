@@ -1,5 +1,5 @@
 //! The transport session: how two parties that know each other's DH keys come to share the keys of
-//! one guest's launch or migration (AMD document 55766; checked against its tools' vectors).
+//! one guest's launch or migration (AMD document 55766; checked against virtee's vectors).
 //!
 //! Shared secret -> master secret -> KEK and KIK, which wrap the TEK (encrypts) and TIK (authenticates).
 
@@ -271,7 +271,7 @@ mod tests {
     use super::*;
     use crate::sev::vectors::{counting, from_hex};
 
-    /// Vectors that AMD's and virtee's tools publish: everything zero.
+    /// Vectors that virtee's tools publish: everything zero.
     #[test]
     fn wraps_zero_keys_as_published() {
         let secret = SharedSecret(Zeroizing::new([0; 48]));
