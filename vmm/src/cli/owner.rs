@@ -104,6 +104,7 @@ impl Owner {
                     match send_guest(machine, &request, &answer, self) {
                         Sent::Stayed(running) => machine = *running,
                         Sent::Moved => {
+                            self.board.show_moved();
                             self.console.attach(None);
                             return Ok((Ending::Moved, None));
                         }

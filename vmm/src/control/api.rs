@@ -41,7 +41,7 @@ pub enum Request {
     Report,
     /// Move the guest to another host.
     Migrate(MigrateRequest),
-    /// Give up the migration that is under way; answered at any moment.
+    /// Give up the migration that is under way, and answer when the guest runs as before.
     Cancel,
     /// Decide a handover that is in doubt.
     Resolve(Resolution),
@@ -224,6 +224,8 @@ pub enum State {
     Receiving,
     /// The other host may or may not run the guest; here it stands still until that is known.
     InDoubt,
+    /// The guest runs on another host; the process is about to end.
+    Moved,
 }
 
 /// Which pages are encrypted, in short.
