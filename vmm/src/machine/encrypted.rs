@@ -15,7 +15,9 @@ use crate::page::RamLayout;
 use crate::sev::command::CommandError;
 use crate::sev::device::{ExportError, export_pdh, platform_status};
 use crate::sev::hardware::{HardwareDevice, HardwarePlatform, Unavailable};
-use crate::sev::launch::{GuestStatus, Initialised, LaunchError, Launched, OwnerFiles};
+use crate::sev::launch::{
+    GuestStatus, Initialised, LaunchError, Launched, OwnerFiles, StatusError,
+};
 use crate::sev::measurement::{
     Claim, FirmwareVersion, LaunchDigest, Measurement, WrongMeasurement,
 };
@@ -75,7 +77,7 @@ impl Encrypted {
                 (GuestRam::single(layout)?, c_bit, device, platform)
             }
         };
-        let mut initialised = Initialised::init(platform, device.fd())?;
+        let initialised = Initialised::init(platform, device.fd())?;
         for (address, bytes) in ram.mappings() {
             initialised.register_region(address, bytes)?;
         }
@@ -96,15 +98,15 @@ impl Encrypted {
     /// # Errors
     /// [`EncryptedError`] with the step that failed.
     pub(super) fn launch(
-        mut self,
+        self,
         ram: &GuestRam,
         pieces: &[Piece],
     ) -> Result<RunningGuest, EncryptedError> {
-        let status = platform_status(self.device.as_mut())?;
+        let status = platform_status(self.device.as_ref())?;
         let own = match &self.owner {
             OwnerInput::Files { .. } => None,
             OwnerInput::Own => {
-                let (pdh, _chain) = export_pdh(self.device.as_mut())?;
+                let (pdh, _chain) = export_pdh(self.device.as_ref())?;
                 Some(OwnerSession::new(&pdh, self.policy)?)
             }
         };
@@ -114,7 +116,7 @@ impl Encrypted {
             }
             (own, _) => own.as_ref().map(OwnerFiles::from),
         };
-        let mut launching = self.initialised.start(self.policy, owner)?;
+        let launching = self.initialised.start(self.policy, owner)?;
         let digest = digest_of(ram, pieces)?;
         for piece in pieces {
             launching.update(ram.user_address(piece.range)?, piece.range.bytes())?;
@@ -167,7 +169,7 @@ pub(super) struct RunningGuest {
 
 impl RunningGuest {
     /// `GUEST_STATUS`.
-    pub(super) fn status(&mut self) -> Result<GuestStatus, LaunchError> {
+    pub(super) fn status(&self) -> Result<GuestStatus, StatusError> {
         self.launched.status()
     }
 }

@@ -100,17 +100,6 @@ pub fn guest_cpuid(supported: &CpuId, cpu: &GuestCpu) -> Result<CpuId, CpuidErro
     CpuId::from_entries(&table).map_err(|_too_many| CpuidError::TooMany { entries })
 }
 
-/// `XCR0` with which to start a vCPU whose CPUID is `guest`; `None` if it has no XSAVE.
-///
-/// At reset it would be 1, and the guest sets it to this. But KVM must know it, to size the XSAVE
-/// area in CPUID and to restore it, and where KVM itself runs under QEMU's TCG (7.2) it does not
-/// learn of it, because XSETBV does not trap there. A guest that sets the same again is none the
-/// wiser.
-#[must_use]
-pub fn initial_xcr0(guest: &CpuId) -> Option<u64> {
-    xsave::user_components(guest.as_slice())
-}
-
 /// The C-bit of a guest of the software platform: the top bit of MAXPHYADDR. `None` if that is no
 /// possible C-bit.
 #[must_use]
