@@ -32,7 +32,7 @@ pub(super) fn ask(options: &AskOptions) -> Result<(), AskError> {
 fn accepted(request: &Request) -> &'static str {
     match request {
         Request::Cancel => "cancelled; the guest runs on where it is",
-        Request::Resolve(_) => "decided",
+        Request::Resolve(_) => "it is being done; sevferry status shows how it ends",
         Request::Quit => "the guest is being ended",
         Request::Status | Request::Report | Request::Migrate(_) => "accepted",
     }

@@ -18,6 +18,7 @@ use serde_json::{Error as JsonError, Value, from_slice, to_vec};
 use thiserror::Error;
 
 use crate::migration::Endpoint;
+pub use crate::migration::handover::Resolution;
 
 /// The version of everything in this file.
 pub const VERSION: u32 = 1;
@@ -158,16 +159,6 @@ impl From<Connections> for u64 {
 pub struct BadConnections {
     /// How many were asked for.
     pub count: u64,
-}
-
-/// Who has the guest, when the two hosts cannot find out by themselves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Resolution {
-    /// The guest runs here; the user knows that it does not run, and never will, on the other host.
-    Keep,
-    /// The guest is gone from here; the user knows that the other host has it.
-    Discard,
 }
 
 /// What is answered.
