@@ -238,7 +238,7 @@ impl Display for NotRunning {
 }
 
 /// Words for people, from a peer that is not trusted: short and without control characters.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]
 pub struct Reason(String);
 
 impl Reason {

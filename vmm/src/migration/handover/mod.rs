@@ -18,7 +18,7 @@
 //! - The destination runs the guest only after `owner` is on its disk, which it writes only when
 //!   told `commit`, or when a person decides.
 //!
-//! So never do two run it, and none runs only while in doubt. `tests/handover_model.rs` drives
+//! So never do two run it, and none runs only while in doubt. `tests/handover_model` drives
 //! these functions through every order of losses, repeats, crashes and decisions.
 //!
 //! Outputs are carried out in their order, each before the next; the result of a journal write
@@ -86,7 +86,7 @@ pub enum Refusal {
 }
 
 /// What either side says in a handover.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Say {
     /// [`Message::Prepared`]
     Prepared(Transfer),
