@@ -3,6 +3,7 @@
 mod codec;
 #[cfg(test)]
 mod codec_tests;
+pub mod convergence;
 mod cursor;
 pub mod frame;
 #[cfg(test)]
@@ -11,5 +12,6 @@ pub mod handover;
 pub mod journal;
 mod malformed;
 pub mod message;
+pub mod progress;
 
 pub use malformed::Malformed;

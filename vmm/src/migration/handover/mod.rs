@@ -32,13 +32,13 @@ mod tests;
 pub use destination::{Destination, DestinationInput, DestinationOutput, DestinationState};
 pub use source::{Doubt, Source, SourceInput, SourceOutput, SourceState};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::message::{Message, NotRunning, Reason, Transfer};
 
 /// What a journal says of a transfer. The last step counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Step {
     /// Source: the destination may own the guest from here on; the source resumes it no more.
@@ -54,7 +54,8 @@ pub enum Step {
 }
 
 /// What a person decides for a side that cannot know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Resolution {
     /// The guest runs here. The other side must have dropped it, or lost it for good, before.
     Keep,
