@@ -1,4 +1,16 @@
 //! Moving a running guest to another host.
+//!
+//! `docs/protocol.md` shows the messages and who owns the guest at each fault. What is here is pure
+//! and does no I/O, except for the journal:
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`message`] | what the two sides say, as plain data |
+//! | [`frame`] | frames and page frames: bytes, caps, digests |
+//! | [`handover`] | who owns the guest, as two state machines |
+//! | [`journal`] | what a host remembers of that through a crash |
+//! | [`convergence`] | another round, pause now, or give up |
+//! | [`progress`] | how it goes and how it went |
 
 mod codec;
 #[cfg(test)]
