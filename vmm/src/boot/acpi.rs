@@ -17,7 +17,8 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 
-use super::layout::{ACPI, IO_APIC, LOCAL_APIC, POWER_PORT, POWER_RESET, SERIAL_IRQ, SERIAL_PORT};
+use super::layout::{ACPI, IO_APIC, LOCAL_APIC, POWER_PORT, POWER_RESET, SERIAL_PORT};
+use crate::devices::COM1_IRQ;
 
 /// Who made the tables.
 const OEM: [u8; 6] = *b"SVFRRY";
@@ -99,7 +100,7 @@ fn dsdt(vcpus: u8) -> Sdt {
     let uid = Name::new("_UID".into(), &0u8);
     let ports = IO::new(SERIAL_PORT, SERIAL_PORT, 1, 8);
     // ISA interrupts are edge triggered and active high.
-    let interrupt = Interrupt::new(true, true, false, false, SERIAL_IRQ);
+    let interrupt = Interrupt::new(true, true, false, false, COM1_IRQ);
     let resources = Name::new("_CRS".into(), &ResourceTemplate::new(vec![&ports, &interrupt]));
     Device::new("COM1".into(), vec![&hid, &uid, &resources]).to_aml_bytes(&mut devices);
 
@@ -110,4 +111,80 @@ fn dsdt(vcpus: u8) -> Sdt {
     let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM, OEM_TABLE, OEM_REVISION);
     dsdt.append_slice(&aml);
     dsdt
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::sink;
+    use std::sync::Arc;
+
+    use vmm_sys_util::eventfd::EventFd;
+
+    use super::*;
+    use crate::boot::layout::{ACPI_MAX, POWER_OFF};
+    use crate::devices::{Ports, PowerEvent, SerialPort};
+
+    /// A table of `bytes` by its guest-physical address, its checksum checked.
+    fn table(bytes: &[u8], address: u64) -> &[u8] {
+        let rest = &bytes[usize::try_from(address - ACPI.0).unwrap()..];
+        let len = u32::from_le_bytes(rest[4..8].try_into().unwrap());
+        let table = &rest[..usize::try_from(len).unwrap()];
+        assert_eq!(table.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)), 0);
+        assert_eq!(&table[10..16], b"SVFRRY");
+        table
+    }
+
+    fn address(table: &[u8], offset: usize) -> u64 {
+        u64::from_le_bytes(table[offset..offset + 8].try_into().unwrap())
+    }
+
+    fn count(haystack: &[u8], needle: &[u8]) -> usize {
+        haystack.windows(needle.len()).filter(|window| *window == needle).count()
+    }
+
+    /// From the RSDP every table is found, sound, and knows as many processors as there are.
+    #[test]
+    fn tables_describe_every_processor() {
+        for vcpus in [1, 2, 8, 255] {
+            let bytes = tables(vcpus);
+            assert!(bytes.len() as u64 <= ACPI_MAX);
+            for len in [20, 36] {
+                let sum = bytes[..len].iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
+                assert_eq!(sum, 0);
+            }
+            let xsdt = table(&bytes, address(&bytes, 24));
+            let (fadt, madt) = (table(&bytes, address(xsdt, 36)), table(&bytes, address(xsdt, 44)));
+            let dsdt = table(&bytes, address(fadt, 140));
+            let signatures = [xsdt, fadt, madt, dsdt].map(|table| &table[..4]);
+            assert_eq!(signatures, [b"XSDT", b"FACP", b"APIC", b"DSDT"]);
+            assert_eq!(count(dsdt, b"ACPI0007"), usize::from(vcpus));
+            let apics: Vec<_> = madt[44..].chunks(8).take(vcpus.into()).collect();
+            assert_eq!(madt.len(), 44 + apics.len() * 8 + 12);
+            for (id, apic) in (0..vcpus).zip(apics) {
+                assert_eq!(apic, [0, 8, id, id, 1, 0, 0, 0]);
+            }
+        }
+    }
+
+    /// Hardware-reduced; reset and power-off are one byte at one port.
+    #[test]
+    fn the_guest_can_reset_and_power_off() {
+        let bytes = tables(1);
+        let fadt = table(&bytes, address(table(&bytes, address(&bytes, 24)), 36));
+        let flags = u32::from_le_bytes(fadt[112..116].try_into().unwrap());
+        assert_eq!(flags & (1 << 20 | 1 << 10), 1 << 20 | 1 << 10);
+        let register = [1, 8, 0, 1, 0, 6, 0, 0, 0, 0, 0, 0];
+        assert_eq!(fadt[116..128], register);
+        assert_eq!(fadt[128], POWER_RESET);
+        assert_eq!(fadt[244..256], register);
+        assert_eq!(fadt[256..268], register);
+        let serial = Arc::new(SerialPort::new(EventFd::new(0).unwrap(), Box::new(sink())));
+        let ports = Ports::new(serial);
+        assert_eq!(ports.write(POWER_PORT, &[POWER_RESET]), Some(PowerEvent::Reset));
+        assert_eq!(ports.write(POWER_PORT, &[POWER_OFF]), Some(PowerEvent::PowerOff));
+        // Sleep type 5 in bits 2 to 4, and the bit that enables it.
+        assert_eq!(POWER_OFF, 5 << 2 | 1 << 5);
+        let dsdt = table(&bytes, address(fadt, 140));
+        assert_eq!(count(dsdt, b"\x08_S5_\x12\x04\x01\x0a\x05"), 1);
+    }
 }

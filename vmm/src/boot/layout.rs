@@ -96,9 +96,6 @@ pub const POWER_OFF: u8 = 0x34;
 /// I/O port of the first serial port.
 pub const SERIAL_PORT: u16 = 0x3f8;
 
-/// Interrupt of the first serial port, edge triggered, active high.
-pub const SERIAL_IRQ: u32 = 4;
-
 const _: () = assert!(STACK_TOP.0 >= PAGE_TABLES.0 + (PAGE_TABLES_PAGES + 1) * PAGE_SIZE);
 
 #[cfg(test)]

@@ -30,6 +30,8 @@ mod page_tables;
 mod placement;
 mod pvh;
 mod reset;
+#[cfg(test)]
+mod tests;
 
 use std::io::Error as IoError;
 use std::path::{Path, PathBuf};

@@ -38,10 +38,11 @@ const THROTTLE_STEP_PERCENT: u32 = 20;
 const THROTTLE_MAX_PERCENT: u32 = 99;
 
 /// What to do when the time is over and the guest still writes too fast.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum TimeoutStrategy {
     /// Cancel; the guest runs on at the source.
+    #[default]
     Cancel,
     /// Pause the guest for as long as it takes.
     Stop,

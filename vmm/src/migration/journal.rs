@@ -34,7 +34,7 @@ const VERSION: &str = "1";
 
 /// Which side of a handover a journal is of. One host can be both, for one guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "snake_case")]
 pub enum Side {
     /// It had the guest.
     Source,

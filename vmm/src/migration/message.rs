@@ -222,7 +222,7 @@ pub struct RoundEnd {
 
 /// Why a destination does not run a guest that it was given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "snake_case")]
 pub enum NotRunning {
     /// It has no such guest and its journal does not know it.
     Unknown,

@@ -1,7 +1,7 @@
 //! Moving a running guest to another host.
 //!
-//! `docs/protocol.md` shows the messages and who owns the guest at each fault. What is here is pure
-//! and does no I/O, except for the journal:
+//! `docs/protocol.md` shows the messages and who owns the guest at each fault.
+//! Only [`journal`], [`Stream`] and [`Listener`] do I/O.
 //!
 //! | module | owns |
 //! |---|---|
@@ -17,6 +17,7 @@ mod codec;
 mod codec_tests;
 pub mod convergence;
 mod cursor;
+mod endpoint;
 pub mod frame;
 #[cfg(test)]
 mod frame_tests;
@@ -25,5 +26,8 @@ pub mod journal;
 mod malformed;
 pub mod message;
 pub mod progress;
+mod stream;
 
+pub use endpoint::{BadEndpoint, Endpoint};
 pub use malformed::Malformed;
+pub use stream::{Listener, Stream};

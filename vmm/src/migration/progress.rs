@@ -12,7 +12,7 @@ use crate::page::PAGE_SIZE;
 
 /// What a migration is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// Connecting, or waiting for a connection.
     Connect,
@@ -215,7 +215,7 @@ pub struct PhaseTime {
 
 /// How it ended, on this side.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "outcome", content = "reason")]
+#[serde(rename_all = "snake_case", tag = "outcome", content = "reason")]
 pub enum Outcome {
     /// The guest runs at the destination.
     Moved,

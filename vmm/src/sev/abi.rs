@@ -41,7 +41,7 @@ macro_rules! same_layout {
 }
 
 plain! {
-    /// `KVM_SEV_LAUNCH_START`.
+    /// `KVM_SEV_LAUNCH_START`, and `KVM_SEV_RECEIVE_START` with the source's PDH.
     LaunchStart {
         handle: u32,
         policy: u32,
@@ -60,7 +60,27 @@ plain! {
 }
 
 plain! {
-    /// `KVM_SEV_LAUNCH_SECRET`; the SEND and RECEIVE page commands have the same shape.
+    /// `KVM_SEV_SEND_START`.
+    SendStart {
+        policy: u32,
+        pad0: u32,
+        pdh_uaddr: u64,
+        pdh_len: u32,
+        pad1: u32,
+        chain_uaddr: u64,
+        chain_len: u32,
+        pad2: u32,
+        vendor_uaddr: u64,
+        vendor_len: u32,
+        pad3: u32,
+        session_uaddr: u64,
+        session_len: u32,
+        pad4: u32,
+    }
+}
+
+plain! {
+    /// `KVM_SEV_LAUNCH_SECRET`, `KVM_SEV_SEND_UPDATE_DATA` and `KVM_SEV_RECEIVE_UPDATE_DATA`.
     Packet {
         hdr_uaddr: u64,
         hdr_len: u32,
@@ -96,6 +116,24 @@ same_layout!(LaunchStart = kvm_sev_launch_start {
 same_layout!(Buffer = kvm_sev_launch_update_data { uaddr = uaddr, len = len });
 same_layout!(Buffer = kvm_sev_launch_measure { uaddr = uaddr, len = len });
 same_layout!(Packet = kvm_sev_launch_secret {
+    hdr_uaddr = hdr_uaddr, hdr_len = hdr_len, guest_uaddr = guest_uaddr, guest_len = guest_len,
+    trans_uaddr = trans_uaddr, trans_len = trans_len,
+});
+same_layout!(LaunchStart = kvm_sev_receive_start {
+    handle = handle, policy = policy, dh_uaddr = pdh_uaddr, dh_len = pdh_len,
+    session_uaddr = session_uaddr, session_len = session_len,
+});
+same_layout!(SendStart = kvm_sev_send_start {
+    policy = policy, pdh_uaddr = pdh_cert_uaddr, pdh_len = pdh_cert_len,
+    chain_uaddr = plat_certs_uaddr, chain_len = plat_certs_len,
+    vendor_uaddr = amd_certs_uaddr, vendor_len = amd_certs_len,
+    session_uaddr = session_uaddr, session_len = session_len,
+});
+same_layout!(Packet = kvm_sev_send_update_data {
+    hdr_uaddr = hdr_uaddr, hdr_len = hdr_len, guest_uaddr = guest_uaddr, guest_len = guest_len,
+    trans_uaddr = trans_uaddr, trans_len = trans_len,
+});
+same_layout!(Packet = kvm_sev_receive_update_data {
     hdr_uaddr = hdr_uaddr, hdr_len = hdr_len, guest_uaddr = guest_uaddr, guest_len = guest_len,
     trans_uaddr = trans_uaddr, trans_len = trans_len,
 });

@@ -7,6 +7,7 @@ use std::ptr;
 use kvm_bindings as kvm;
 use kvm_bindings::kvm_sev_cmd;
 
+use super::abi::length;
 use super::{Errno, Platform, Status};
 
 /// The number and the name of a `KVM_SEV_*` command.
@@ -31,31 +32,63 @@ commands! {
     LAUNCH_SECRET = sev_cmd_id_KVM_SEV_LAUNCH_SECRET, "KVM_SEV_LAUNCH_SECRET";
     LAUNCH_FINISH = sev_cmd_id_KVM_SEV_LAUNCH_FINISH, "KVM_SEV_LAUNCH_FINISH";
     GUEST_STATUS = sev_cmd_id_KVM_SEV_GUEST_STATUS, "KVM_SEV_GUEST_STATUS";
+    SEND_START = sev_cmd_id_KVM_SEV_SEND_START, "KVM_SEV_SEND_START";
+    SEND_UPDATE_DATA = sev_cmd_id_KVM_SEV_SEND_UPDATE_DATA, "KVM_SEV_SEND_UPDATE_DATA";
+    SEND_FINISH = sev_cmd_id_KVM_SEV_SEND_FINISH, "KVM_SEV_SEND_FINISH";
+    SEND_CANCEL = sev_cmd_id_KVM_SEV_SEND_CANCEL, "KVM_SEV_SEND_CANCEL";
+    RECEIVE_START = sev_cmd_id_KVM_SEV_RECEIVE_START, "KVM_SEV_RECEIVE_START";
+    RECEIVE_UPDATE_DATA = sev_cmd_id_KVM_SEV_RECEIVE_UPDATE_DATA, "KVM_SEV_RECEIVE_UPDATE_DATA";
+    RECEIVE_FINISH = sev_cmd_id_KVM_SEV_RECEIVE_FINISH, "KVM_SEV_RECEIVE_FINISH";
     GET_ATTESTATION_REPORT = sev_cmd_id_KVM_SEV_GET_ATTESTATION_REPORT, "KVM_SEV_GET_ATTESTATION_REPORT";
 }
 
-/// Issues `command` with `data` as its structure, which it may change; the buffers whose addresses
-/// are in `data` are the caller's to keep borrowed.
-///
-/// # Errors
-/// [`CommandError`], with the firmware's status if the firmware was called and refused.
-pub(crate) fn issue<T>(
-    platform: &mut dyn Platform,
-    sev_fd: i32,
-    command: Command,
-    data: &mut T,
-) -> Result<(), CommandError> {
-    let mut encoded = kvm_sev_cmd {
-        id: command.id,
-        data: address_of_mut(data),
-        sev_fd: sev_fd.cast_unsigned(),
-        ..kvm_sev_cmd::default()
-    };
-    platform.memory_encrypt_op(&mut encoded).map_err(|errno| CommandError {
-        command: command.name,
-        errno,
-        status: (errno == Errno::EIO && encoded.error != 0).then_some(Status(encoded.error)),
-    })
+/// The VM and `/dev/sev` that every command needs.
+#[derive(Debug)]
+pub(crate) struct Vm {
+    pub(crate) platform: Box<dyn Platform>,
+    pub(crate) sev_fd: i32,
+}
+
+impl Vm {
+    /// Issues `command` with `data` as its structure, which it may change; the buffers whose
+    /// addresses are in `data` are the caller's to keep borrowed.
+    ///
+    /// # Errors
+    /// [`CommandError`], with the firmware's status if the firmware was called and refused.
+    pub(crate) fn issue<T>(&self, command: Command, data: &mut T) -> Result<(), CommandError> {
+        let mut encoded = kvm_sev_cmd {
+            id: command.id,
+            data: address_of_mut(data),
+            sev_fd: self.sev_fd.cast_unsigned(),
+            ..kvm_sev_cmd::default()
+        };
+        self.platform.memory_encrypt_op(&mut encoded).map_err(|errno| CommandError {
+            command: command.name,
+            errno,
+            status: (errno == Errno::EIO && encoded.error != 0).then_some(Status(encoded.error)),
+        })
+    }
+
+    /// A command without a structure.
+    pub(crate) fn issue_plain(&self, command: Command) -> Result<(), CommandError> {
+        self.issue(command, &mut 0_u64)
+    }
+
+    /// A command that is to fail because `data` offers no room, leaving in it how much is needed.
+    ///
+    /// # Errors
+    /// [`CommandError`] if the firmware says anything else; it never accepts such a command.
+    pub(crate) fn query<T>(&self, command: Command, data: &mut T) -> Result<(), CommandError> {
+        match self.issue(command, data) {
+            Err(refused) if refused.status() == Some(Status::INVALID_LEN) => Ok(()),
+            answer => answer,
+        }
+    }
+}
+
+/// Address and length of a buffer that a command reads.
+pub(crate) fn blob(bytes: &[u8]) -> (u64, u32) {
+    (address_of(bytes), length(bytes.len()))
 }
 
 /// The address of something that a command may write.
@@ -124,25 +157,28 @@ mod tests {
     }
 
     impl Platform for Fixed {
-        fn memory_encrypt_op(&mut self, command: &mut kvm_sev_cmd) -> Result<(), Errno> {
+        fn memory_encrypt_op(&self, command: &mut kvm_sev_cmd) -> Result<(), Errno> {
             // Whoever calls must not hand in a stale status.
             assert_eq!((command.error, command.sev_fd), (0, 9));
             command.error = self.error;
             self.answer
         }
 
-        fn register_region(&mut self, _region: &kvm_enc_region) -> Result<(), Errno> {
+        fn register_region(&self, _region: &kvm_enc_region) -> Result<(), Errno> {
             self.answer
         }
 
-        fn unregister_region(&mut self, _region: &kvm_enc_region) -> Result<(), Errno> {
+        fn unregister_region(&self, _region: &kvm_enc_region) -> Result<(), Errno> {
             self.answer
         }
     }
 
     fn refused(errno: Errno, error: u32) -> CommandError {
-        let mut platform = Fixed { answer: Err(errno), error };
-        issue(&mut platform, 9, Command::LAUNCH_START, &mut 0_u64).unwrap_err()
+        vm(Fixed { answer: Err(errno), error }).issue_plain(Command::LAUNCH_START).unwrap_err()
+    }
+
+    fn vm(platform: Fixed) -> Vm {
+        Vm { platform: Box::new(platform), sev_fd: 9 }
     }
 
     /// The firmware's status counts only with -EIO, and only if there is one.
@@ -160,7 +196,16 @@ mod tests {
         assert_eq!((by_kernel.status(), by_kernel.errno()), (None, Errno::ENOTTY));
         assert!(by_kernel.to_string().starts_with("KVM_SEV_LAUNCH_START: ENOTTY: SEV is off"));
         assert_eq!(refused(Errno(4), 0).errno().to_string(), "errno 4");
-        let mut fine = Fixed { answer: Ok(()), error: 0 };
-        issue(&mut fine, 9, Command::LAUNCH_FINISH, &mut 0_u64).unwrap();
+        vm(Fixed { answer: Ok(()), error: 0 }).issue_plain(Command::LAUNCH_FINISH).unwrap();
+    }
+
+    /// Only the firmware's word that a length is wrong answers a query.
+    #[test]
+    fn a_query_is_answered_by_a_refusal() {
+        let query =
+            |answer, error| vm(Fixed { answer, error }).query(Command::SEND_START, &mut 0_u64);
+        query(Err(Errno::EIO), 4).unwrap();
+        assert_eq!(query(Err(Errno::EIO), 2).unwrap_err().status(), Some(Status(2)));
+        assert_eq!(query(Err(Errno::EINVAL), 4).unwrap_err().status(), None);
     }
 }

@@ -24,7 +24,7 @@ pub struct PlatformStatus {
 ///
 /// # Errors
 /// [`CommandError`].
-pub fn platform_status(device: &mut dyn SevDevice) -> Result<PlatformStatus, CommandError> {
+pub fn platform_status(device: &dyn SevDevice) -> Result<PlatformStatus, CommandError> {
     let mut status = abi::PlatformStatus::default();
     issue(device, device_command::PLATFORM_STATUS, "SEV_PLATFORM_STATUS", &mut status)?;
     let abi::PlatformStatus { api_major, api_minor, build, .. } = status;
@@ -39,7 +39,7 @@ pub fn platform_status(device: &mut dyn SevDevice) -> Result<PlatformStatus, Com
 ///
 /// # Errors
 /// [`ExportError`].
-pub fn export_pdh(device: &mut dyn SevDevice) -> Result<(Certificate, Chain), ExportError> {
+pub fn export_pdh(device: &dyn SevDevice) -> Result<(Certificate, Chain), ExportError> {
     let mut pdh = [0_u8; CERTIFICATE_LEN];
     let mut chain = Chain::new_zeroed();
     let mut export = abi::PdhCertExport {
@@ -56,7 +56,7 @@ pub fn export_pdh(device: &mut dyn SevDevice) -> Result<(Certificate, Chain), Ex
 ///
 /// # Errors
 /// [`CommandError`].
-pub fn chip_id(device: &mut dyn SevDevice) -> Result<Vec<u8>, CommandError> {
+pub fn chip_id(device: &dyn SevDevice) -> Result<Vec<u8>, CommandError> {
     const NAME: &str = "SEV_GET_ID2";
     let mut query = abi::IdExport::default();
     match issue(device, device_command::GET_ID2, NAME, &mut query) {
@@ -79,10 +79,13 @@ pub enum ExportError {
     /// What it exported is no certificate.
     #[error("the SEV platform exported something that is no certificate")]
     Certificate(#[from] BadCertificate),
+    /// The signed CEK is not this chip's.
+    #[error("the CEK certificate given is of another chip; fetch the one for this chip's ID")]
+    OtherChip,
 }
 
 fn issue<T>(
-    device: &mut dyn SevDevice,
+    device: &dyn SevDevice,
     cmd: u32,
     command: &'static str,
     data: &mut T,

@@ -51,15 +51,15 @@ impl Debug for HardwarePlatform {
 }
 
 impl Platform for HardwarePlatform {
-    fn memory_encrypt_op(&mut self, command: &mut kvm_sev_cmd) -> Result<(), Errno> {
+    fn memory_encrypt_op(&self, command: &mut kvm_sev_cmd) -> Result<(), Errno> {
         self.vm.encrypt_op_sev(command).map_err(errno)
     }
 
-    fn register_region(&mut self, region: &kvm_enc_region) -> Result<(), Errno> {
+    fn register_region(&self, region: &kvm_enc_region) -> Result<(), Errno> {
         self.vm.register_enc_memory_region(region).map_err(errno)
     }
 
-    fn unregister_region(&mut self, region: &kvm_enc_region) -> Result<(), Errno> {
+    fn unregister_region(&self, region: &kvm_enc_region) -> Result<(), Errno> {
         self.vm.unregister_enc_memory_region(region).map_err(errno)
     }
 }
@@ -90,7 +90,7 @@ impl HardwareDevice {
 }
 
 impl SevDevice for HardwareDevice {
-    fn issue(&mut self, command: &mut SevIssueCmd) -> Result<(), Errno> {
+    fn issue(&self, command: &mut SevIssueCmd) -> Result<(), Errno> {
         // SAFETY: the ioctl takes this structure; what its address points at is the caller's duty.
         match unsafe { ioctl_with_mut_ref(&self.file, SEV_ISSUE_CMD, command) } {
             0.. => Ok(()),
@@ -146,7 +146,7 @@ mod tests {
     fn the_ioctl_is_that_of_the_kernel_header() {
         let size = u32::try_from(size_of::<SevIssueCmd>()).unwrap();
         assert_eq!(SEV_ISSUE_CMD, ioctl_expr(_IOC_READ | _IOC_WRITE, u32::from(b'S'), 0, size));
-        let mut wrong = HardwareDevice::open_path(Path::new("/dev/null")).unwrap();
+        let wrong = HardwareDevice::open_path(Path::new("/dev/null")).unwrap();
         assert_eq!(wrong.issue(&mut SevIssueCmd::default()), Err(Errno::ENOTTY));
     }
 

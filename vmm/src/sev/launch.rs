@@ -13,37 +13,19 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::abi::{self, GuestState};
 use super::certificate::Certificate;
-use super::command::{Command, CommandError, address_of, address_of_mut, issue};
+use super::command::{Command, CommandError, Vm, address_of_mut, blob};
 use super::measurement::{AttestationReport, MEASUREMENT_LEN, Measurement, REPORT_LEN};
-use super::packet::{self, Header, Purpose};
-use super::session::{OwnerSession, Session, TransportKeys};
-use super::{Platform, Policy, Status};
+use super::packet::{Header, PacketKeys, Purpose};
+use super::session::{OwnerSession, Session, TransportKeys, random};
+use super::{Platform, Policy};
 
 /// Most bytes per `LAUNCH_UPDATE_DATA`; whole pages, so that each piece starts on one.
 const UPDATE_LEN_MAX: u64 = 1 << 30;
 
-/// The VM and `/dev/sev` that every command needs.
-#[derive(Debug)]
-struct Vm {
-    platform: Box<dyn Platform>,
-    sev_fd: i32,
-}
-
-impl Vm {
-    fn issue<T>(&mut self, command: Command, data: &mut T) -> Result<(), CommandError> {
-        issue(self.platform.as_mut(), self.sev_fd, command, data)
-    }
-
-    /// A command without a structure.
-    fn issue_plain(&mut self, command: Command) -> Result<(), CommandError> {
-        self.issue(command, &mut 0_u64)
-    }
-}
-
 /// SEV is on for the VM: vCPUs may be created, regions registered.
 #[derive(Debug)]
 pub struct Initialised {
-    vm: Vm,
+    pub(super) vm: Vm,
 }
 
 /// What a guest owner gives for a launch: files made by their tools, or an [`OwnerSession`].
@@ -67,7 +49,7 @@ impl Initialised {
     /// # Errors
     /// [`LaunchError::Init`].
     pub fn init(platform: Box<dyn Platform>, sev_fd: i32) -> Result<Self, LaunchError> {
-        let mut vm = Vm { platform, sev_fd };
+        let vm = Vm { platform, sev_fd };
         vm.issue_plain(Command::INIT).map_err(LaunchError::Init)?;
         Ok(Self { vm })
     }
@@ -76,7 +58,7 @@ impl Initialised {
     ///
     /// # Errors
     /// [`LaunchError::Region`].
-    pub fn register_region(&mut self, address: u64, len: u64) -> Result<(), LaunchError> {
+    pub fn register_region(&self, address: u64, len: u64) -> Result<(), LaunchError> {
         let region = kvm_enc_region { addr: address, size: len };
         self.vm.platform.register_region(&region).map_err(|errno| LaunchError::Region {
             address,
@@ -90,7 +72,7 @@ impl Initialised {
     /// # Errors
     /// [`LaunchError::Start`].
     pub fn start(
-        mut self,
+        self,
         policy: Policy,
         owner: Option<OwnerFiles<'_>>,
     ) -> Result<Launching, LaunchError> {
@@ -118,7 +100,7 @@ impl Launching {
     ///
     /// # Errors
     /// [`LaunchError::Update`]; what was encrypted before it stays so.
-    pub fn update(&mut self, address: u64, len: u64) -> Result<(), LaunchError> {
+    pub fn update(&self, address: u64, len: u64) -> Result<(), LaunchError> {
         let mut done = 0;
         while done < len {
             let piece = (len - done).min(UPDATE_LEN_MAX);
@@ -139,13 +121,9 @@ impl Launching {
     ///
     /// # Errors
     /// [`LaunchError::Measure`]; [`LaunchError::MeasurementLength`] if it is not 48 bytes.
-    pub fn measure(mut self) -> Result<Measured, LaunchError> {
+    pub fn measure(self) -> Result<Measured, LaunchError> {
         let mut query = abi::Buffer::default();
-        match self.vm.issue(Command::LAUNCH_MEASURE, &mut query) {
-            Err(refused) if refused.status() == Some(Status::INVALID_LEN) => {}
-            Err(cause) => return Err(LaunchError::Measure(cause)),
-            Ok(()) => return Err(LaunchError::MeasurementLength { len: 0 }),
-        }
+        self.vm.query(Command::LAUNCH_MEASURE, &mut query).map_err(LaunchError::Measure)?;
         if query.len as usize != MEASUREMENT_LEN {
             return Err(LaunchError::MeasurementLength { len: query.len });
         }
@@ -176,7 +154,7 @@ impl Measured {
     ///
     /// # Errors
     /// [`LaunchError::Secret`].
-    pub fn inject_secret(&mut self, address: u64, secret: &Secret) -> Result<(), LaunchError> {
+    pub fn inject_secret(&self, address: u64, secret: &Secret) -> Result<(), LaunchError> {
         let (hdr_uaddr, hdr_len) = blob(secret.header.as_bytes());
         let (trans_uaddr, trans_len) = blob(&secret.ciphertext);
         let mut data = abi::Packet {
@@ -197,9 +175,9 @@ impl Measured {
     ///
     /// # Errors
     /// [`LaunchError::Finish`].
-    pub fn finish(mut self) -> Result<Launched, LaunchError> {
+    pub fn finish(self) -> Result<Launched, LaunchError> {
         self.vm.issue_plain(Command::LAUNCH_FINISH).map_err(LaunchError::Finish)?;
-        Ok(Launched { vm: self.vm, measurement: self.measurement })
+        Ok(Launched { vm: self.vm, measurement: Some(self.measurement) })
     }
 }
 
@@ -229,7 +207,7 @@ impl Secret {
     ) -> Result<Self, getrandom::Error> {
         let mut ciphertext = plaintext.to_vec();
         let purpose = Purpose::Secret { measure: &measurement.mac };
-        let header = packet::seal(keys, purpose, &mut ciphertext)?;
+        let header = PacketKeys::new(keys).seal(purpose, random()?, &mut ciphertext);
         Ok(Self::new(header, ciphertext))
     }
 
@@ -240,42 +218,34 @@ impl Secret {
     }
 }
 
-/// Proof that the guest was launched: its vCPUs may run.
+/// Proof that the guest was launched or received: its vCPUs may run.
 #[derive(Debug)]
 pub struct Launched {
-    vm: Vm,
-    measurement: Measurement,
+    pub(super) vm: Vm,
+    /// `None` for a guest that was received.
+    pub(super) measurement: Option<Measurement>,
 }
 
 impl Launched {
-    /// What `LAUNCH_MEASURE` said.
+    /// What `LAUNCH_MEASURE` said; a guest that was received was measured elsewhere.
     #[must_use]
-    pub fn measurement(&self) -> &Measurement {
-        &self.measurement
+    pub fn measurement(&self) -> Option<&Measurement> {
+        self.measurement.as_ref()
     }
 
     /// `GUEST_STATUS`.
     ///
     /// # Errors
-    /// [`LaunchError::Status`]; [`LaunchError::State`] for a state without a name.
-    pub fn status(&mut self) -> Result<GuestStatus, LaunchError> {
-        let mut status = abi::GuestStatus::default();
-        self.vm.issue(Command::GUEST_STATUS, &mut status).map_err(LaunchError::Status)?;
-        let abi::GuestStatus { handle, policy, state } = status;
-        let state = GuestState::from_number(state).ok_or(LaunchError::State { state })?;
-        Ok(GuestStatus { handle, policy, state })
+    /// [`StatusError`].
+    pub fn status(&self) -> Result<GuestStatus, StatusError> {
+        guest_status(&self.vm)
     }
-}
 
-impl Launched {
     /// `GET_ATTESTATION_REPORT`, signed by the platform's PEK over the caller's `nonce`.
     ///
     /// # Errors
     /// [`LaunchError::Report`].
-    pub fn attestation_report(
-        &mut self,
-        nonce: [u8; 16],
-    ) -> Result<AttestationReport, LaunchError> {
+    pub fn attestation_report(&self, nonce: [u8; 16]) -> Result<AttestationReport, LaunchError> {
         let mut report = AttestationReport::new_zeroed();
         let buffer = abi::Buffer {
             uaddr: address_of_mut(&mut report),
@@ -301,9 +271,27 @@ pub struct GuestStatus {
     pub state: GuestState,
 }
 
-/// Address and length of a buffer that a command reads.
-fn blob(bytes: &[u8]) -> (u64, u32) {
-    (address_of(bytes), abi::length(bytes.len()))
+/// `GUEST_STATUS`, in whatever state the guest is.
+pub(super) fn guest_status(vm: &Vm) -> Result<GuestStatus, StatusError> {
+    let mut status = abi::GuestStatus::default();
+    vm.issue(Command::GUEST_STATUS, &mut status)?;
+    let abi::GuestStatus { handle, policy, state } = status;
+    let state = GuestState::from_number(state).ok_or(StatusError::State { state })?;
+    Ok(GuestStatus { handle, policy, state })
+}
+
+/// Why a guest's state is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum StatusError {
+    /// `GUEST_STATUS`.
+    #[error("asking the firmware for the guest's status")]
+    Command(#[from] CommandError),
+    /// A state number without a name.
+    #[error("the firmware reports guest state {state}, which is unknown")]
+    State {
+        /// The number.
+        state: u32,
+    },
 }
 
 /// Which step of a launch failed.
@@ -364,18 +352,9 @@ pub enum LaunchError {
     /// `LAUNCH_FINISH`.
     #[error("finishing the launch")]
     Finish(#[source] CommandError),
-    /// `GUEST_STATUS`.
-    #[error("asking the firmware for the guest's status")]
-    Status(#[source] CommandError),
     /// `GET_ATTESTATION_REPORT`.
     #[error("asking the firmware for the guest's attestation report")]
     Report(#[source] CommandError),
-    /// A state number without a name.
-    #[error("the firmware reports guest state {state}, which is unknown")]
-    State {
-        /// The number.
-        state: u32,
-    },
 }
 
 #[cfg(test)]
@@ -388,16 +367,16 @@ mod tests {
     /// An owner who made the session can verify the launch, and sends a secret that only the guest sees.
     #[test]
     fn owner_verifies_a_launch_and_sends_a_secret() {
-        let mut fixture = Fixture::new();
-        let (pdh, chain) = export_pdh(&mut fixture.device).unwrap();
+        let fixture = Fixture::new();
+        let (pdh, chain) = export_pdh(&fixture.device).unwrap();
         chain.verify(&pdh).unwrap();
-        let version = platform_status(&mut fixture.device).unwrap().version;
+        let version = platform_status(&fixture.device).unwrap().version;
         let policy = Policy::default();
         let owner = OwnerSession::new(&pdh, policy).unwrap();
 
-        let mut init = Initialised::init(fixture.boxed(), fixture.fd()).unwrap();
+        let init = Initialised::init(fixture.boxed(), fixture.fd()).unwrap();
         init.register_region(fixture.ram, RAM_LEN).unwrap();
-        let mut launching = init.start(policy, Some(OwnerFiles::from(&owner))).unwrap();
+        let launching = init.start(policy, Some(OwnerFiles::from(&owner))).unwrap();
         let mut digest = LaunchDigest::default();
         for (offset, bytes) in [(0x1000, [7_u8; 4096].as_slice()), (0, &[9; 64])] {
             fixture.host_writes(offset, bytes);
@@ -406,7 +385,7 @@ mod tests {
             assert_eq!(fixture.guest_sees(offset, bytes.len()), bytes);
             assert_ne!(fixture.host_sees(offset, bytes.len()), bytes);
         }
-        let mut measured = launching.measure().unwrap();
+        let measured = launching.measure().unwrap();
         let claim = Claim { version, policy, digest: digest.finish() };
         claim.verify(&owner.keys.tik, measured.measurement()).unwrap();
         let other = Claim { digest: [0; 32], ..claim };
@@ -416,15 +395,15 @@ mod tests {
             Secret::seal(&owner.keys, measured.measurement(), b"sixteen bytes...").unwrap();
         measured.inject_secret(fixture.ram + 0x2000, &secret).unwrap();
         assert_eq!(fixture.guest_sees(0x2000, 16), b"sixteen bytes...");
-        let mut launched = measured.finish().unwrap();
+        let launched = measured.finish().unwrap();
 
         let status = launched.status().unwrap();
         assert_eq!((status.policy, status.state), (policy.bits(), GuestState::Running));
         let report = launched.attestation_report([3; 16]).unwrap();
         report.verify(&chain.pek).unwrap();
         assert_eq!((report.body.nonce, report.body.digest), ([3; 16], claim.digest));
-        assert_eq!(platform_status(&mut fixture.device).unwrap().guests, 1);
+        assert_eq!(platform_status(&fixture.device).unwrap().guests, 1);
         drop(launched);
-        assert_eq!(platform_status(&mut fixture.device).unwrap().guests, 0);
+        assert_eq!(platform_status(&fixture.device).unwrap().guests, 0);
     }
 }

@@ -1,18 +1,25 @@
-//! A packet: bytes encrypted and authenticated under a session's keys. Secrets now, pages later.
+//! A packet: a secret or a page, encrypted and authenticated under a session's keys.
 
-use getrandom::Error as RandomError;
+use std::fmt::{Debug, Formatter, Result as FmtResult};
+
+use aes::Aes128;
+use ctr::cipher::{InnerIvInit, KeyInit, StreamCipher};
+use ctr::{Ctr128BE, CtrCore};
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::Status;
-use super::session::{TransportKeys, random, verify};
+use super::session::{TransportKeys, verify};
 
 /// Bytes of a packet's header.
 pub const HEADER_LEN: usize = 52;
 
 /// First byte of the MAC's input for `LAUNCH_SECRET`.
 const CONTEXT_SECRET: u8 = 0x01;
+
+/// First byte of the MAC's input for `SEND_UPDATE_DATA` and `RECEIVE_UPDATE_DATA`.
+const CONTEXT_PAGE: u8 = 0x02;
 
 /// A packet's header as it travels.
 #[repr(C)]
@@ -30,66 +37,80 @@ const _: () = assert!(size_of::<Header>() == HEADER_LEN);
 pub(crate) enum Purpose<'a> {
     /// `LAUNCH_SECRET` into a guest with this measurement (API 0.17 and later).
     Secret { measure: &'a [u8; 32] },
+    /// Guest memory on its way to another platform. The MAC binds neither its address nor its order.
+    Page,
 }
 
-/// Encrypts `bytes` in place and returns their header.
-///
-/// # Errors
-/// [`RandomError`] if the system has no randomness.
-pub(crate) fn seal(
-    keys: &TransportKeys,
-    purpose: Purpose<'_>,
-    bytes: &mut [u8],
-) -> Result<Header, RandomError> {
-    Ok(seal_with(keys, purpose, random()?, bytes))
+/// A session's keys, expanded once for all its packets.
+#[derive(Clone)]
+pub(crate) struct PacketKeys {
+    cipher: Aes128,
+    mac: Hmac<Sha256>,
 }
 
-fn seal_with(keys: &TransportKeys, purpose: Purpose<'_>, iv: [u8; 16], bytes: &mut [u8]) -> Header {
-    keys.tek.apply_ctr(&iv, bytes);
-    let mut header = Header { flags: [0; 4], iv, mac: [0; 32] };
-    header.mac = mac(keys, purpose, &header, bytes).finalize().into_bytes().into();
-    header
-}
-
-/// Checks `bytes` against their header and decrypts them in place.
-///
-/// # Errors
-/// [`Status::UNSUPPORTED`] for any flag, [`Status::BAD_MEASUREMENT`] if the MAC does not verify;
-/// `bytes` are then unchanged.
-pub(crate) fn open(
-    keys: &TransportKeys,
-    purpose: Purpose<'_>,
-    header: &Header,
-    bytes: &mut [u8],
-) -> Result<(), Status> {
-    verify(mac(keys, purpose, header, bytes), &header.mac)?;
-    if header.flags != [0; 4] {
-        return Err(Status::UNSUPPORTED);
+impl Debug for PacketKeys {
+    fn fmt(&self, f: &mut Formatter<'_>) -> FmtResult {
+        f.write_str("PacketKeys(..)")
     }
-    keys.tek.apply_ctr(&header.iv, bytes);
-    Ok(())
 }
 
-/// The MAC over a header and the ciphertext; both lengths are those of the ciphertext, because
-/// nothing is compressed.
-fn mac(
-    keys: &TransportKeys,
-    purpose: Purpose<'_>,
-    header: &Header,
-    ciphertext: &[u8],
-) -> Hmac<Sha256> {
-    let Purpose::Secret { measure } = purpose;
-    // A packet is at most 16 KiB by then.
-    let len = u32::try_from(ciphertext.len()).unwrap_or(u32::MAX).to_le_bytes();
-    keys.tik
-        .hmac()
-        .chain_update([CONTEXT_SECRET])
-        .chain_update(header.flags)
-        .chain_update(header.iv)
-        .chain_update(len)
-        .chain_update(len)
-        .chain_update(ciphertext)
-        .chain_update(measure)
+impl PacketKeys {
+    pub(crate) fn new(keys: &TransportKeys) -> Self {
+        Self { cipher: Aes128::new(keys.tek.as_bytes().into()), mac: keys.tik.hmac() }
+    }
+
+    /// Encrypts `bytes` in place and returns their header. No two packets under the same keys may
+    /// use overlapping runs of counter blocks, which start at `iv`.
+    pub(crate) fn seal(&self, purpose: Purpose<'_>, iv: [u8; 16], bytes: &mut [u8]) -> Header {
+        self.apply(&iv, bytes);
+        let mut header = Header { flags: [0; 4], iv, mac: [0; 32] };
+        header.mac = self.mac(purpose, &header, bytes).finalize().into_bytes().into();
+        header
+    }
+
+    /// Checks `bytes` against their header and decrypts them in place.
+    ///
+    /// # Errors
+    /// [`Status::UNSUPPORTED`] for any flag, [`Status::BAD_MEASUREMENT`] if the MAC does not verify;
+    /// `bytes` are then unchanged.
+    pub(crate) fn open(
+        &self,
+        purpose: Purpose<'_>,
+        header: &Header,
+        bytes: &mut [u8],
+    ) -> Result<(), Status> {
+        verify(self.mac(purpose, header, bytes), &header.mac)?;
+        if header.flags != [0; 4] {
+            return Err(Status::UNSUPPORTED);
+        }
+        self.apply(&header.iv, bytes);
+        Ok(())
+    }
+
+    fn apply(&self, iv: &[u8; 16], bytes: &mut [u8]) {
+        let core = CtrCore::inner_iv_init(self.cipher.clone(), iv.into());
+        Ctr128BE::<Aes128>::from_core(core).apply_keystream(bytes);
+    }
+
+    /// The MAC over a header and the ciphertext; both lengths are those of the ciphertext, because
+    /// nothing is compressed.
+    fn mac(&self, purpose: Purpose<'_>, header: &Header, ciphertext: &[u8]) -> Hmac<Sha256> {
+        // A packet is at most 16 KiB by then.
+        let len = u32::try_from(ciphertext.len()).unwrap_or(u32::MAX).to_le_bytes();
+        let (context, trailer): (u8, &[u8]) = match purpose {
+            Purpose::Secret { measure } => (CONTEXT_SECRET, measure),
+            Purpose::Page => (CONTEXT_PAGE, &[]),
+        };
+        self.mac
+            .clone()
+            .chain_update([context])
+            .chain_update(header.flags)
+            .chain_update(header.iv)
+            .chain_update(len)
+            .chain_update(len)
+            .chain_update(ciphertext)
+            .chain_update(trailer)
+    }
 }
 
 #[cfg(test)]
@@ -98,8 +119,9 @@ mod tests {
     use crate::sev::session::Key;
     use crate::sev::vectors::{counting, from_hex};
 
-    fn keys() -> TransportKeys {
-        TransportKeys { tek: Key::from_bytes(counting(0x20)), tik: Key::from_bytes(counting(0x30)) }
+    fn keys() -> PacketKeys {
+        let (tek, tik) = (Key::from_bytes(counting(0x20)), Key::from_bytes(counting(0x30)));
+        PacketKeys::new(&TransportKeys { tek, tik })
     }
 
     /// A vector computed independently from the formulas.
@@ -108,7 +130,7 @@ mod tests {
         let mut bytes: [u8; 32] = counting(0);
         let measure = counting(0x60);
         let purpose = Purpose::Secret { measure: &measure };
-        let header = seal_with(&keys(), purpose, counting(0x50), &mut bytes);
+        let header = keys().seal(purpose, counting(0x50), &mut bytes);
         assert_eq!(
             bytes,
             from_hex("b0505bc0603c21e24d4ee2aa4b2cdfe43aaeef48ea3ac195ebe34bbff9770ae6")
@@ -117,7 +139,26 @@ mod tests {
             header.mac,
             from_hex("cd0f2a6f7bea966112a2e3350222884b4c444faf9457364a2ec7f79a4747b905")
         );
-        open(&keys(), purpose, &header, &mut bytes).unwrap();
+        keys().open(purpose, &header, &mut bytes).unwrap();
+        assert_eq!(bytes, counting(0));
+    }
+
+    /// A page's packet has another context and no measurement.
+    #[test]
+    fn seals_a_page_as_the_formulas_say() {
+        let mut bytes: [u8; 32] = counting(0);
+        let header = keys().seal(Purpose::Page, counting(0x50), &mut bytes);
+        assert_eq!(
+            bytes,
+            from_hex("b0505bc0603c21e24d4ee2aa4b2cdfe43aaeef48ea3ac195ebe34bbff9770ae6")
+        );
+        assert_eq!(
+            header.mac,
+            from_hex("7b22ac9770e0185677f16d46a251e8b39e7be7a7972f720f74b60cb018a1a94f")
+        );
+        let secret = Purpose::Secret { measure: &counting(0x60) };
+        assert_eq!(keys().open(secret, &header, &mut bytes), Err(Status::BAD_MEASUREMENT));
+        keys().open(Purpose::Page, &header, &mut bytes).unwrap();
         assert_eq!(bytes, counting(0));
     }
 
@@ -128,24 +169,24 @@ mod tests {
         let measure = [1; 32];
         let purpose = Purpose::Secret { measure: &measure };
         let mut sealed = [5; 48];
-        let header = seal(&keys(), purpose, &mut sealed).unwrap();
+        let header = keys().seal(purpose, [9; 16], &mut sealed);
         for at in 0..HEADER_LEN {
             let mut changed = header;
             changed.as_mut_bytes()[at] ^= 1;
             let mut bytes = sealed;
-            let answer = open(&keys(), purpose, &changed, &mut bytes);
+            let answer = keys().open(purpose, &changed, &mut bytes);
             assert_eq!(answer, Err(Status::BAD_MEASUREMENT), "header byte {at}");
             assert_eq!(bytes, sealed);
         }
         for at in 0..sealed.len() {
             let mut bytes = sealed;
             bytes[at] ^= 0x80;
-            assert_eq!(open(&keys(), purpose, &header, &mut bytes), Err(Status::BAD_MEASUREMENT));
+            assert_eq!(keys().open(purpose, &header, &mut bytes), Err(Status::BAD_MEASUREMENT));
         }
         let mut short = sealed;
-        assert!(open(&keys(), purpose, &header, &mut short[..32]).is_err());
+        assert!(keys().open(purpose, &header, &mut short[..32]).is_err());
         let other = Purpose::Secret { measure: &[2; 32] };
-        assert!(open(&keys(), other, &header, &mut sealed).is_err());
+        assert!(keys().open(other, &header, &mut sealed).is_err());
     }
 
     /// A packet that says it is compressed is refused even by whoever has the keys.
@@ -154,7 +195,7 @@ mod tests {
         let purpose = Purpose::Secret { measure: &[0; 32] };
         let mut header = Header { flags: [1, 0, 0, 0], iv: [0; 16], mac: [0; 32] };
         let mut bytes = [0; 16];
-        header.mac = mac(&keys(), purpose, &header, &bytes).finalize().into_bytes().into();
-        assert_eq!(open(&keys(), purpose, &header, &mut bytes), Err(Status::UNSUPPORTED));
+        header.mac = keys().mac(purpose, &header, &bytes).finalize().into_bytes().into();
+        assert_eq!(keys().open(purpose, &header, &mut bytes), Err(Status::UNSUPPORTED));
     }
 }

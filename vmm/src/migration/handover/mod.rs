@@ -39,7 +39,7 @@ use super::message::{Message, NotRunning, Reason, Transfer};
 
 /// What a journal says of a transfer. The last step counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "snake_case")]
 pub enum Step {
     /// Source: the destination may own the guest from here on; the source resumes it no more.
     Committed,
@@ -55,7 +55,7 @@ pub enum Step {
 
 /// What a person decides for a side that cannot know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "snake_case")]
 pub enum Resolution {
     /// The guest runs here. The other side must have dropped it, or lost it for good, before.
     Keep,

@@ -37,7 +37,8 @@ impl Drop for SoftwareDevice {
 }
 
 impl SevDevice for SoftwareDevice {
-    fn issue(&mut self, command: &mut SevIssueCmd) -> Result<(), Errno> {
+    fn issue(&self, command: &mut SevIssueCmd) -> Result<(), Errno> {
+        self.host.mailbox.wait();
         let host = self.host.lock();
         let answer = match command.cmd {
             device_command::PLATFORM_STATUS => platform_status(&host, command.data),
@@ -148,13 +149,13 @@ mod tests {
     /// What the platform says of itself is consistent.
     #[test]
     fn a_platform_describes_itself() {
-        let mut device = device();
-        let status = platform_status(&mut device).unwrap();
+        let device = device();
+        let status = platform_status(&device).unwrap();
         assert_eq!((status.version, status.externally_owned, status.guests), (VERSION, false, 0));
-        let (pdh, chain) = export_pdh(&mut device).unwrap();
+        let (pdh, chain) = export_pdh(&device).unwrap();
         chain.verify(&pdh).unwrap();
         assert_eq!(pdh.api(), (VERSION.major, VERSION.minor));
-        assert_eq!(chip_id(&mut device).unwrap().len(), ID_LEN);
+        assert_eq!(chip_id(&device).unwrap().len(), ID_LEN);
     }
 
     /// A query, or a buffer too short, returns both lengths and no certificate.

@@ -7,13 +7,17 @@ use std::collections::BTreeMap;
 use p384::PublicKey;
 use zerocopy::FromBytes;
 
-use crate::sev::certificate::Certificate;
+use crate::sev::abi::{CHAIN_LEN, GuestState};
+use crate::sev::certificate::{CERTIFICATE_LEN, Certificate, Chain};
 use crate::sev::measurement::{AttestationReport, FirmwareVersion, REPORT_LEN};
-use crate::sev::session::{Session, SharedSecret, TransportKeys};
+use crate::sev::session::{SESSION_LEN, Session, SharedSecret, TransportKeys};
+use crate::sev::target::{PlatformCertificates, RefusedTarget, Source, check_target};
+use crate::sev::vendor::{Root, VendorChain};
 use crate::sev::{Policy, Status};
 
 use super::guest::Guest;
 use super::identity::Identity;
+use super::transfer::Transfer;
 
 /// The API version that this model follows; the newest for plain SEV.
 pub(super) const VERSION: FirmwareVersion = FirmwareVersion { major: 1, minor: 55, build: 1 };
@@ -51,30 +55,77 @@ impl Firmware {
         owner_certificate: Option<&[u8]>,
         session: Option<&[u8]>,
     ) -> Result<u32, Status> {
-        let peer = match owner_certificate {
-            Some(bytes) => Some(peer_key(bytes)?),
-            None => None,
-        };
-        let session = match session {
-            Some(bytes) => {
-                Some(Session::read_from_bytes(bytes).map_err(|_size| Status::INVALID_LEN)?)
-            }
-            None => None,
-        };
-        let policy = Policy::new(policy).map_err(|_reserved| Status::POLICY_FAILURE)?;
-        let keys = match (peer, session) {
-            (Some(peer), Some(session)) => {
-                session.unwrap(&SharedSecret::agree(self.identity.pdh_key(), &peer), policy)?
-            }
+        let (policy, keys) = match (owner_certificate, session) {
+            (Some(certificate), Some(session)) => self.unwrap(policy, certificate, session)?,
             (None, None) => {
-                TransportKeys::random().map_err(|_no_randomness| Status::HW_PLATFORM)?
+                let keys = TransportKeys::random().map_err(|_no_randomness| Status::HW_PLATFORM)?;
+                (known_policy(policy)?, keys)
             }
-            (Some(_), None) => return Err(Status::INVALID_LEN),
+            (Some(certificate), None) => {
+                peer_key(certificate)?;
+                return Err(Status::INVALID_LEN);
+            }
             (None, Some(_)) => return Err(Status::INVALID_CERTIFICATE),
         };
         check_policy(policy)?;
         self.check_key_sharing(shared, policy)?;
-        self.add(Guest::launching(policy, keys))
+        self.add(Guest::launching(policy, &keys))
+    }
+
+    /// `RECEIVE_START`: makes a guest from a session that another platform's `SEND_START` made, and
+    /// returns its handle. `shared` as for [`Firmware::launch_start`].
+    pub(super) fn receive_start(
+        &mut self,
+        shared: u32,
+        policy: u32,
+        source_pdh: &[u8],
+        session: &[u8],
+    ) -> Result<u32, Status> {
+        let (policy, keys) = self.unwrap(policy, source_pdh, session)?;
+        check_policy(policy)?;
+        self.check_key_sharing(shared, policy)?;
+        self.add(Guest::receiving(policy, Transfer::new(&keys)?))
+    }
+
+    /// `SEND_START` with room for a session of `room` bytes.
+    pub(super) fn send_start(
+        &mut self,
+        handle: u32,
+        target: &TargetBlobs<'_>,
+        room: usize,
+    ) -> Result<SentSession, Status> {
+        let guest = self.guests.get_mut(&handle).ok_or(Status::INVALID_GUEST)?;
+        guest.require(GuestState::Running)?;
+        let vendor_len = target.vendor.len();
+        let lengths_fit = target.pdh.len() == CERTIFICATE_LEN
+            && target.chain.len() == CHAIN_LEN
+            && (vendor_len == VENDOR_LENS[0] || vendor_len == VENDOR_LENS[1]);
+        if !lengths_fit || room < SESSION_LEN {
+            return Err(Status::INVALID_LEN);
+        }
+        let policy = guest.policy;
+        let source = Source { root: Some(Root::Software), oca: &self.identity.chain().oca };
+        let theirs = check_blobs(target, policy, &source)?;
+        let keys = TransportKeys::random().map_err(|_no_randomness| Status::HW_PLATFORM)?;
+        let secret = SharedSecret::agree(self.identity.pdh_key(), &theirs);
+        let session =
+            Session::wrap(&secret, &keys, policy).map_err(|_no_randomness| Status::HW_PLATFORM)?;
+        guest.start_sending(Transfer::new(&keys)?);
+        Ok(SentSession { policy: policy.bits(), session })
+    }
+
+    /// The keys in a session that was made for this platform, and the policy that they came with.
+    fn unwrap(
+        &self,
+        policy: u32,
+        peer: &[u8],
+        session: &[u8],
+    ) -> Result<(Policy, TransportKeys), Status> {
+        let peer = peer_key(peer)?;
+        let session = Session::read_from_bytes(session).map_err(|_size| Status::INVALID_LEN)?;
+        let policy = known_policy(policy)?;
+        let secret = SharedSecret::agree(self.identity.pdh_key(), &peer);
+        Ok((policy, session.unwrap(&secret, policy)?))
     }
 
     /// `ACTIVATE`: binds a guest to an ASID.
@@ -147,6 +198,68 @@ impl Firmware {
         self.guests.insert(handle, guest);
         Ok(handle)
     }
+}
+
+/// The certificates that `SEND_START` takes.
+#[derive(Debug)]
+pub(super) struct TargetBlobs<'a> {
+    pub(super) pdh: &'a [u8],
+    pub(super) chain: &'a [u8],
+    pub(super) vendor: &'a [u8],
+}
+
+/// What `SEND_START` answers.
+#[derive(Debug)]
+pub(super) struct SentSession {
+    pub(super) policy: u32,
+    pub(super) session: Session,
+}
+
+/// Lengths of an ASK and ARK with keys of 2,048 or 4,096 bits.
+const VENDOR_LENS: [usize; 2] = [1664, 3200];
+
+/// Checks the target of a `SEND_START` as the policy asks; the key to agree on a secret with.
+fn check_blobs(
+    target: &TargetBlobs<'_>,
+    policy: Policy,
+    source: &Source<'_>,
+) -> Result<PublicKey, Status> {
+    if policy.has(Policy::NOSEND) {
+        return Err(Status::POLICY_FAILURE);
+    }
+    let theirs = peer_key(target.pdh)?;
+    // With nothing to check in them, the other certificates may be anything.
+    if policy.has(Policy::SEV) || policy.has(Policy::DOMAIN) || policy.minimum_api() != (0, 0) {
+        let certificates = PlatformCertificates {
+            pdh: Certificate::decode(target.pdh).map_err(|_bad| Status::INVALID_CERTIFICATE)?,
+            chain: Chain::decode(target.chain).map_err(|_bad| Status::INVALID_CERTIFICATE)?,
+            vendor: VendorChain::decode(target.vendor)
+                .map_err(|_bad| Status::INVALID_CERTIFICATE)?,
+        };
+        check_target(&certificates, policy, source).map_err(|refused| status_of(&refused))?;
+    }
+    Ok(theirs)
+}
+
+/// How the firmware words a refusal.
+fn status_of(refused: &RefusedTarget) -> Status {
+    match refused {
+        RefusedTarget::Pdh(_) => Status::INVALID_CERTIFICATE,
+        RefusedTarget::PdhByPek(_)
+        | RefusedTarget::PekByCek(_)
+        | RefusedTarget::CekByAsk(_)
+        | RefusedTarget::AskByArk(_)
+        | RefusedTarget::Root { .. }
+        | RefusedTarget::PekByOca(_) => Status::BAD_SIGNATURE,
+        RefusedTarget::NoSend
+        | RefusedTarget::Domain
+        | RefusedTarget::Api { .. }
+        | RefusedTarget::Unattested => Status::POLICY_FAILURE,
+    }
+}
+
+fn known_policy(bits: u32) -> Result<Policy, Status> {
+    Policy::new(bits).map_err(|_reserved| Status::POLICY_FAILURE)
 }
 
 /// The DH key of whoever made the session. Its certificate needs no signature.

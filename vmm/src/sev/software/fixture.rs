@@ -2,9 +2,11 @@
 
 use crate::memory::{GuestRam, GuestView};
 use crate::page::{PAGE_SIZE, RamLayout};
-use crate::sev::{Platform, SevDevice};
+use crate::sev::launch::{Initialised, Launched};
+use crate::sev::target::PlatformCertificates;
+use crate::sev::{Platform, Policy, SevDevice};
 
-use super::{Identity, SoftwareDevice, SoftwareHost, SoftwarePlatform, user_memory};
+use super::{Identity, SoftwareDevice, SoftwareHost, SoftwarePlatform, user_memory, vendor_chain};
 
 /// Bytes of RAM.
 pub(crate) const RAM_LEN: u64 = 8 * PAGE_SIZE;
@@ -22,7 +24,11 @@ pub(crate) struct Fixture {
 
 impl Fixture {
     pub(crate) fn new() -> Self {
-        let host = SoftwareHost::new(Identity::ephemeral().unwrap());
+        Self::with(Identity::ephemeral().unwrap())
+    }
+
+    fn with(identity: Identity) -> Self {
+        let host = SoftwareHost::new(identity);
         let device = host.open_device().unwrap();
         let (memory, view) = GuestRam::split(RamLayout::new(RAM_LEN).unwrap(), 47).unwrap();
         let (ram, _len) = memory.mappings().next().unwrap();
@@ -41,6 +47,27 @@ impl Fixture {
 
     pub(crate) fn fd(&self) -> i32 {
         self.device.fd()
+    }
+
+    /// A VM with SEV on.
+    pub(crate) fn initialised(&self) -> Initialised {
+        Initialised::init(self.boxed(), self.fd()).unwrap()
+    }
+
+    /// A guest without an owner that may run; nothing was loaded.
+    pub(crate) fn launched(&self, policy: Policy) -> Launched {
+        let launching = self.initialised().start(policy, None).unwrap();
+        launching.measure().unwrap().finish().unwrap()
+    }
+
+    /// All that vouches for the host.
+    pub(crate) fn certificates(&self) -> PlatformCertificates {
+        PlatformCertificates::export(&self.device, vendor_chain(), None).unwrap()
+    }
+
+    /// Writes private memory as the guest does.
+    pub(crate) fn guest_writes(&self, offset: u64, bytes: &[u8]) {
+        self.view.write(self.ram + offset, bytes).unwrap();
     }
 
     /// What the host sees at `offset` in RAM.

@@ -1,14 +1,18 @@
-//! One guest context in the firmware: its state, keys and launch digest.
+//! One guest context in the firmware: its state, its launch and its transfer.
+
+use std::sync::Arc;
 
 use zerocopy::FromBytes;
 
-use crate::sev::abi::GuestState;
+use crate::sev::abi::{GuestState, length};
 use crate::sev::measurement::{
     Claim, FirmwareVersion, LaunchDigest, MEASUREMENT_LEN, Measurement, ReportBody,
 };
-use crate::sev::packet::{self, Header, Purpose};
-use crate::sev::session::{TransportKeys, random};
+use crate::sev::packet::{HEADER_LEN, Header, PacketKeys, Purpose};
+use crate::sev::session::{Key, TransportKeys, random};
 use crate::sev::{Policy, Status};
+
+use super::transfer::Transfer;
 
 /// Largest secret in bytes.
 const SECRET_LEN_MAX: usize = 0x4000;
@@ -19,22 +23,48 @@ pub(super) struct Guest {
     pub(super) state: GuestState,
     pub(super) policy: Policy,
     pub(super) asid: Option<u32>,
-    keys: TransportKeys,
-    digest: LaunchDigest,
+    /// `None` for a guest that was received.
+    launch: Option<Launch>,
+    /// Set while the guest is being sent or received.
+    transfer: Option<Arc<Transfer>>,
+}
+
+/// What a guest's owner and the firmware know of its launch.
+#[derive(Debug)]
+pub(super) struct Launch {
+    keys: PacketKeys,
+    tik: Key,
+    pub(super) digest: LaunchDigest,
     /// Set by `LAUNCH_MEASURE`.
     measurement: Option<Measurement>,
 }
 
 impl Guest {
     /// A guest that accepts launch data.
-    pub(super) fn launching(policy: Policy, keys: TransportKeys) -> Self {
+    pub(super) fn launching(policy: Policy, keys: &TransportKeys) -> Self {
+        let launch = Launch {
+            keys: PacketKeys::new(keys),
+            tik: keys.tik.clone(),
+            digest: LaunchDigest::default(),
+            measurement: None,
+        };
         Self {
             state: GuestState::LaunchUpdate,
             policy,
             asid: None,
-            keys,
-            digest: LaunchDigest::default(),
-            measurement: None,
+            launch: Some(launch),
+            transfer: None,
+        }
+    }
+
+    /// A guest that accepts pages from another platform.
+    pub(super) fn receiving(policy: Policy, transfer: Transfer) -> Self {
+        Self {
+            state: GuestState::ReceiveUpdate,
+            policy,
+            asid: None,
+            launch: None,
+            transfer: Some(Arc::new(transfer)),
         }
     }
 
@@ -43,16 +73,13 @@ impl Guest {
         if self.state == state { Ok(()) } else { Err(Status::INVALID_GUEST_STATE) }
     }
 
-    /// Refuses launch data that the firmware would not take.
-    pub(super) fn check_update(&self, address: u64, len: u64) -> Result<(), Status> {
+    /// Where launch data goes, unless the firmware would not take it.
+    pub(super) fn update(&mut self, address: u64, len: u64) -> Result<&mut LaunchDigest, Status> {
         self.require(GuestState::LaunchUpdate)?;
         self.require_active()?;
-        check_blocks(address, len)
-    }
-
-    /// Where launch data goes after [`Guest::check_update`].
-    pub(super) fn digest_mut(&mut self) -> &mut LaunchDigest {
-        &mut self.digest
+        check_blocks(address, len)?;
+        let launch = self.launch.as_mut().ok_or(Status::INVALID_GUEST_STATE)?;
+        Ok(&mut launch.digest)
     }
 
     /// `LAUNCH_MEASURE` into a buffer of `room` bytes.
@@ -65,10 +92,11 @@ impl Guest {
         if room < MEASUREMENT_LEN {
             return Err(Status::INVALID_LEN);
         }
-        let claim = Claim { version, policy: self.policy, digest: self.digest.finish() };
+        let launch = self.launch.as_mut().ok_or(Status::INVALID_GUEST_STATE)?;
+        let claim = Claim { version, policy: self.policy, digest: launch.digest.finish() };
         let nonce = random().map_err(|_no_randomness| Status::HW_PLATFORM)?;
-        let measurement = claim.measure(&self.keys.tik, nonce);
-        self.measurement = Some(measurement);
+        let measurement = claim.measure(&launch.tik, nonce);
+        launch.measurement = Some(measurement);
         self.state = GuestState::LaunchSecret;
         Ok(measurement)
     }
@@ -87,9 +115,10 @@ impl Guest {
             return Err(Status::INVALID_LEN);
         }
         check_blocks(address, guest_len.into())?;
-        let measurement = self.measurement.as_ref().ok_or(Status::INVALID_GUEST_STATE)?;
+        let launch = self.launch.as_ref().ok_or(Status::INVALID_GUEST_STATE)?;
+        let measurement = launch.measurement.as_ref().ok_or(Status::INVALID_GUEST_STATE)?;
         let purpose = Purpose::Secret { measure: &measurement.mac };
-        packet::open(&self.keys, purpose, &header, ciphertext)
+        launch.keys.open(purpose, &header, ciphertext)
     }
 
     /// `LAUNCH_FINISH`.
@@ -104,7 +133,8 @@ impl Guest {
         match self.state {
             GuestState::LaunchSecret | GuestState::Running => Ok(ReportBody {
                 nonce,
-                digest: self.digest.finish(),
+                // Nothing in a transfer says what was once launched.
+                digest: self.launch.as_ref().map_or([0; 32], |launch| launch.digest.finish()),
                 policy: self.policy.bits().to_le_bytes(),
             }),
             GuestState::Uninitialised
@@ -115,8 +145,41 @@ impl Guest {
         }
     }
 
+    /// `SEND_START`, once the target is known to be right.
+    pub(super) fn start_sending(&mut self, transfer: Transfer) {
+        self.transfer = Some(Arc::new(transfer));
+        self.state = GuestState::SendUpdate;
+    }
+
+    /// Ends the transfer of state `from`, which forgets its keys, and goes on in state `to`:
+    /// `SEND_FINISH`, `SEND_CANCEL` and `RECEIVE_FINISH`.
+    pub(super) fn end_transfer(&mut self, from: GuestState, to: GuestState) -> Result<(), Status> {
+        self.require(from)?;
+        self.transfer = None;
+        self.state = to;
+        Ok(())
+    }
+
+    /// The keys with which a page is sealed in state SUPDATE, or opened in state RUPDATE.
+    pub(super) fn transfer(
+        &self,
+        state: GuestState,
+        packet: PacketShape,
+    ) -> Result<Arc<Transfer>, Status> {
+        self.require(state)?;
+        self.require_active()?;
+        if packet.header_len != length(HEADER_LEN) || packet.trans_len != packet.guest_len {
+            return Err(Status::INVALID_LEN);
+        }
+        check_blocks(packet.address, packet.guest_len.into())?;
+        self.transfer.clone().ok_or(Status::INVALID_GUEST_STATE)
+    }
+
     /// Whether the host may read and write the guest's memory.
     pub(super) fn check_debug(&self) -> Result<(), Status> {
+        if self.state == GuestState::Sent {
+            return Err(Status::INVALID_GUEST_STATE);
+        }
         self.require_active()?;
         if self.policy.has(Policy::NODBG) { Err(Status::POLICY_FAILURE) } else { Ok(()) }
     }
@@ -124,6 +187,15 @@ impl Guest {
     fn require_active(&self) -> Result<(), Status> {
         self.asid.map(|_asid| ()).ok_or(Status::INACTIVE)
     }
+}
+
+/// What a page command says of its packet.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PacketShape {
+    pub(super) address: u64,
+    pub(super) guest_len: u32,
+    pub(super) header_len: u32,
+    pub(super) trans_len: u32,
 }
 
 /// Encrypted memory is addressed in blocks of 16 bytes.

@@ -15,22 +15,25 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::sev::certificate::{BadCertificate, Certificate, Chain, PublicKeyUse, Usage};
+use crate::sev::rsa::WrongSignature;
 use crate::sev::session::random_secret_key;
 
 use super::firmware::VERSION;
+use super::root::{sign_cek, vendor_chain};
 
 /// The file in an identity's directory.
 const FILE_NAME: &str = "identity";
 
 /// How the file starts.
-const MAGIC: [u8; 8] = *b"SEVFIDN1";
+const MAGIC: [u8; 8] = *b"SEVFIDN2";
 
 /// Bytes of a chip's identifier.
 pub(super) const ID_LEN: usize = 64;
 
 /// Keys and certificates of one software platform.
 ///
-/// CEK and OCA sign the PEK, which signs the PDH; the CEK is its own root, trusted by no hardware.
+/// CEK and OCA sign the PEK, which signs the PDH; the CEK is signed by the software platforms' own ASK,
+/// which no hardware trusts.
 pub struct Identity {
     pek: SecretKey,
     pdh: SecretKey,
@@ -74,15 +77,20 @@ impl Identity {
     /// # Errors
     /// [`IdentityError`].
     pub fn ephemeral() -> Result<Self, IdentityError> {
-        let (cek, oca) = (new_key()?, new_key()?);
-        let (pek, pdh) = (new_key()?, new_key()?);
-        let cek_certificate = certificate(PublicKeyUse::signing(Usage::CEK), &cek, &[])?;
+        Self::owned_by(&new_key()?)
+    }
+
+    /// A new identity whose owner holds the OCA key `oca`.
+    pub(super) fn owned_by(oca: &SecretKey) -> Result<Self, IdentityError> {
+        let (cek, pek, pdh) = (new_key()?, new_key()?, new_key()?);
+        let mut cek_certificate = certificate(PublicKeyUse::signing(Usage::CEK), &cek, &[])?;
+        sign_cek(&mut cek_certificate)?;
         let oca_certificate =
-            certificate(PublicKeyUse::signing(Usage::OCA), &oca, &[(Usage::OCA, &oca)])?;
+            certificate(PublicKeyUse::signing(Usage::OCA), oca, &[(Usage::OCA, oca)])?;
         let pek_certificate = certificate(
             PublicKeyUse::signing(Usage::PEK),
             &pek,
-            &[(Usage::OCA, &oca), (Usage::CEK, &cek)],
+            &[(Usage::OCA, oca), (Usage::CEK, &cek)],
         )?;
         let pdh_certificate =
             certificate(PublicKeyUse::DIFFIE_HELLMAN, &pdh, &[(Usage::PEK, &pek)])?;
@@ -155,6 +163,7 @@ impl Identity {
         stored.as_mut_bytes().zeroize();
         let (Ok(pek), Ok(pdh)) = keys else { return Err(Damage::Keys) };
         chain.verify(&pdh_certificate)?;
+        vendor_chain().verify_cek(&chain.cek)?;
         let same = pdh_certificate.diffie_hellman_key()? == pdh.public_key()
             && chain.pek.signing_key()? == pek.public_key();
         if same { Ok(Self { pek, pdh, pdh_certificate, chain }) } else { Err(Damage::Keys) }
@@ -214,6 +223,9 @@ pub enum Damage {
     /// The certificates do not verify.
     #[error("its certificates do not verify")]
     Certificate(#[from] BadCertificate),
+    /// The CEK is not signed by the software platforms' ASK.
+    #[error("its CEK is not signed by the software platforms' ASK")]
+    Cek(#[from] WrongSignature),
 }
 
 /// Why a software platform has no identity.
@@ -293,7 +305,7 @@ mod tests {
         let mut mixed = good.clone();
         mixed[8..104].copy_from_slice(&other[8..104]);
         let mut magic = good.clone();
-        magic[7] = b'2';
+        magic[7] = b'1';
         let mut certificate = good.clone();
         certificate[200] ^= 1;
         for bytes in [&good[1..], &mixed, &magic, &certificate, &[]] {

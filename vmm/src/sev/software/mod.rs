@@ -9,12 +9,16 @@
 //! | `device` | `/dev/sev` in the ccp driver |
 //! | `firmware` | the firmware on the secure processor: guests, states, status codes |
 //! | `guest` | one guest context in the firmware |
+//! | `transfer` | the keys of a guest that is being sent or received |
 //! | `identity` | the platform's keys and certificates |
+//! | `root` | the ARK and ASK of all software platforms |
 //! | `user_memory` | `copy_from_user` and `copy_to_user` |
 //!
 //! What differs from hardware, on purpose:
-//! - Commands that need an encrypted guest to be sent or received (`KVM_SEV_SEND_*`,
-//!   `KVM_SEV_RECEIVE_*`) and `KVM_SEV_INIT2` are unknown: -EINVAL, as from a kernel without them.
+//! - `KVM_SEV_INIT2` is unknown: -EINVAL, as from a kernel without it.
+//! - KVM runs one command per VM at a time and the secure processor one at all. Here page commands of a
+//!   transfer run side by side; all others still run alone on their VM.
+//! - The exported CEK is already signed.
 //! - `KVM_SEV_ES_INIT` is refused with -ENOTTY, as where `kvm_amd.sev_es` is off.
 //! - Only guest RAM can be pinned; other user memory gives -ENOMEM.
 //! - Memory is physically contiguous within a page and no further: a secret across pages is -EINVAL.
@@ -27,6 +31,9 @@ mod firmware;
 pub(crate) mod fixture;
 mod guest;
 mod identity;
+mod mailbox;
+mod root;
+mod transfer;
 mod user_memory;
 mod vm;
 
@@ -35,14 +42,17 @@ use std::fs::File;
 use std::io::Error as IoError;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::memory::GuestView;
 
-use super::Errno;
+use super::{Errno, Status};
 use firmware::Firmware;
+use mailbox::Mailbox;
 
 pub use device::SoftwareDevice;
 pub use identity::{Identity, IdentityError};
+pub use root::vendor_chain;
 pub use vm::SoftwarePlatform;
 
 /// How many guests may run at once: ASIDs 1 to this.
@@ -52,6 +62,7 @@ const ASID_MAX: u32 = 509;
 #[derive(Debug, Clone)]
 pub struct SoftwareHost {
     state: Arc<Mutex<HostState>>,
+    mailbox: Arc<Mailbox>,
 }
 
 /// What the kernel and the firmware know.
@@ -72,7 +83,14 @@ impl SoftwareHost {
             free_asids: (1..=ASID_MAX).collect(),
             devices: BTreeSet::new(),
         };
-        Self { state: Arc::new(Mutex::new(state)) }
+        Self { state: Arc::new(Mutex::new(state)), mailbox: Arc::default() }
+    }
+
+    /// Makes every firmware command take `cost`, one after the other, as a secure processor would.
+    /// Set it before the first VM and device.
+    #[must_use]
+    pub fn with_command_cost(self, cost: Duration) -> Self {
+        Self { mailbox: Arc::new(Mailbox::new(cost)), ..self }
     }
 
     /// Opens this machine's `/dev/sev`.
@@ -91,9 +109,33 @@ impl SoftwareHost {
         SoftwarePlatform::new(self.clone(), ram)
     }
 
+    /// Calls the firmware through `/dev/sev` descriptor `sev_fd`; only then is `error` written.
+    fn call<R>(
+        &self,
+        sev_fd: i32,
+        error: &mut u32,
+        command: impl FnOnce(&mut Firmware) -> Result<R, Status>,
+    ) -> Result<R, Errno> {
+        self.mailbox.wait();
+        let mut state = self.lock();
+        match command(state.firmware(sev_fd)?) {
+            Ok(answer) => {
+                *error = 0;
+                Ok(answer)
+            }
+            Err(status) => Err(refuse(error, status)),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, HostState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Reports the firmware's refusal.
+fn refuse(error: &mut u32, status: Status) -> Errno {
+    *error = status.0;
+    Errno::EIO
 }
 
 impl HostState {

@@ -32,14 +32,7 @@ pub(super) fn write_value<T: IntoBytes + Immutable>(address: u64, value: &T) -> 
 /// # Errors
 /// [`Errno::EFAULT`] if any byte cannot be read.
 pub(super) fn read(address: u64, bytes: &mut [u8]) -> Result<(), Errno> {
-    let len = bytes.len();
-    let remote = remote(address, len)?;
-    let mut local = IoSliceMut::new(bytes);
-    let local = (&raw mut local).cast::<iovec>();
-    // SAFETY: `local` is one vector over borrowed bytes (IoSliceMut has the layout of iovec), and the
-    // kernel checks `remote` itself.
-    let copied = unsafe { libc::process_vm_readv(own_pid(), local, 1, &raw const remote, 1, 0) };
-    complete(copied, len)
+    read_all([(address, bytes)])
 }
 
 /// Copies `bytes` to `address`.
@@ -47,15 +40,51 @@ pub(super) fn read(address: u64, bytes: &mut [u8]) -> Result<(), Errno> {
 /// # Errors
 /// [`Errno::EFAULT`] if any byte cannot be written; earlier ones may have been.
 pub(super) fn write(address: u64, bytes: &[u8]) -> Result<(), Errno> {
-    let len = bytes.len();
-    let remote = remote(address, len)?;
-    let local = IoSlice::new(bytes);
-    let local = (&raw const local).cast::<iovec>();
-    // SAFETY: `local` is one vector over borrowed bytes (IoSlice has the layout of iovec) that is only
-    // read. The kernel checks `remote`; that it is meant to be written is what `Platform` demands.
-    let copied = unsafe { libc::process_vm_writev(own_pid(), local, 1, &raw const remote, 1, 0) };
+    write_all([(address, bytes)])
+}
+
+/// Fills buffers, each from its address, with one system call.
+///
+/// # Errors
+/// [`Errno::EFAULT`] if any byte cannot be read.
+pub(super) fn read_all<const N: usize>(parts: [(u64, &mut [u8]); N]) -> Result<(), Errno> {
+    let mut remotes = [NOTHING; N];
+    let mut len = 0;
+    for (to, (address, bytes)) in remotes.iter_mut().zip(&parts) {
+        *to = remote(*address, bytes.len())?;
+        len += bytes.len();
+    }
+    let mut locals = parts.map(|(_, bytes)| IoSliceMut::new(bytes));
+    let (locals, count) = (locals.as_mut_ptr().cast::<iovec>(), N as libc::c_ulong);
+    let remotes = remotes.as_ptr();
+    // SAFETY: `locals` are vectors over borrowed bytes (IoSliceMut has the layout of iovec), and the
+    // kernel checks `remotes` itself.
+    let copied = unsafe { libc::process_vm_readv(own_pid(), locals, count, remotes, count, 0) };
     complete(copied, len)
 }
+
+/// Copies buffers, each to its address, in order, with one system call.
+///
+/// # Errors
+/// [`Errno::EFAULT`] if any byte cannot be written; earlier ones may have been.
+pub(super) fn write_all<const N: usize>(parts: [(u64, &[u8]); N]) -> Result<(), Errno> {
+    let mut remotes = [NOTHING; N];
+    let mut len = 0;
+    for (to, (address, bytes)) in remotes.iter_mut().zip(&parts) {
+        *to = remote(*address, bytes.len())?;
+        len += bytes.len();
+    }
+    let locals = parts.map(|(_, bytes)| IoSlice::new(bytes));
+    let (locals, count) = (locals.as_ptr().cast::<iovec>(), N as libc::c_ulong);
+    let remotes = remotes.as_ptr();
+    // SAFETY: `locals` are vectors over borrowed bytes (IoSlice has the layout of iovec) that are only
+    // read. The kernel checks `remotes`; that they are meant to be written is what `Platform` demands.
+    let copied = unsafe { libc::process_vm_writev(own_pid(), locals, count, remotes, count, 0) };
+    complete(copied, len)
+}
+
+/// A vector to be filled in.
+const NOTHING: iovec = iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
 
 fn remote(address: u64, len: usize) -> Result<iovec, Errno> {
     let address = usize::try_from(address).map_err(|_too_large| Errno::EFAULT)?;

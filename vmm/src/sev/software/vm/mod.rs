@@ -1,7 +1,11 @@
 //! One VM's SEV ioctls as KVM answers them: its checks, in its order, with its errno (Linux 6.1,
 //! `arch/x86/kvm/svm/sev.c` is what this was compared with).
 
+mod debug;
+mod transfer;
+
 use std::mem::offset_of;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use kvm_bindings as kvm;
 use kvm_bindings::{kvm_enc_region, kvm_sev_cmd};
@@ -9,17 +13,25 @@ use zerocopy::IntoBytes;
 
 use crate::memory::GuestView;
 use crate::page::PAGE_SIZE;
-use crate::sev::abi::{self, BLOB_LEN_MAX, length};
+use crate::sev::abi::{self, BLOB_LEN_MAX, GuestState, length};
 use crate::sev::measurement::{MEASUREMENT_LEN, REPORT_LEN};
 use crate::sev::{Errno, Platform, Status};
 
+use super::SoftwareHost;
 use super::firmware::{Firmware, VERSION};
 use super::user_memory::{self, read_value, write_value};
-use super::{HostState, SoftwareHost};
 
 /// A VM whose SEV commands are answered in software. Dropping it is destroying the VM.
 #[derive(Debug)]
 pub struct SoftwarePlatform {
+    /// Stands for KVM's lock of the VM, but lets several threads seal or open pages. So a command that
+    /// ends a transfer waits for the pages being sealed, and none is sealed after it.
+    vm: RwLock<Vm>,
+}
+
+/// The VM as KVM sees it.
+#[derive(Debug)]
+struct Vm {
     host: SoftwareHost,
     ram: GuestView,
     /// Set by `KVM_SEV_INIT`.
@@ -39,9 +51,19 @@ struct SevVm {
 
 impl SoftwarePlatform {
     pub(super) fn new(host: SoftwareHost, ram: GuestView) -> Self {
-        Self { host, ram, sev: None }
+        Self { vm: RwLock::new(Vm { host, ram, sev: None }) }
     }
 
+    fn exclusive(&self) -> RwLockWriteGuard<'_, Vm> {
+        self.vm.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with_others(&self) -> RwLockReadGuard<'_, Vm> {
+        self.vm.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Vm {
     fn sev(&self) -> Result<&SevVm, Errno> {
         self.sev.as_ref().ok_or(Errno::ENOTTY)
     }
@@ -53,7 +75,7 @@ impl SoftwarePlatform {
         command: impl FnOnce(&mut Firmware, u32) -> Result<R, Status>,
     ) -> Result<R, Errno> {
         let sev = self.sev()?;
-        call(&mut self.host.lock(), sev.sev_fd, error, |firmware| command(firmware, sev.handle))
+        self.host.call(sev.sev_fd, error, |firmware| command(firmware, sev.handle))
     }
 
     /// Pins guest RAM, or says that it is none.
@@ -73,27 +95,37 @@ impl SoftwarePlatform {
         Ok(())
     }
 
+    /// `KVM_SEV_LAUNCH_START`.
     fn launch_start(&mut self, command: &mut kvm_sev_cmd) -> Result<(), Errno> {
-        let asid = self.sev()?.asid;
-        let mut start: abi::LaunchStart = read_value(command.data)?;
+        self.sev()?;
+        let start: abi::LaunchStart = read_value(command.data)?;
         let certificate = optional_blob(start.dh_uaddr, start.dh_len)?;
         let session = optional_blob(start.session_uaddr, start.session_len)?;
-        let sev_fd = command.sev_fd.cast_signed();
-
-        let mut host = self.host.lock();
-        let handle = call(&mut host, sev_fd, &mut command.error, |firmware| {
+        self.start(command, start, |firmware| {
             let (certificate, session) = (certificate.as_deref(), session.as_deref());
             firmware.launch_start(start.handle, start.policy, certificate, session)
-        })?;
+        })
+    }
+
+    /// `KVM_SEV_LAUNCH_START` and `KVM_SEV_RECEIVE_START` once the structure is read: makes a guest,
+    /// binds it to the VM's ASID, and reports its handle.
+    fn start(
+        &mut self,
+        command: &mut kvm_sev_cmd,
+        mut start: abi::LaunchStart,
+        make: impl FnOnce(&mut Firmware) -> Result<u32, Status>,
+    ) -> Result<(), Errno> {
+        let asid = self.sev()?.asid;
+        let sev_fd = command.sev_fd.cast_signed();
+        let handle = self.host.call(sev_fd, &mut command.error, make)?;
         let activated =
-            call(&mut host, sev_fd, &mut command.error, |firmware| firmware.activate(handle, asid));
+            self.host.call(sev_fd, &mut command.error, |firmware| firmware.activate(handle, asid));
         start.handle = handle;
         if let Err(errno) = activated.and_then(|()| write_value(command.data, &start)) {
             // Like KVM: nothing is left of a guest that could not be bound or reported.
-            host.firmware.forget(handle);
+            self.host.lock().firmware.forget(handle);
             return Err(errno);
         }
-        drop(host);
         if let Some(sev) = &mut self.sev {
             (sev.handle, sev.sev_fd) = (handle, sev_fd);
         }
@@ -105,9 +137,7 @@ impl SoftwarePlatform {
         let abi::Buffer { uaddr, len, .. } = read_value(command.data)?;
         self.pin(uaddr, len)?;
         self.firmware(&mut command.error, |firmware, handle| {
-            let guest = firmware.guest(handle)?;
-            guest.check_update(uaddr, len.into())?;
-            let digest = guest.digest_mut();
+            let digest = firmware.guest(handle)?.update(uaddr, len.into())?;
             self.ram
                 .encrypt_in_place(uaddr, len.into(), &mut |bytes| digest.update(bytes))
                 .map_err(|_not_ram| Status::INVALID_ADDRESS)
@@ -162,43 +192,6 @@ impl SoftwarePlatform {
         })
     }
 
-    /// `KVM_SEV_DBG_DECRYPT`, or with `encrypt` `KVM_SEV_DBG_ENCRYPT`, a page of each side at a time.
-    fn debug(&self, command: &mut kvm_sev_cmd, encrypt: bool) -> Result<(), Errno> {
-        self.sev()?;
-        let abi::Debug { src_uaddr, dst_uaddr, len, .. } = read_value(command.data)?;
-        let source_end = src_uaddr.checked_add(len.into());
-        if len == 0 || source_end.is_none() || dst_uaddr == 0 {
-            return Err(Errno::EINVAL);
-        }
-        let mut done = 0;
-        while done < len {
-            let source = src_uaddr.saturating_add(done.into());
-            let target = dst_uaddr.saturating_add(done.into());
-            let piece = (len - done).min(left_in_page(source)).min(left_in_page(target));
-            let mut bytes = vec![0; piece as usize];
-            if !self.ram.contains(if encrypt { target } else { source }, piece.into()) {
-                return Err(Errno::ENOMEM);
-            }
-            if encrypt {
-                user_memory::read(source, &mut bytes).map_err(|_unpinnable| Errno::ENOMEM)?;
-            }
-            self.firmware(&mut command.error, |firmware, handle| {
-                firmware.guest(handle)?.check_debug()?;
-                let moved = if encrypt {
-                    self.ram.write(target, &bytes)
-                } else {
-                    self.ram.read(source, &mut bytes)
-                };
-                moved.map_err(|_not_ram| Status::INVALID_ADDRESS)
-            })?;
-            if !encrypt {
-                user_memory::write(target, &bytes).map_err(|_unpinnable| Errno::ENOMEM)?;
-            }
-            done += piece;
-        }
-        Ok(())
-    }
-
     /// A command whose output goes to the [`abi::Buffer`] at `buffer`: no length asks for the length.
     fn export(
         &self,
@@ -231,8 +224,9 @@ impl SoftwarePlatform {
     }
 }
 
-impl Platform for SoftwarePlatform {
-    fn memory_encrypt_op(&mut self, command: &mut kvm_sev_cmd) -> Result<(), Errno> {
+impl Vm {
+    /// A command that runs alone on its VM.
+    fn command(&mut self, command: &mut kvm_sev_cmd) -> Result<(), Errno> {
         match command.id {
             kvm::sev_cmd_id_KVM_SEV_INIT => self.init(),
             kvm::sev_cmd_id_KVM_SEV_ES_INIT => Err(Errno::ENOTTY),
@@ -243,6 +237,17 @@ impl Platform for SoftwarePlatform {
             kvm::sev_cmd_id_KVM_SEV_LAUNCH_MEASURE => self.launch_measure(command),
             kvm::sev_cmd_id_KVM_SEV_LAUNCH_SECRET => self.launch_secret(command),
             kvm::sev_cmd_id_KVM_SEV_LAUNCH_FINISH => self.launch_finish(command),
+            kvm::sev_cmd_id_KVM_SEV_SEND_START => self.send_start(command),
+            kvm::sev_cmd_id_KVM_SEV_SEND_FINISH => {
+                self.end_transfer(command, (GuestState::SendUpdate, GuestState::Sent))
+            }
+            kvm::sev_cmd_id_KVM_SEV_SEND_CANCEL => {
+                self.end_transfer(command, (GuestState::SendUpdate, GuestState::Running))
+            }
+            kvm::sev_cmd_id_KVM_SEV_RECEIVE_START => self.receive_start(command),
+            kvm::sev_cmd_id_KVM_SEV_RECEIVE_FINISH => {
+                self.end_transfer(command, (GuestState::ReceiveUpdate, GuestState::Running))
+            }
             kvm::sev_cmd_id_KVM_SEV_GUEST_STATUS => self.guest_status(command),
             kvm::sev_cmd_id_KVM_SEV_DBG_DECRYPT => self.debug(command, false),
             kvm::sev_cmd_id_KVM_SEV_DBG_ENCRYPT => self.debug(command, true),
@@ -271,31 +276,34 @@ impl Platform for SoftwarePlatform {
     }
 }
 
-impl Drop for SoftwarePlatform {
+impl Platform for SoftwarePlatform {
+    fn memory_encrypt_op(&self, command: &mut kvm_sev_cmd) -> Result<(), Errno> {
+        match command.id {
+            kvm::sev_cmd_id_KVM_SEV_SEND_UPDATE_DATA => {
+                self.with_others().send_update_data(command)
+            }
+            kvm::sev_cmd_id_KVM_SEV_RECEIVE_UPDATE_DATA => {
+                self.with_others().receive_update_data(command)
+            }
+            _ => self.exclusive().command(command),
+        }
+    }
+
+    fn register_region(&self, region: &kvm_enc_region) -> Result<(), Errno> {
+        self.exclusive().register_region(region)
+    }
+
+    fn unregister_region(&self, region: &kvm_enc_region) -> Result<(), Errno> {
+        self.exclusive().unregister_region(region)
+    }
+}
+
+impl Drop for Vm {
     fn drop(&mut self) {
         if let Some(sev) = &self.sev {
             let mut host = self.host.lock();
             host.firmware.forget(sev.handle);
             host.free_asids.insert(sev.asid);
-        }
-    }
-}
-
-/// Calls the firmware through `/dev/sev` descriptor `sev_fd`; only then is `error` written.
-fn call<R>(
-    host: &mut HostState,
-    sev_fd: i32,
-    error: &mut u32,
-    command: impl FnOnce(&mut Firmware) -> Result<R, Status>,
-) -> Result<R, Errno> {
-    match command(host.firmware(sev_fd)?) {
-        Ok(answer) => {
-            *error = 0;
-            Ok(answer)
-        }
-        Err(status) => {
-            *error = status.0;
-            Err(Errno::EIO)
         }
     }
 }

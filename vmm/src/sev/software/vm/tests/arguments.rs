@@ -199,7 +199,7 @@ fn a_secret_is_checked() {
 /// Regions must be RAM, and are unregistered exactly as they were registered.
 #[test]
 fn regions_are_registered_and_unregistered_exactly() {
-    let mut vm = Vm::initialised();
+    let vm = Vm::initialised();
     let ram = vm.fixture.ram;
     let region = |addr, size| kvm_enc_region { addr, size };
     for (bad, errno) in [

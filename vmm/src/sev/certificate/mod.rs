@@ -35,6 +35,10 @@ pub(crate) const SIGNATURE_LEN: usize = 2 * FIELD_LEN;
 pub struct Usage(pub u32);
 
 impl Usage {
+    /// The vendor's root key.
+    pub const ARK: Self = Self(0);
+    /// The vendor's key that signs chips' keys.
+    pub const ASK: Self = Self(0x13);
     /// An empty signature slot.
     pub const NONE: Self = Self(0x1000);
     /// Owner's certificate authority.
@@ -50,6 +54,8 @@ impl Usage {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Self::ARK => "ARK",
+            Self::ASK => "ASK",
             Self::NONE => "no key",
             Self::OCA => "OCA",
             Self::PEK => "PEK",
@@ -199,14 +205,39 @@ impl Certificate {
     /// [`BadCertificate::Full`] if both slots are in use; [`BadCertificate::Signing`].
     pub fn sign(&mut self, usage: Usage, signer: &SecretKey) -> Result<(), BadCertificate> {
         let signature = sign(signer, self.body.as_bytes())?;
+        self.add_signature((usage, ECDSA_SHA256), &signature)
+    }
+
+    /// Fills the first empty slot with a signature made elsewhere over [`Certificate::signed_bytes`].
+    ///
+    /// # Errors
+    /// [`BadCertificate::Full`] if both slots are in use.
+    pub(crate) fn add_signature(
+        &mut self,
+        (usage, algorithm): (Usage, u32),
+        signature: &[u8],
+    ) -> Result<(), BadCertificate> {
         let slot = self
             .slots
             .iter_mut()
             .find(|slot| slot.usage == Usage::NONE)
             .ok_or(BadCertificate::Full)?;
-        *slot = Slot { usage, algorithm: ECDSA_SHA256, bytes: [0; 512] };
-        slot.bytes.split_at_mut(SIGNATURE_LEN).0.copy_from_slice(&signature);
+        *slot = Slot { usage, algorithm, bytes: [0; 512] };
+        for (to, from) in slot.bytes.iter_mut().zip(signature) {
+            *to = *from;
+        }
         Ok(())
+    }
+
+    /// What the signatures cover.
+    pub(crate) fn signed_bytes(&self) -> &[u8] {
+        self.body.as_bytes()
+    }
+
+    /// The slot in which `usage` has signed with `algorithm`.
+    pub(crate) fn signature_by(&self, usage: Usage, algorithm: u32) -> Option<&[u8; 512]> {
+        let wanted = |slot: &&Slot| (slot.usage, slot.algorithm) == (usage, algorithm);
+        self.slots.iter().find(wanted).map(|slot| &slot.bytes)
     }
 
     /// Checks that `signer` signed this certificate, in either slot.
@@ -214,12 +245,10 @@ impl Certificate {
     /// # Errors
     /// [`BadCertificate`] if no slot names the signer's usage, or the signature does not verify.
     pub fn verify(&self, signer: &Self) -> Result<(), BadCertificate> {
-        let slot = self
-            .slots
-            .iter()
-            .find(|slot| slot.usage == signer.usage() && slot.algorithm == ECDSA_SHA256)
+        let signature = self
+            .signature_by(signer.usage(), ECDSA_SHA256)
             .ok_or(BadCertificate::NotSignedBy { signer: signer.usage().name() })?;
-        signer.verify_signature(self.body.as_bytes(), slot.bytes.split_at(SIGNATURE_LEN).0)
+        signer.verify_signature(self.body.as_bytes(), signature.split_at(SIGNATURE_LEN).0)
     }
 
     /// Checks a signature, R and S little-endian, that this certificate's key made over `signed`.
@@ -279,6 +308,19 @@ pub struct Chain {
 }
 
 impl Chain {
+    /// PEK, OCA and CEK in `bytes`.
+    ///
+    /// # Errors
+    /// [`BadCertificate`] unless the length and all three versions are right.
+    pub fn decode(bytes: &[u8]) -> Result<Self, BadCertificate> {
+        let chain = Self::read_from_bytes(bytes)
+            .map_err(|_size| BadCertificate::Length { len: bytes.len() })?;
+        for certificate in [&chain.pek, &chain.oca, &chain.cek] {
+            Certificate::decode(certificate.as_bytes())?;
+        }
+        Ok(chain)
+    }
+
     /// Checks every signature from `pdh` up to the chip and the owner, as far as this chain reaches:
     /// whether the chip is AMD's only AMD's certificates can say.
     ///
@@ -379,96 +421,13 @@ pub enum BadCertificate {
     /// Both slots are used.
     #[error("the certificate already carries two signatures")]
     Full,
+    /// The vendor's key is no RSA key.
+    #[error("the vendor's key cannot sign the certificate")]
+    VendorKey,
     /// The key cannot sign.
     #[error("the certificate could not be signed")]
     Signing(#[source] SignatureError),
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::sev::session::random_secret_key;
-
-    /// The certificates of a real EPYC.
-    fn rome() -> (Certificate, Chain) {
-        let decode = |bytes: &[u8]| Certificate::decode(bytes).unwrap();
-        let chain = Chain {
-            pek: decode(include_bytes!("../../tests/data/rome-pek.cert")),
-            oca: decode(include_bytes!("../../tests/data/rome-oca.cert")),
-            cek: decode(include_bytes!("../../tests/data/rome-cek.cert")),
-        };
-        (decode(include_bytes!("../../tests/data/rome-pdh.cert")), chain)
-    }
-
-    /// Real certificates verify, and no certificate speaks for another's signer.
-    #[test]
-    fn verifies_a_real_chain() {
-        let (pdh, chain) = rome();
-        chain.verify(&pdh).unwrap();
-        assert_eq!(pdh.as_bytes(), include_bytes!("../../tests/data/rome-pdh.cert"));
-        assert!(matches!(pdh.verify(&chain.oca), Err(BadCertificate::NotSignedBy { .. })));
-        assert!(matches!(pdh.verify(&pdh), Err(BadCertificate::NotSignedBy { signer: "PDH" })));
-        let exchanged = Chain { oca: chain.cek, cek: chain.oca, ..chain };
-        assert!(exchanged.verify(&pdh).is_err());
-    }
-
-    /// A bit changed in what is signed, or in R or S, is noticed.
-    #[test]
-    fn a_changed_bit_breaks_a_signature() {
-        let (pdh, chain) = rome();
-        let signed = size_of::<Body>();
-        let signature = signed + 8;
-        let fields = [signature..signature + SCALAR_LEN, signature + FIELD_LEN..signature + 120];
-        let all = (0..signed).step_by(11).chain(fields.into_iter().flatten().step_by(7));
-        for at in all {
-            let mut changed = pdh;
-            changed.as_mut_bytes()[at] ^= 1;
-            assert!(changed.verify(&chain.pek).is_err(), "byte {at}");
-        }
-    }
-
-    /// A certificate of ours verifies like a real one, by either of two signers.
-    #[test]
-    fn signs_and_verifies_in_both_slots() {
-        let (oca, cek, pek) = (
-            random_secret_key().unwrap(),
-            random_secret_key().unwrap(),
-            random_secret_key().unwrap(),
-        );
-        let signing = |usage, key: &SecretKey| {
-            Certificate::new(PublicKeyUse::signing(usage), &key.public_key(), (1, 55))
-        };
-        let mut certificate = signing(Usage::PEK, &pek);
-        certificate.sign(Usage::OCA, &oca).unwrap();
-        certificate.sign(Usage::CEK, &cek).unwrap();
-        assert!(matches!(certificate.sign(Usage::CEK, &cek), Err(BadCertificate::Full)));
-        certificate.verify(&signing(Usage::OCA, &oca)).unwrap();
-        certificate.verify(&signing(Usage::CEK, &cek)).unwrap();
-        let impostor = certificate.verify(&signing(Usage::OCA, &cek));
-        assert!(matches!(impostor, Err(BadCertificate::Signature { signer: "OCA", .. })));
-    }
-
-    /// What is no certificate, no P-384 point or no PDH is refused.
-    #[test]
-    fn refuses_what_is_no_pdh() {
-        let (pdh, chain) = rome();
-        assert!(matches!(
-            Certificate::decode(&[1; 2083]),
-            Err(BadCertificate::Length { len: 2083 })
-        ));
-        assert!(matches!(
-            Certificate::decode(&[0; 2084]),
-            Err(BadCertificate::Version { version: 0 })
-        ));
-        assert!(matches!(chain.pek.diffie_hellman_key(), Err(BadCertificate::Key { .. })));
-        let mut off_curve = pdh;
-        off_curve.body.y[0] ^= 1;
-        assert!(matches!(off_curve.diffie_hellman_key(), Err(BadCertificate::Point(_))));
-        let mut zero = pdh;
-        (zero.body.x, zero.body.y) = ([0; 72], [0; 72]);
-        assert!(matches!(zero.diffie_hellman_key(), Err(BadCertificate::Point(_))));
-        let mut other_curve = pdh;
-        other_curve.body.curve = 1;
-        assert!(matches!(other_curve.diffie_hellman_key(), Err(BadCertificate::Key { .. })));
-    }
-}
+mod tests;

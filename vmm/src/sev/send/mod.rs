@@ -1,0 +1,253 @@
+//! Sending a running SEV guest to another platform, as consumed values.
+//!
+//! ```text
+//! Launched -- start_send --> Sending -- finish --> Sent       never runs here again
+//!     ^                       | seal, by several threads
+//!     +------- cancel --------+                               every packet sealed is worthless
+//! ```
+//!
+//! The guest goes on running while it is being sent.
+
+use thiserror::Error;
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
+
+use super::abi;
+use super::certificate::Certificate;
+use super::command::{Command, CommandError, Vm, address_of_mut, blob};
+use super::launch::{GuestStatus, Launched, StatusError, guest_status};
+use super::measurement::Measurement;
+use super::packet::HEADER_LEN;
+use super::session::{SESSION_LEN, Session};
+use super::target::PlatformCertificates;
+use crate::page::PAGE_SIZE;
+
+/// Bytes of a page, for buffers.
+pub const PAGE_LEN: usize = 4096;
+
+const _: () = assert!(PAGE_LEN as u64 == PAGE_SIZE);
+
+/// A page's packet as it travels: the header, then the ciphertext.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+pub struct SealedPage {
+    /// Flags, initial counter block and MAC.
+    pub header: [u8; HEADER_LEN],
+    /// The page, encrypted.
+    pub data: [u8; PAGE_LEN],
+}
+
+/// What the target's firmware needs to take the guest; goes to `RECEIVE_START`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SendSession {
+    /// The guest's policy word.
+    pub policy: u32,
+    /// The PDH certificate of the platform that sends.
+    pub source_pdh: Certificate,
+    /// The transport keys, wrapped for the target.
+    pub session: Session,
+}
+
+impl Launched {
+    /// `SEND_START`, after asking for the length of its output: agrees on keys with the platform `to`.
+    ///
+    /// What the firmware checks of `to` depends on the guest's policy; use
+    /// [`verify_target`](super::target::verify_target) first. `source_pdh` is this platform's own PDH
+    /// certificate, for the target.
+    ///
+    /// # Errors
+    /// [`NotSending`], which gives the guest back, running as before.
+    pub fn start_send(
+        self,
+        to: &PlatformCertificates,
+        source_pdh: Certificate,
+    ) -> Result<Sending, NotSending> {
+        let Self { vm, measurement } = self;
+        match start(&vm, to, source_pdh) {
+            Ok(session) => Ok(Sending { vm, measurement, session }),
+            Err(cause) => Err(NotSending { launched: Self { vm, measurement }, cause }),
+        }
+    }
+}
+
+/// A guest that could not be sent, and why.
+#[derive(Debug)]
+pub struct NotSending {
+    /// The guest, which may run.
+    pub launched: Launched,
+    /// Why.
+    pub cause: SendError,
+}
+
+/// `SEND_START` and a query of the length of packet headers; cancels if those are not as we know them.
+fn start(
+    vm: &Vm,
+    to: &PlatformCertificates,
+    source_pdh: Certificate,
+) -> Result<SendSession, SendError> {
+    let mut query = abi::SendStart::default();
+    vm.query(Command::SEND_START, &mut query).map_err(SendError::Start)?;
+    if query.session_len as usize != SESSION_LEN {
+        return Err(SendError::Length { what: "session", len: query.session_len });
+    }
+    let mut session = Session::new_zeroed();
+    let vendor = to.vendor.to_bytes();
+    let (pdh_uaddr, pdh_len) = blob(to.pdh.as_bytes());
+    let (chain_uaddr, chain_len) = blob(to.chain.as_bytes());
+    let (vendor_uaddr, vendor_len) = blob(&vendor);
+    let mut start = abi::SendStart {
+        pdh_uaddr,
+        pdh_len,
+        chain_uaddr,
+        chain_len,
+        vendor_uaddr,
+        vendor_len,
+        session_uaddr: address_of_mut(&mut session),
+        session_len: query.session_len,
+        ..abi::SendStart::default()
+    };
+    vm.issue(Command::SEND_START, &mut start).map_err(SendError::Start)?;
+    if let Err(cause) = check_header_length(vm) {
+        vm.issue_plain(Command::SEND_CANCEL).map_err(SendError::Cancel)?;
+        return Err(cause);
+    }
+    Ok(SendSession { policy: start.policy, source_pdh, session })
+}
+
+fn check_header_length(vm: &Vm) -> Result<(), SendError> {
+    let mut query = abi::Packet::default();
+    vm.query(Command::SEND_UPDATE_DATA, &mut query).map_err(SendError::Query)?;
+    match query.hdr_len {
+        len if len as usize == HEADER_LEN => Ok(()),
+        len => Err(SendError::Length { what: "packet header", len }),
+    }
+}
+
+/// The guest runs and is being sent.
+#[derive(Debug)]
+pub struct Sending {
+    vm: Vm,
+    measurement: Option<Measurement>,
+    session: SendSession,
+}
+
+impl Sending {
+    /// What the target needs before the first page.
+    #[must_use]
+    pub fn session(&self) -> &SendSession {
+        &self.session
+    }
+
+    /// `SEND_UPDATE_DATA`: encrypts the page at page-aligned host address `address` into `packet`.
+    /// Several threads may seal at once. The packet says nothing of the page's place or time.
+    ///
+    /// # Errors
+    /// [`SendError::Seal`]; `packet` is then worthless.
+    pub fn seal(&self, address: u64, packet: &mut SealedPage) -> Result<(), SendError> {
+        let len = abi::length(PAGE_LEN);
+        let mut data = abi::Packet {
+            hdr_uaddr: address_of_mut(&mut packet.header),
+            hdr_len: abi::length(HEADER_LEN),
+            guest_uaddr: address,
+            guest_len: len,
+            trans_uaddr: address_of_mut(&mut packet.data),
+            trans_len: len,
+            ..abi::Packet::default()
+        };
+        self.vm
+            .issue(Command::SEND_UPDATE_DATA, &mut data)
+            .map_err(|cause| SendError::Seal { address, cause })
+    }
+
+    /// `SEND_CANCEL`: the guest is as before `SEND_START`, and the target can open nothing more.
+    ///
+    /// # Errors
+    /// [`NotCancelled`], which gives the guest back: it may run on, and cancelling be tried again.
+    pub fn cancel(self) -> Result<Launched, NotCancelled> {
+        match self.vm.issue_plain(Command::SEND_CANCEL) {
+            Ok(()) => Ok(Launched { vm: self.vm, measurement: self.measurement }),
+            Err(cause) => {
+                let cause = SendError::Cancel(cause);
+                Err(NotCancelled { sending: Box::new(self), cause })
+            }
+        }
+    }
+
+    /// `SEND_FINISH`: the point of no return. The guest must not run here again, whatever happens.
+    ///
+    /// # Errors
+    /// [`SendError::Finish`]; the guest is then destroyed, as it is after success.
+    pub fn finish(self) -> Result<Sent, SendError> {
+        self.vm.issue_plain(Command::SEND_FINISH).map_err(SendError::Finish)?;
+        Ok(Sent { vm: self.vm })
+    }
+
+    /// `GUEST_STATUS`.
+    ///
+    /// # Errors
+    /// [`StatusError`].
+    pub fn status(&self) -> Result<GuestStatus, StatusError> {
+        guest_status(&self.vm)
+    }
+}
+
+/// A guest whose sending could not be cancelled, and why.
+#[derive(Debug)]
+pub struct NotCancelled {
+    /// The guest, which may run.
+    pub sending: Box<Sending>,
+    /// Why.
+    pub cause: SendError,
+}
+
+/// Proof that the guest was sent. Dropping it destroys what is left of the guest.
+#[derive(Debug)]
+pub struct Sent {
+    vm: Vm,
+}
+
+impl Sent {
+    /// `GUEST_STATUS`.
+    ///
+    /// # Errors
+    /// [`StatusError`].
+    pub fn status(&self) -> Result<GuestStatus, StatusError> {
+        guest_status(&self.vm)
+    }
+}
+
+/// Which step of sending failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum SendError {
+    /// `SEND_START`.
+    #[error("agreeing with the destination's platform on keys")]
+    Start(#[source] CommandError),
+    /// The query of `SEND_UPDATE_DATA`.
+    #[error("asking the firmware for the length of packet headers")]
+    Query(#[source] CommandError),
+    /// The firmware does not speak the formats we know.
+    #[error("the firmware's {what} has {len} bytes, which is unknown; update this program")]
+    Length {
+        /// What has that length.
+        what: &'static str,
+        /// The length it asked for.
+        len: u32,
+    },
+    /// `SEND_UPDATE_DATA`.
+    #[error("encrypting the guest's page at host address {address:#x} for its destination")]
+    Seal {
+        /// Host address.
+        address: u64,
+        /// Why.
+        #[source]
+        cause: CommandError,
+    },
+    /// `SEND_CANCEL`.
+    #[error("cancelling the transfer at the firmware")]
+    Cancel(#[source] CommandError),
+    /// `SEND_FINISH`.
+    #[error("finishing the transfer at the firmware")]
+    Finish(#[source] CommandError),
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,118 @@
+//! A guest's pages from one software host to another.
+
+use std::thread;
+
+use super::*;
+use crate::sev::abi::GuestState;
+use crate::sev::launch::Launched;
+use crate::sev::receive::{ReceiveError, Receiving};
+use crate::sev::software::fixture::{Fixture, RAM_LEN};
+use crate::sev::target::verify_target;
+use crate::sev::{Policy, Status};
+
+const PAGES: u64 = RAM_LEN / PAGE_SIZE;
+
+fn empty() -> SealedPage {
+    SealedPage { header: [0; HEADER_LEN], data: [0; PAGE_LEN] }
+}
+
+/// Two hosts, and a guest being sent from the first to the second.
+struct Pair {
+    source: Fixture,
+    target: Fixture,
+}
+
+impl Pair {
+    fn new() -> Self {
+        Self { source: Fixture::new(), target: Fixture::new() }
+    }
+
+    fn send(&self, launched: Launched) -> Sending {
+        let (own, to) = (self.source.certificates(), self.target.certificates());
+        verify_target(&to, Policy::default(), &own).unwrap();
+        launched.start_send(&to, own.pdh).unwrap()
+    }
+
+    fn receive(&self, sending: &Sending) -> Receiving {
+        self.target.initialised().start_receive(sending.session()).unwrap()
+    }
+
+    fn seal(&self, sending: &Sending, page: u64) -> SealedPage {
+        let mut packet = empty();
+        sending.seal(self.source.ram + page * PAGE_SIZE, &mut packet).unwrap();
+        packet
+    }
+
+    fn open(
+        &self,
+        receiving: &Receiving,
+        page: u64,
+        packet: &SealedPage,
+    ) -> Result<(), ReceiveError> {
+        receiving.open(self.target.ram + page * PAGE_SIZE, &packet.header, &packet.data)
+    }
+}
+
+fn page_of(byte: u64) -> Vec<u8> {
+    vec![u8::try_from(byte).unwrap() ^ 0x5a; PAGE_LEN]
+}
+
+/// Every page arrives as the guest left it, sealed and opened by two threads, and the host on neither
+/// side sees it.
+#[test]
+fn a_guest_moves_to_another_host() {
+    let pair = Pair::new();
+    for page in 0..PAGES {
+        pair.source.guest_writes(page * PAGE_SIZE, &page_of(page));
+    }
+    let sending = pair.send(pair.source.launched(Policy::default()));
+    let receiving = pair.receive(&sending);
+    assert_eq!(sending.status().unwrap().state, GuestState::SendUpdate);
+    assert_eq!(receiving.status().unwrap().state, GuestState::ReceiveUpdate);
+    thread::scope(|scope| {
+        for first in 0..2 {
+            let (pair, sending, receiving) = (&pair, &sending, &receiving);
+            scope.spawn(move || {
+                for page in (first..PAGES).step_by(2) {
+                    let packet = pair.seal(sending, page);
+                    assert_ne!(packet.data, *page_of(page));
+                    pair.open(receiving, page, &packet).unwrap();
+                }
+            });
+        }
+    });
+    let received = receiving.finish().unwrap();
+    for page in 0..PAGES {
+        let (at, bytes) = (page * PAGE_SIZE, page_of(page));
+        assert_eq!(pair.target.guest_sees(at, PAGE_LEN), bytes);
+        assert_ne!(pair.target.host_sees(at, PAGE_LEN), bytes);
+    }
+    let status = received.status().unwrap();
+    assert_eq!((status.state, status.policy), (GuestState::Running, Policy::default().bits()));
+    assert!(received.measurement().is_none());
+    let sent = sending.finish().unwrap();
+    assert_eq!(sent.status().unwrap().state, GuestState::Sent);
+}
+
+/// After a cancelled attempt the guest is as before, and the next attempt works; what the first sealed
+/// is worthless in it.
+#[test]
+fn a_cancelled_transfer_leaves_nothing() {
+    let pair = Pair::new();
+    pair.source.guest_writes(0, &page_of(1));
+    let first = pair.send(pair.source.launched(Policy::default()));
+    let stale = pair.seal(&first, 0);
+    let launched = first.cancel().unwrap();
+    assert_eq!(launched.status().unwrap().state, GuestState::Running);
+    assert!(launched.measurement().is_some());
+
+    let second = pair.send(launched);
+    let receiving = pair.receive(&second);
+    let Err(ReceiveError::Open { cause, .. }) = pair.open(&receiving, 0, &stale) else { panic!() };
+    assert_eq!(cause.status(), Some(Status::BAD_MEASUREMENT));
+    assert_eq!(pair.target.guest_sees(0, PAGE_LEN), [0; PAGE_LEN]);
+    pair.open(&receiving, 0, &pair.seal(&second, 0)).unwrap();
+    assert_eq!(pair.target.guest_sees(0, PAGE_LEN), page_of(1));
+    receiving.finish().unwrap();
+    second.finish().unwrap();
+}

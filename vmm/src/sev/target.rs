@@ -1,0 +1,228 @@
+//! Where a guest may be sent: a platform's whole chain of certificates, checked against the guest's
+//! policy.
+//!
+//! ```text
+//! ARK -> ASK -> CEK -> PEK -> PDH      the chip: policy bit SEV
+//!               OCA -> PEK             the owner: policy bit DOMAIN
+//! ```
+//!
+//! The firmware makes the same checks in `SEND_START`, but says only which kind failed. A guest without
+//! the SEV bit it sends to whoever shows any key, so here that is refused too, by name.
+
+use thiserror::Error;
+use zerocopy::IntoBytes;
+
+use super::abi::CHAIN_LEN;
+use super::certificate::{BadCertificate, CERTIFICATE_LEN, Certificate, Chain};
+use super::device::{ExportError, export_pdh};
+use super::rsa::WrongSignature;
+use super::vendor::{BadVendorCertificate, Root, VendorChain};
+use super::{Policy, SevDevice};
+
+/// Most bytes that [`PlatformCertificates::to_bytes`] gives.
+pub const PLATFORM_CERTIFICATES_LEN_MAX: usize = CERTIFICATE_LEN + CHAIN_LEN + 3200;
+
+/// Everything that vouches for a platform. Nothing is verified by having it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlatformCertificates {
+    /// The key that sessions are wrapped for.
+    pub pdh: Certificate,
+    /// PEK, OCA and CEK.
+    pub chain: Chain,
+    /// ASK and ARK.
+    pub vendor: VendorChain,
+}
+
+impl PlatformCertificates {
+    /// What the platform behind `device` exports, completed with its vendor's certificates.
+    ///
+    /// The CEK that AMD's firmware exports has no signature: `signed_cek` takes its place, as AMD's key
+    /// server gives it. The software platform needs none.
+    ///
+    /// # Errors
+    /// [`ExportError`]; [`ExportError::OtherChip`] if `signed_cek` is of another chip.
+    pub fn export(
+        device: &dyn SevDevice,
+        vendor: VendorChain,
+        signed_cek: Option<Certificate>,
+    ) -> Result<Self, ExportError> {
+        let (pdh, mut chain) = export_pdh(device)?;
+        if let Some(signed) = signed_cek {
+            if signed.signing_key()? != chain.cek.signing_key()? {
+                return Err(ExportError::OtherChip);
+            }
+            chain.cek = signed;
+        }
+        Ok(Self { pdh, chain, vendor })
+    }
+
+    /// PDH, PEK, OCA, CEK, ASK, ARK, one after the other.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        [self.pdh.as_bytes(), self.chain.as_bytes(), &self.vendor.to_bytes()].concat()
+    }
+
+    /// The certificates in `bytes`, as [`PlatformCertificates::to_bytes`] gives them.
+    ///
+    /// # Errors
+    /// [`BadPlatformCertificates`] unless there are six certificates of known versions, and no more.
+    pub fn decode(bytes: &[u8]) -> Result<Self, BadPlatformCertificates> {
+        let short = || BadCertificate::Length { len: bytes.len() };
+        let (pdh, rest) = bytes.split_at_checked(CERTIFICATE_LEN).ok_or_else(short)?;
+        let (chain, vendor) = rest.split_at_checked(CHAIN_LEN).ok_or_else(short)?;
+        Ok(Self {
+            pdh: Certificate::decode(pdh)?,
+            chain: Chain::decode(chain)?,
+            vendor: VendorChain::decode(vendor)?,
+        })
+    }
+}
+
+/// Why bytes are not a platform's certificates.
+#[derive(Debug, Error)]
+pub enum BadPlatformCertificates {
+    /// PDH, PEK, OCA or CEK.
+    #[error("the platform's certificates are malformed")]
+    Certificate(#[from] BadCertificate),
+    /// ASK or ARK.
+    #[error("the platform's vendor certificates are malformed")]
+    Vendor(#[from] BadVendorCertificate),
+}
+
+/// Checks that a guest with this policy may be sent to `target` from the platform of `own`.
+///
+/// # Errors
+/// [`RefusedTarget`] with the first thing wrong; [`RefusedTarget::Unattested`], after everything else,
+/// for a guest whose policy does not make the firmware check the chain.
+pub fn verify_target(
+    target: &PlatformCertificates,
+    policy: Policy,
+    own: &PlatformCertificates,
+) -> Result<(), RefusedTarget> {
+    let root = own.vendor.root();
+    check_target(target, policy, &Source { root, oca: &own.chain.oca })?;
+    if policy.has(Policy::SEV) { Ok(()) } else { Err(RefusedTarget::Unattested) }
+}
+
+/// The platform that sends: what its targets must have in common with it.
+pub(crate) struct Source<'a> {
+    /// `None` if its own vendor is unknown.
+    pub(crate) root: Option<Root>,
+    pub(crate) oca: &'a Certificate,
+}
+
+/// What `SEND_START` checks: of the chain, only what the policy asks for.
+///
+/// # Errors
+/// [`RefusedTarget`], never [`RefusedTarget::Unattested`].
+pub(crate) fn check_target(
+    target: &PlatformCertificates,
+    policy: Policy,
+    source: &Source<'_>,
+) -> Result<(), RefusedTarget> {
+    let PlatformCertificates { pdh, chain: Chain { pek, oca, cek }, vendor } = target;
+    if policy.has(Policy::NOSEND) {
+        return Err(RefusedTarget::NoSend);
+    }
+    pdh.diffie_hellman_key().map_err(RefusedTarget::Pdh)?;
+    let (chip, owner) = (policy.has(Policy::SEV), policy.has(Policy::DOMAIN));
+    if chip || owner {
+        pdh.verify(pek).map_err(RefusedTarget::PdhByPek)?;
+    }
+    if chip {
+        pek.verify(cek).map_err(RefusedTarget::PekByCek)?;
+        vendor.verify_cek(cek).map_err(RefusedTarget::CekByAsk)?;
+        vendor.verify_ask().map_err(RefusedTarget::AskByArk)?;
+        check_root(vendor.root(), source.root)?;
+    }
+    if owner {
+        pek.verify(oca).map_err(RefusedTarget::PekByOca)?;
+        let keys = (oca.signing_key(), source.oca.signing_key());
+        match keys {
+            (Ok(theirs), Ok(ours)) if theirs == ours => {}
+            _ => return Err(RefusedTarget::Domain),
+        }
+    }
+    let (minimum, found) = (policy.minimum_api(), pek.api());
+    if found < minimum { Err(RefusedTarget::Api { minimum, found }) } else { Ok(()) }
+}
+
+fn check_root(theirs: Option<Root>, ours: Option<Root>) -> Result<(), RefusedTarget> {
+    match (theirs, ours) {
+        (Some(theirs), Some(ours)) if theirs.is_kin_of(ours) => Ok(()),
+        (theirs, ours) => {
+            Err(RefusedTarget::Root { theirs: describe(theirs), ours: describe(ours) })
+        }
+    }
+}
+
+fn describe(root: Option<Root>) -> &'static str {
+    match root {
+        Some(Root::Amd(_)) => "AMD's",
+        Some(Root::Software) => "the software platform's",
+        None => "unknown",
+    }
+}
+
+/// Why a guest may not be sent to a platform.
+#[derive(Debug, Error)]
+pub enum RefusedTarget {
+    /// Policy bit NOSEND.
+    #[error("the guest's policy forbids sending it anywhere (NOSEND)")]
+    NoSend,
+    /// The PDH is none.
+    #[error("the destination's PDH certificate holds no usable key")]
+    Pdh(#[source] BadCertificate),
+    /// PEK -> PDH.
+    #[error("the destination's PDH is not certified by its PEK")]
+    PdhByPek(#[source] BadCertificate),
+    /// CEK -> PEK.
+    #[error("the destination's PEK is not certified by its chip (CEK)")]
+    PekByCek(#[source] BadCertificate),
+    /// ASK -> CEK.
+    #[error(
+        "the destination's chip (CEK) is not certified by its vendor (ASK); on hardware, give the CEK \
+         that AMD's key server signed"
+    )]
+    CekByAsk(#[source] WrongSignature),
+    /// ARK -> ASK.
+    #[error("the destination's vendor key (ASK) is not certified by its root (ARK)")]
+    AskByArk(#[source] WrongSignature),
+    /// The ARK is not one that this platform trusts.
+    #[error(
+        "the destination's root (ARK) is {theirs} and this platform's is {ours}: a guest moves only \
+         between hardware and hardware, or software and software"
+    )]
+    Root {
+        /// Whose root the destination has.
+        theirs: &'static str,
+        /// Whose root this platform has.
+        ours: &'static str,
+    },
+    /// OCA -> PEK.
+    #[error("the destination's PEK is not certified by its owner (OCA)")]
+    PekByOca(#[source] BadCertificate),
+    /// Policy bit DOMAIN.
+    #[error(
+        "the guest's policy allows only platforms of the same owner (DOMAIN), and the destination's OCA \
+         is another"
+    )]
+    Domain,
+    /// The policy's lowest API version.
+    #[error(
+        "the guest's policy asks for firmware API {}.{}, and the destination has {}.{}",
+        minimum.0, minimum.1, found.0, found.1
+    )]
+    Api {
+        /// Lowest version allowed: major, minor.
+        minimum: (u8, u8),
+        /// Version of the destination's PEK: major, minor.
+        found: (u8, u8),
+    },
+    /// Policy bit SEV is clear.
+    #[error(
+        "the guest's policy lets the firmware send it to anybody (SEV is not set); launch it with policy \
+         bit SEV (0x20), or allow an unattested destination explicitly"
+    )]
+    Unattested,
+}
