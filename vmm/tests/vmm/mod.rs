@@ -171,7 +171,7 @@ fn forward(stream: Stream, from: impl Read + Send + 'static, to: Sender<(Stream,
 
 /// The shared regions of a report, as their first frames and the frames after their last.
 pub(crate) fn shared_regions(report: &Value) -> Vec<(u64, u64)> {
-    let regions = report["sev"]["shared_regions_frames"].clone();
+    let regions = report.pointer("/sev/shared_regions_frames").cloned().unwrap_or_default();
     serde_json::from_value(regions).unwrap_or_else(|_| panic!("no regions in {report}"))
 }
 

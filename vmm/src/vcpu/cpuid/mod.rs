@@ -4,6 +4,7 @@
 //! those of the AMD64 manual volume 3, appendix E, of `Documentation/virt/kvm/x86/cpuid.rst` and
 //! of what Linux does with them.
 
+mod comparison;
 #[cfg(test)]
 mod tests;
 mod topology;
@@ -14,6 +15,8 @@ use std::ops::Range;
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 use thiserror::Error;
+
+pub use comparison::{Register, Shortfall, shortfalls};
 
 /// Where hypervisors describe themselves; KVM's own leaves start here.
 const KVM_SIGNATURE: u32 = 0x4000_0000;
