@@ -172,10 +172,25 @@ fn too_many_clients_are_turned_away() {
         drop(answer);
         client.responses().next(None).unwrap();
     }
+    wait_until_served(&served.path);
+}
+
+fn wait_until_served(path: &Path) {
     let deadline = Instant::now() + PATIENCE;
-    while !matches!(ask(&served.path, &Request::Status).unwrap(), Response::Status(_)) {
+    while !matches!(ask(path, &Request::Status).unwrap(), Response::Status(_)) {
         assert!(Instant::now() < deadline, "still busy");
     }
+}
+
+/// Clients that connect and say nothing do not add up, and when they have gone others are served.
+#[test]
+fn silent_clients_do_not_add_up() {
+    let served = serve();
+    let silent: Vec<_> = (0..300).map(|_| UnixStream::connect(&served.path).unwrap()).collect();
+    let answer = send_bytes(&served.path, b"");
+    assert!(answer.contains("busy"), "{answer}");
+    drop(silent);
+    wait_until_served(&served.path);
 }
 
 /// The socket is its user's alone.
