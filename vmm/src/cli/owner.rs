@@ -138,6 +138,7 @@ impl Owner {
                                 .map(|ending| (ending, None));
                         }
                         Sent::Moved => {
+                            self.board.show_moved();
                             self.console.attach(None);
                             return Ok((Ending::Moved, None));
                         }
