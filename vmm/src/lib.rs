@@ -12,6 +12,8 @@
 //! | [`vcpu`] | vCPU threads and their exits: [`vcpu::Vcpus`], [`vcpu::cpuid`] |
 //! | [`boot`] | kernel, initramfs and tables into RAM, in measuring order: [`boot::load`] |
 //! | [`machine`] | all of it assembled, run and reported: [`machine::Machine`] |
+//! | [`migration`] | a guest on its way to another host: [`migration::Endpoint`] |
+//! | [`control`] | the API socket: [`control::api`], [`control::Server`], [`control::Client`] |
 //! | [`cli`] | the command line: [`cli::run`] |
 //!
 //! The ways through it that matter most:
@@ -23,10 +25,12 @@
 
 pub mod boot;
 pub mod cli;
+pub mod control;
 pub mod devices;
 pub mod encryption;
 pub mod machine;
 pub mod memory;
+pub mod migration;
 pub mod page;
 pub mod sev;
 pub mod vcpu;

@@ -8,8 +8,13 @@ use log::LevelFilter;
 use thiserror::Error;
 
 use super::exit::EXIT_CODES;
+use super::migration_arguments::{
+    AskArguments, AskOptions, MigrateArguments, MigrateOptions, ReceiveArguments, ReceiveOptions,
+    ResolveArguments, StatusArguments,
+};
 use super::owner_files::{OwnerFileError, read_owner, read_tik};
 use super::values::{self, PlatformArgument};
+use crate::control::api::Request;
 use crate::machine::config::{
     Config, DEFAULT_CMDLINE, OwnerInput, PlatformKind, Serial, SevConfig, VcpuCount,
 };
@@ -29,9 +34,15 @@ pub(super) struct Arguments {
 #[derive(Debug)]
 pub(super) enum Task {
     /// Boot a guest.
-    Run { config: Config, options: RunOptions },
+    Run { config: Box<Config>, options: RunOptions },
+    /// Take over a guest from another host.
+    Receive(ReceiveOptions),
+    /// Have a guest moved to another host.
+    Migrate(MigrateOptions),
+    /// Ask the process that owns a guest.
+    Ask(AskOptions),
     /// Recompute a launch digest.
-    Digest(DigestOptions),
+    Digest(Box<DigestOptions>),
     /// Say whether this host's KVM is of use.
     Probe,
 }
@@ -47,10 +58,20 @@ pub(super) struct LogOptions {
 /// How `run` behaves, beside what machine it builds.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct RunOptions {
-    /// Report when the guest has ended, in this format.
-    pub(super) report: Option<ReportFormat>,
     /// Boot again when the guest asks for a reset.
     pub(super) reboot: bool,
+    pub(super) owner: OwnerOptions,
+}
+
+/// How the owner of a guest behaves, wherever the guest came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct OwnerOptions {
+    /// Report when the guest has ended, in this format.
+    pub(super) report: Option<ReportFormat>,
+    /// Where to answer requests.
+    pub(super) api_socket: Option<PathBuf>,
+    /// The directory that remembers handovers.
+    pub(super) journal: Option<PathBuf>,
 }
 
 /// How a report is written.
@@ -106,6 +127,13 @@ impl Arguments {
         };
         let task = match command {
             Command::Run(run) => run.task()?,
+            Command::Receive(receive) => Task::Receive(receive.options()),
+            Command::Migrate(migrate) => Task::Migrate(migrate.options()),
+            Command::Status(status) => Task::Ask(status.options()),
+            Command::Report(report) => Task::Ask(report.options(Request::Report)),
+            Command::Cancel(cancel) => Task::Ask(cancel.options(Request::Cancel)),
+            Command::Resolve(resolve) => Task::Ask(resolve.options()),
+            Command::Quit(quit) => Task::Ask(quit.options(Request::Quit)),
             Command::Digest(digest) => digest.task()?,
             Command::Probe => Task::Probe,
         };
@@ -124,7 +152,7 @@ pub(super) enum ArgumentError {
     OwnerFile(#[from] OwnerFileError),
 }
 
-/// Boots AMD SEV guests on KVM and shows which of their pages are encrypted.
+/// Boots AMD SEV guests on KVM and moves them, running, to other hosts.
 #[derive(Debug, Parser)]
 #[command(name = "sevferry", version, after_help = EXIT_CODES, disable_help_subcommand = true)]
 struct CommandLine {
@@ -148,6 +176,20 @@ struct CommandLine {
 enum Command {
     /// Boot a guest and be its console until it ends
     Run(RunArguments),
+    /// Wait for a guest from another host and be its console until it ends
+    Receive(ReceiveArguments),
+    /// Move a running guest to another host, and wait until it has moved
+    Migrate(MigrateArguments),
+    /// Show how things stand with a guest, and how far its migration is
+    Status(StatusArguments),
+    /// Print the launch and the status of every page of a running guest, as JSON
+    Report(AskArguments),
+    /// Give up the migration that is under way; the guest runs on where it is
+    Cancel(AskArguments),
+    /// Decide who has a guest when a handover was interrupted and stays in doubt
+    Resolve(ResolveArguments),
+    /// End a guest and its process
+    Quit(AskArguments),
     /// Recompute the launch digest of an SEV guest from its files
     Digest(DigestArguments),
     /// Say whether this host's KVM delivers what an SEV guest needs
@@ -206,6 +248,24 @@ struct RunArguments {
     /// Make it an SEV guest; without this it is a plain VM
     #[arg(long, value_name = PLATFORM, value_parser = values::platform, long_help = PLATFORM_HELP)]
     platform: Option<PlatformArgument>,
+    #[command(flatten)]
+    owner: OwnerArguments,
+    /// End when the guest asks for a reset, instead of booting it again
+    #[arg(long)]
+    no_reboot: bool,
+}
+
+impl RunArguments {
+    fn task(self) -> Result<Task, OwnerFileError> {
+        let sev = self.platform.map(sev_config).transpose()?;
+        let options = RunOptions { reboot: !self.no_reboot, owner: self.owner.options() };
+        Ok(Task::Run { config: Box::new(self.guest.config(self.serial, sev)), options })
+    }
+}
+
+/// How the owner of a guest behaves.
+#[derive(Debug, Args)]
+pub(super) struct OwnerArguments {
     /// When the guest has ended, report the launch and the status of its pages
     #[arg(
         long,
@@ -215,16 +275,18 @@ struct RunArguments {
         default_missing_value = "text"
     )]
     report: Option<ReportFormat>,
-    /// End when the guest asks for a reset, instead of booting it again
-    #[arg(long)]
-    no_reboot: bool,
+    /// Socket to answer sevferry status, migrate and so on
+    #[arg(long, value_name = "PATH", value_parser = values::path)]
+    api_socket: Option<PathBuf>,
+    /// Directory that remembers who has the guest when a migration is interrupted
+    #[arg(long, value_name = "DIR", value_parser = values::path)]
+    journal: Option<PathBuf>,
 }
 
-impl RunArguments {
-    fn task(self) -> Result<Task, OwnerFileError> {
-        let sev = self.platform.map(sev_config).transpose()?;
-        let options = RunOptions { report: self.report, reboot: !self.no_reboot };
-        Ok(Task::Run { config: self.guest.config(self.serial, sev), options })
+impl OwnerArguments {
+    pub(super) fn options(self) -> OwnerOptions {
+        let Self { report, api_socket, journal } = self;
+        OwnerOptions { report, api_socket, journal }
     }
 }
 
@@ -293,7 +355,7 @@ impl DigestArguments {
         let of_host = || self.platform.map_or(PlatformKind::Hardware, |platform| platform.kind);
         let c_bit = self.c_bit.map_or_else(|| CBit::OfThisHost(of_host()), CBit::Number);
         let config = self.guest.config(Serial::Null, None);
-        Ok(Task::Digest(DigestOptions { config, c_bit, policy, check }))
+        Ok(Task::Digest(Box::new(DigestOptions { config, c_bit, policy, check })))
     }
 }
 

@@ -14,17 +14,18 @@ fn parse(line: &str) -> Result<Arguments, ArgumentError> {
 }
 
 fn run(line: &str) -> (Config, RunOptions) {
-    match parse(&format!("run --kernel k {line}").trim_end().replace("  ", " ")).unwrap().task {
-        Task::Run { config, options } => (config, options),
-        task @ (Task::Digest(_) | Task::Probe) => panic!("{task:?}"),
-    }
+    let line = format!("run --kernel k {line}").trim_end().replace("  ", " ");
+    let Task::Run { config, options } = parse(&line).unwrap().task else {
+        panic!("another task: {line}")
+    };
+    (*config, options)
 }
 
 fn digest(line: &str) -> DigestOptions {
-    match parse(&format!("digest --kernel k {line}")).unwrap().task {
-        Task::Digest(options) => options,
-        task @ (Task::Run { .. } | Task::Probe) => panic!("{task:?}"),
-    }
+    let Task::Digest(options) = parse(&format!("digest --kernel k {line}")).unwrap().task else {
+        panic!("another task: {line}")
+    };
+    *options
 }
 
 /// The first paragraph of what is printed.
@@ -43,7 +44,8 @@ fn a_kernel_is_enough() {
     assert_eq!((config.vcpus.get(), config.ram.bytes()), (1, 512 << 20));
     assert_eq!(config.serial, Serial::Tty);
     assert!(config.sev.is_none());
-    assert_eq!(options, RunOptions { report: None, reboot: true });
+    let owner = OwnerOptions { report: None, api_socket: None, journal: None };
+    assert_eq!(options, RunOptions { reboot: true, owner });
 }
 
 /// Every flag of a machine arrives in its configuration.
@@ -51,13 +53,18 @@ fn a_kernel_is_enough() {
 fn flags_make_a_machine() {
     let (config, options) =
         run("--initramfs i --cmdline quiet --cpus boot=8 --memory size=4G --serial file=a=b \
-         --no-reboot --report");
+         --no-reboot --report --api-socket s --journal j");
     assert_eq!(config.initramfs, Some("i".into()));
     assert_eq!(config.cmdline, "quiet");
     assert_eq!((config.vcpus.get(), config.ram.bytes()), (8, 4 << 30));
     assert_eq!(config.serial, Serial::File("a=b".into()));
-    assert_eq!(options, RunOptions { report: Some(ReportFormat::Text), reboot: false });
-    assert_eq!(run("--report=json").1.report, Some(ReportFormat::Json));
+    let owner = OwnerOptions {
+        report: Some(ReportFormat::Text),
+        api_socket: Some("s".into()),
+        journal: Some("j".into()),
+    };
+    assert_eq!(options, RunOptions { reboot: false, owner });
+    assert_eq!(run("--report=json").1.owner.report, Some(ReportFormat::Json));
     assert_eq!(run("--serial null").0.serial, Serial::Null);
 }
 

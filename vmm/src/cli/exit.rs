@@ -5,12 +5,14 @@ use std::process::ExitCode;
 /// The exit codes, for `--help`.
 pub(super) const EXIT_CODES: &str = "\
 Exit codes:
-  0   the guest powered off or reset, or was ended as asked (Ctrl-A x, SIGINT, SIGTERM);
-      for other commands: yes
+  0   the guest powered off or reset, has moved to another host, or was ended as asked
+      (Ctrl-A x, SIGINT, SIGTERM, quit); for other commands: yes
   1   an error, which is printed
   2   the command line is wrong
   3   probe: this host's KVM cannot run the guests that sevferry runs
-  11  the guest crashed (triple fault)";
+  10  migrate: the guest did not move, and runs on where it was
+  11  the guest crashed (triple fault)
+  12  migrate: in doubt, whether the guest moved; status and resolve at both hosts decide";
 
 /// How a guest's run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +25,8 @@ pub(super) enum Ending {
     TripleFault,
     /// The user ended it.
     Quit,
+    /// It runs on another host.
+    Moved,
 }
 
 /// What the shell sees.
@@ -37,14 +41,18 @@ pub(super) enum Exit {
     Usage = 2,
     /// This host's KVM is of no use.
     Unusable = 3,
+    /// The guest runs on where it was.
+    Stayed = 10,
     /// The guest crashed.
     GuestCrashed = 11,
+    /// The guest runs here, or on the other host, or will when that is known.
+    InDoubt = 12,
 }
 
 impl From<Ending> for Exit {
     fn from(ending: Ending) -> Self {
         match ending {
-            Ending::PowerOff | Ending::Reset | Ending::Quit => Self::Success,
+            Ending::PowerOff | Ending::Reset | Ending::Quit | Ending::Moved => Self::Success,
             Ending::TripleFault => Self::GuestCrashed,
         }
     }
@@ -67,7 +75,15 @@ mod tests {
             .lines()
             .filter_map(|line| line.strip_prefix("  ")?.split(' ').next()?.parse().ok())
             .collect();
-        let all = [Exit::Success, Exit::Failure, Exit::Usage, Exit::Unusable, Exit::GuestCrashed];
+        let all = [
+            Exit::Success,
+            Exit::Failure,
+            Exit::Usage,
+            Exit::Unusable,
+            Exit::Stayed,
+            Exit::GuestCrashed,
+            Exit::InDoubt,
+        ];
         assert_eq!(listed, all.map(|exit| exit as u8));
     }
 }

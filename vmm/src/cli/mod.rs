@@ -1,10 +1,19 @@
 //! The command line: from arguments to an exit code.
 
 mod arguments;
+mod ask;
 mod digest;
 mod exit;
+mod inbox;
+mod incoming;
 mod key_values;
+mod migrate;
+mod migration_arguments;
+mod outgoing;
+mod owner;
 mod owner_files;
+mod progress;
+mod receive;
 mod report;
 mod run;
 mod terminal;
@@ -46,8 +55,20 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn perform(task: Task) -> Exit {
     match task {
-        Task::Run { config, options } => match run::run(&config, &options) {
+        Task::Run { config, options } => match run::run(&config, options) {
             Ok(ending) => ending.into(),
+            Err(cause) => failed(&cause, Exit::Failure),
+        },
+        Task::Receive(options) => match receive::receive(&options) {
+            Ok(ending) => ending.into(),
+            Err(cause) => failed(&cause, Exit::Failure),
+        },
+        Task::Migrate(options) => match migrate::migrate(&options) {
+            Ok(exit) => exit,
+            Err(cause) => failed(&cause, Exit::Failure),
+        },
+        Task::Ask(options) => match ask::ask(&options) {
+            Ok(()) => Exit::Success,
             Err(cause) => failed(&cause, Exit::Failure),
         },
         Task::Digest(options) => match digest::digest(&options) {

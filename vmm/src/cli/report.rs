@@ -110,7 +110,8 @@ fn regions_text(regions: &[PageRange]) -> String {
     out
 }
 
-fn as_json(report: &Report) -> Value {
+/// `report` as one JSON object.
+pub(super) fn as_json(report: &Report) -> Value {
     json!({
         "vcpus": report.vcpus,
         "memory_bytes": report.ram.bytes(),

@@ -9,8 +9,8 @@ use std::thread::Builder;
 use log::debug;
 use rustix::termios::{OptionalActions, OutputModes, Termios, isatty, tcgetattr, tcsetattr};
 
+use crate::control::Event;
 use crate::devices::SerialPort;
-use crate::machine::Event;
 
 /// Ctrl-A, which starts our own key sequences.
 const PREFIX: u8 = 0x01;

@@ -6,6 +6,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
 use super::key_values::{BadKeyValues, KeyValues};
+use crate::control::api::{Connections, Resolution, TimeoutStrategy};
 use crate::encryption::Overflow;
 use crate::machine::config::{PlatformKind, Serial, VcpuCount, ram_layout};
 use crate::page::RamLayout;
@@ -22,26 +23,19 @@ pub(super) struct PlatformArgument {
     pub(super) owner: Option<(PathBuf, PathBuf)>,
 }
 
+/// What `--platform` says where guests arrive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ReceivingPlatform {
+    pub(super) kind: PlatformKind,
+    pub(super) overflow: Overflow,
+}
+
 /// `--platform sev=software|hardware,...`
 pub(super) fn platform(text: &str) -> Result<PlatformArgument, BadKeyValues> {
     const KEYS: [&str; 6] =
         ["sev", "policy", "overflow", "dh_cert_file", "session_file", "identity"];
     let list = KeyValues::parse(text, &KEYS)?;
-    let identity = list.value("identity").map(PathBuf::from);
-    let kind = list.required("sev", |value| match value {
-        "software" => Ok(PlatformKind::Software { identity: identity.clone() }),
-        "hardware" => Ok(PlatformKind::Hardware),
-        _ => Err("expected software or hardware"),
-    })?;
-    if identity.is_some() && kind == PlatformKind::Hardware {
-        let why = "the keys of hardware are its own";
-        return Err(BadKeyValues::Without { key: "identity", other: "sev=software", why });
-    }
-    let overflow = list.parsed("overflow", |value| match value {
-        "promote" => Ok(Overflow::Promote),
-        "poison" => Ok(Overflow::Poison),
-        _ => Err("expected promote or poison"),
-    })?;
+    let (kind, overflow) = (platform_kind(&list)?, overflow(&list)?);
     let both = "the guest owner makes both, for each other";
     let owner = match (list.value("dh_cert_file"), list.value("session_file")) {
         (None, None) => None,
@@ -58,9 +52,39 @@ pub(super) fn platform(text: &str) -> Result<PlatformArgument, BadKeyValues> {
     Ok(PlatformArgument {
         kind,
         policy: list.parsed("policy", policy)?.unwrap_or_default(),
-        overflow: overflow.unwrap_or_default(),
+        overflow,
         owner,
     })
+}
+
+/// `--platform sev=software|hardware,...` of a host where guests arrive: their policies and owners
+/// come with them.
+pub(super) fn receiving_platform(text: &str) -> Result<ReceivingPlatform, BadKeyValues> {
+    let list = KeyValues::parse(text, &["sev", "overflow", "identity"])?;
+    Ok(ReceivingPlatform { kind: platform_kind(&list)?, overflow: overflow(&list)? })
+}
+
+fn platform_kind(list: &KeyValues<'_>) -> Result<PlatformKind, BadKeyValues> {
+    let identity = list.value("identity").map(PathBuf::from);
+    let kind = list.required("sev", |value| match value {
+        "software" => Ok(PlatformKind::Software { identity: identity.clone() }),
+        "hardware" => Ok(PlatformKind::Hardware),
+        _ => Err("expected software or hardware"),
+    })?;
+    if identity.is_some() && kind == PlatformKind::Hardware {
+        let why = "the keys of hardware are its own";
+        return Err(BadKeyValues::Without { key: "identity", other: "sev=software", why });
+    }
+    Ok(kind)
+}
+
+fn overflow(list: &KeyValues<'_>) -> Result<Overflow, BadKeyValues> {
+    let overflow = list.parsed("overflow", |value| match value {
+        "promote" => Ok(Overflow::Promote),
+        "poison" => Ok(Overflow::Poison),
+        _ => Err("expected promote or poison"),
+    })?;
+    Ok(overflow.unwrap_or_default())
 }
 
 fn policy(text: &str) -> Result<Policy, String> {
@@ -128,4 +152,28 @@ pub(super) fn measurement(text: &str) -> Result<Measurement, String> {
 /// A path, which is not empty.
 pub(super) fn path(text: &str) -> Result<PathBuf, &'static str> {
     if text.is_empty() { Err("expected the path of a file") } else { Ok(Path::new(text).into()) }
+}
+
+/// `--timeout-strategy cancel|stop`
+pub(super) fn timeout_strategy(text: &str) -> Result<TimeoutStrategy, &'static str> {
+    match text {
+        "cancel" => Ok(TimeoutStrategy::Cancel),
+        "stop" => Ok(TimeoutStrategy::Stop),
+        _ => Err("expected cancel or stop"),
+    }
+}
+
+/// `--connections N`
+pub(super) fn connections(text: &str) -> Result<Connections, String> {
+    let count = number(text).ok_or_else(|| "expected a number of connections".to_owned())?;
+    Connections::try_from(count).map_err(|e| e.to_string())
+}
+
+/// `keep` or `discard`
+pub(super) fn resolution(text: &str) -> Result<Resolution, &'static str> {
+    match text {
+        "keep" => Ok(Resolution::Keep),
+        "discard" => Ok(Resolution::Discard),
+        _ => Err("expected keep or discard"),
+    }
 }

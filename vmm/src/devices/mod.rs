@@ -8,4 +8,4 @@ mod serial;
 
 pub use ports::Ports;
 pub use power::PowerEvent;
-pub use serial::{COM1_IRQ, SerialError, SerialPort};
+pub use serial::{COM1_IRQ, SerialError, SerialPort, SerialState};

@@ -1,13 +1,15 @@
 //! COM1: vm-superio's UART on I/O ports 0x3F8 to 0x3FF.
 
 use std::fmt::{Debug, Formatter, Result as FmtResult};
-use std::io::{Error as IoError, Write};
+use std::io::{Error as IoError, Write, sink};
+use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use log::warn;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use vm_superio::serial::{Error as UartError, SerialEvents};
+use vm_superio::serial::{Error as UartError, SerialEvents, SerialState as UartState};
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -25,6 +27,7 @@ type Uart = Serial<Interrupt, Drained, Box<dyn Write + Send>>;
 /// The serial port.
 pub struct SerialPort {
     uart: Mutex<Uart>,
+    interrupt: Arc<EventFd>,
     drained: Arc<Condvar>,
 }
 
@@ -38,10 +41,34 @@ impl SerialPort {
     /// A port that raises `interrupt` and writes what the guest sends to `output`.
     #[must_use]
     pub fn new(interrupt: EventFd, output: Box<dyn Write + Send>) -> Self {
-        let drained = Arc::new(Condvar::new());
-        let events = Drained(Arc::clone(&drained));
-        let uart = Serial::with_events(Interrupt(interrupt), events, output);
-        Self { uart: Mutex::new(uart), drained }
+        let (interrupt, drained) = (Arc::new(interrupt), Arc::new(Condvar::new()));
+        let (trigger, events) = (Interrupt(Arc::clone(&interrupt)), Drained(Arc::clone(&drained)));
+        let uart = Mutex::new(Serial::with_events(trigger, events, output));
+        Self { uart, interrupt, drained }
+    }
+
+    /// The registers, and the input that the guest has not read yet.
+    #[must_use]
+    pub fn save(&self) -> SerialState {
+        SerialState::from(self.lock().state())
+    }
+
+    /// Gives the port `state`; its output stays where it is. Raises the interrupt again if one is
+    /// pending, so the interrupt controllers come before it.
+    ///
+    /// # Errors
+    /// [`SerialError::Restore`] if there is more input than the port can hold, or the interrupt
+    /// cannot be raised.
+    pub fn restore(&self, state: SerialState) -> Result<(), SerialError> {
+        let trigger = Interrupt(Arc::clone(&self.interrupt));
+        let events = Drained(Arc::clone(&self.drained));
+        let silent: Box<dyn Write + Send> = Box::new(sink());
+        let mut restored = Serial::from_state(&state.into(), trigger, events, silent)
+            .map_err(SerialError::Restore)?;
+        let mut uart = self.lock();
+        mem::swap(uart.writer_mut(), restored.writer_mut());
+        *uart = restored;
+        Ok(())
     }
 
     /// The guest reads a register.
@@ -84,7 +111,55 @@ impl SerialPort {
     }
 }
 
-/// Why input did not reach the guest.
+/// The state of a [`SerialPort`]: its registers by the names that the 16550 gives them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SerialState {
+    divisor: [u8; 2],
+    ier: u8,
+    iir: u8,
+    lcr: u8,
+    lsr: u8,
+    mcr: u8,
+    msr: u8,
+    scr: u8,
+    unread: Vec<u8>,
+}
+
+impl From<UartState> for SerialState {
+    fn from(uart: UartState) -> Self {
+        Self {
+            divisor: [uart.baud_divisor_low, uart.baud_divisor_high],
+            ier: uart.interrupt_enable,
+            iir: uart.interrupt_identification,
+            lcr: uart.line_control,
+            lsr: uart.line_status,
+            mcr: uart.modem_control,
+            msr: uart.modem_status,
+            scr: uart.scratch,
+            unread: uart.in_buffer,
+        }
+    }
+}
+
+impl From<SerialState> for UartState {
+    fn from(state: SerialState) -> Self {
+        let [baud_divisor_low, baud_divisor_high] = state.divisor;
+        Self {
+            baud_divisor_low,
+            baud_divisor_high,
+            interrupt_enable: state.ier,
+            interrupt_identification: state.iir,
+            line_control: state.lcr,
+            line_status: state.lsr,
+            modem_control: state.mcr,
+            modem_status: state.msr,
+            scratch: state.scr,
+            in_buffer: state.unread,
+        }
+    }
+}
+
+/// Why input or state did not reach the port.
 #[derive(Debug, Error)]
 pub enum SerialError {
     /// The guest is gone.
@@ -96,11 +171,14 @@ pub enum SerialError {
     /// The interrupt could not be raised.
     #[error("giving input to the serial port")]
     Enqueue(#[source] UartError<IoError>),
+    /// The state is none, or the interrupt could not be raised.
+    #[error("restoring the serial port")]
+    Restore(#[source] UartError<IoError>),
 }
 
 /// IRQ 4, by the in-kernel interrupt controllers.
 #[derive(Debug)]
-struct Interrupt(EventFd);
+struct Interrupt(Arc<EventFd>);
 
 impl Trigger for Interrupt {
     type E = IoError;
@@ -165,11 +243,36 @@ mod tests {
         });
     }
 
+    /// A port goes on where another one was saved: the input that was not read is there, its
+    /// interrupt is raised again, and output goes to the new place.
+    #[test]
+    fn a_restored_port_goes_on_where_the_saved_one_was() {
+        let old = SerialPort::new(EventFd::new(0).unwrap(), Box::new(sink()));
+        old.write(1, 1);
+        old.write(7, 0x5a);
+        old.receive(b"abc", &|| false).unwrap();
+        assert_eq!(old.read(0), b'a');
+
+        let (sender, sent) = channel();
+        let interrupt = EventFd::new(0).unwrap();
+        let raised = interrupt.try_clone().unwrap();
+        let new = SerialPort::new(interrupt, Box::new(Output(sender)));
+        new.restore(old.save()).unwrap();
+        assert_eq!(raised.read().unwrap(), 1);
+        assert_eq!(new.save(), old.save());
+        assert_eq!((new.read(7), new.read(0), new.read(0)), (0x5a, b'b', b'c'));
+        new.write(0, b'x');
+        assert_eq!(sent.recv().unwrap(), b'x');
+
+        let full = SerialState { unread: vec![0; 65], ..old.save() };
+        assert!(matches!(new.restore(full), Err(SerialError::Restore(_))));
+    }
+
     /// Input to a guest that never reads ends when the guest does.
     #[test]
     fn input_does_not_outlive_the_guest() {
         let interrupt = EventFd::new(0).unwrap();
-        let port = SerialPort::new(interrupt, Box::new(std::io::sink()));
+        let port = SerialPort::new(interrupt, Box::new(sink()));
         let refused = port.receive(&[0; 100], &|| true).unwrap_err();
         assert!(matches!(refused, SerialError::Gone { unread: 36 }), "{refused:?}");
     }

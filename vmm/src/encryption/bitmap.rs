@@ -1,79 +1,26 @@
 //! One bit per page of RAM: set means shared. Its size is known before the guest starts.
 
 use super::{Full, Status, Tracker};
-use crate::page::{Frame, PageRange, RamLayout};
-
-/// Bits in a word of the bitmap.
-const WORD_BITS: usize = u64::BITS as usize;
+use crate::page::{FrameSet, PageRange, RamLayout};
 
 /// Which pages are shared, as one bit per page of RAM: RAM / 32,768 bytes, 3 MiB per 100 GiB.
-///
-/// Bits number pages of RAM in order, so the device hole below 4 GiB takes none.
 #[derive(Debug, Clone)]
 pub struct SharedBitmap {
-    layout: RamLayout,
-    words: Vec<u64>,
+    shared: FrameSet,
 }
 
 impl SharedBitmap {
     /// A bitmap of this RAM in which every page is private.
     #[must_use]
     pub fn new(layout: RamLayout) -> Self {
-        let words = layout.pages().div_ceil(u64::from(u64::BITS));
-        Self { layout, words: vec![0; usize::try_from(words).unwrap_or(usize::MAX)] }
+        Self { shared: FrameSet::new(layout) }
     }
 
     /// Records that the part of `range` that is RAM has `status`.
     pub fn mark(&mut self, range: PageRange, status: Status) {
-        for run in self.layout.clip(range) {
-            let from = self.first_bit(run);
-            self.fill(from, from + length(run), status);
-        }
-    }
-
-    /// The bit of the first page of `run`, which is wholly in one run of RAM.
-    fn first_bit(&self, run: PageRange) -> usize {
-        let low = self.layout.low();
-        let bit = if low.contains(run.base()) {
-            run.base().0
-        } else {
-            let hole = self.layout.ranges().nth(1).map_or(0, |high| high.base().0 - low.limit().0);
-            run.base().0.saturating_sub(hole)
-        };
-        usize::try_from(bit).unwrap_or(usize::MAX)
-    }
-
-    /// The first bit in `from..to` that is set, or that is clear.
-    fn find(&self, from: usize, to: usize, wanted: Status) -> Option<usize> {
-        let mut bit = from;
-        while bit < to {
-            let word = *self.words.get(bit / WORD_BITS)?;
-            let hits = match wanted {
-                Status::Shared => word,
-                Status::Private => !word,
-            } >> (bit % WORD_BITS);
-            if hits != 0 {
-                let found = bit + hits.trailing_zeros() as usize;
-                return (found < to).then_some(found);
-            }
-            bit = (bit / WORD_BITS + 1) * WORD_BITS;
-        }
-        None
-    }
-
-    fn fill(&mut self, from: usize, to: usize, status: Status) {
-        let mut bit = from;
-        while bit < to {
-            let offset = bit % WORD_BITS;
-            let count = (WORD_BITS - offset).min(to - bit);
-            let mask = (u64::MAX >> (WORD_BITS - count)) << offset;
-            if let Some(word) = self.words.get_mut(bit / WORD_BITS) {
-                match status {
-                    Status::Shared => *word |= mask,
-                    Status::Private => *word &= !mask,
-                }
-            }
-            bit += count;
+        match status {
+            Status::Shared => self.shared.insert_range(range),
+            Status::Private => self.shared.remove_range(range),
         }
     }
 }
@@ -85,34 +32,23 @@ impl Tracker for SharedBitmap {
     }
 
     fn first_shared(&self, within: PageRange) -> Option<PageRange> {
-        self.layout.clip(within).find_map(|run| {
-            let from = self.first_bit(run);
-            let to = from + length(run);
-            let base = self.find(from, to, Status::Shared)?;
-            let limit = self.find(base, to, Status::Private).unwrap_or(to);
-            let frame = |bit: usize| Frame(run.base().0 + (bit - from) as u64);
-            PageRange::new(frame(base), frame(limit)).ok()
-        })
+        self.shared.first_run(within)
     }
 
     fn clear(&mut self) {
-        self.words.fill(0);
+        self.shared.clear();
     }
 
     fn memory_bytes(&self) -> usize {
-        self.words.capacity() * size_of::<u64>()
+        self.shared.memory_bytes()
     }
-}
-
-/// Pages in `run`, which is in RAM and so has fewer than the host has bytes.
-fn length(run: PageRange) -> usize {
-    usize::try_from(run.pages()).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::encryption::shared_in;
+    use crate::page::Frame;
 
     fn range(base: u64, limit: u64) -> PageRange {
         PageRange::new(Frame(base), Frame(limit)).unwrap()

@@ -8,16 +8,16 @@ use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::compatibility::PlatformName;
 use super::config::{OwnerInput, PlatformKind, SevConfig};
 use crate::boot::Piece;
+use crate::encryption::Overflow;
 use crate::memory::{GuestRam, RamError};
 use crate::page::RamLayout;
 use crate::sev::command::CommandError;
 use crate::sev::device::{ExportError, export_pdh, platform_status};
 use crate::sev::hardware::{HardwareDevice, HardwarePlatform, Unavailable};
-use crate::sev::launch::{
-    GuestStatus, Initialised, LaunchError, Launched, OwnerFiles, StatusError,
-};
+use crate::sev::launch::{GuestStatus, Initialised, LaunchError, Launched, OwnerFiles};
 use crate::sev::measurement::{
     Claim, FirmwareVersion, LaunchDigest, Measurement, WrongMeasurement,
 };
@@ -29,34 +29,33 @@ use crate::vcpu::cpuid;
 /// Bytes of launch data hashed at a time.
 const STEP: usize = 64 << 10;
 
-/// An SEV guest before its launch.
+/// An SEV guest before it is launched or received.
 #[derive(Debug)]
 pub(super) struct Encrypted {
     c_bit: u8,
-    policy: Policy,
-    owner: OwnerInput,
-    device: Box<dyn SevDevice>,
-    initialised: Initialised,
+    pub(super) platform: PlatformName,
+    pub(super) device: Box<dyn SevDevice>,
+    pub(super) initialised: Initialised,
 }
 
 /// The RAM of a plain VM, or of an SEV guest with the start of its launch.
 type Prepared = (Arc<GuestRam>, Option<Encrypted>);
 
 impl Encrypted {
-    /// Maps guest RAM and turns SEV on if `sev` asks for it; before the VM has a vCPU.
+    /// Maps guest RAM and turns SEV on if it is to be on a `platform`; before the VM has a vCPU.
     ///
     /// # Errors
     /// [`EncryptedError`] if the platform is missing or refuses.
     pub(super) fn prepare(
-        sev: Option<&SevConfig>,
+        platform: Option<&PlatformKind>,
         layout: RamLayout,
         vm: &Arc<VmFd>,
         supported: &CpuId,
     ) -> Result<Prepared, EncryptedError> {
-        let Some(sev) = sev else {
+        let Some(kind) = platform else {
             return Ok((Arc::new(GuestRam::single(layout)?), None));
         };
-        let (ram, c_bit, device, platform) = match &sev.platform {
+        let (ram, c_bit, device, platform) = match kind {
             PlatformKind::Software { identity } => {
                 let c_bit = cpuid::software_c_bit(supported).ok_or(EncryptedError::CBit)?;
                 let (ram, private) = GuestRam::split(layout, c_bit)?;
@@ -81,8 +80,8 @@ impl Encrypted {
         for (address, bytes) in ram.mappings() {
             initialised.register_region(address, bytes)?;
         }
-        let (policy, owner) = (sev.policy, sev.owner.clone());
-        Ok((Arc::new(ram), Some(Self { c_bit, policy, owner, device, initialised })))
+        let platform = PlatformName::from(kind);
+        Ok((Arc::new(ram), Some(Self { c_bit, platform, device, initialised })))
     }
 
     /// The number of the C-bit.
@@ -99,24 +98,25 @@ impl Encrypted {
     /// [`EncryptedError`] with the step that failed.
     pub(super) fn launch(
         self,
+        sev: &SevConfig,
         ram: &GuestRam,
         pieces: &[Piece],
     ) -> Result<RunningGuest, EncryptedError> {
         let status = platform_status(self.device.as_ref())?;
-        let own = match &self.owner {
+        let own = match &sev.owner {
             OwnerInput::Files { .. } => None,
             OwnerInput::Own => {
                 let (pdh, _chain) = export_pdh(self.device.as_ref())?;
-                Some(OwnerSession::new(&pdh, self.policy)?)
+                Some(OwnerSession::new(&pdh, sev.policy)?)
             }
         };
-        let owner = match (&own, &self.owner) {
+        let owner = match (&own, &sev.owner) {
             (None, OwnerInput::Files { certificate, session }) => {
                 Some(OwnerFiles { certificate, session })
             }
             (own, _) => own.as_ref().map(OwnerFiles::from),
         };
-        let launching = self.initialised.start(self.policy, owner)?;
+        let launching = self.initialised.start(sev.policy, owner)?;
         let digest = digest_of(ram, pieces)?;
         for piece in pieces {
             launching.update(ram.user_address(piece.range)?, piece.range.bytes())?;
@@ -124,7 +124,7 @@ impl Encrypted {
         let measured = launching.measure()?;
         let record = LaunchRecord {
             c_bit: self.c_bit,
-            policy: self.policy,
+            policy: sev.policy,
             version: status.version,
             digest,
             measurement: *measured.measurement(),
@@ -133,7 +133,13 @@ impl Encrypted {
         if let Some(own) = &own {
             record.claim().verify(&own.keys.tik, &record.measurement)?;
         }
-        Ok(RunningGuest { record, launched: measured.finish()?, _device: self.device })
+        Ok(RunningGuest {
+            record,
+            platform: self.platform,
+            overflow: sev.overflow,
+            launched: Some(measured.finish()?),
+            device: self.device,
+        })
     }
 }
 
@@ -162,15 +168,18 @@ pub fn digest_of(ram: &GuestRam, pieces: &[Piece]) -> Result<[u8; 32], RamError>
 #[derive(Debug)]
 pub(super) struct RunningGuest {
     pub(super) record: LaunchRecord,
-    launched: Launched,
+    pub(super) platform: PlatformName,
+    pub(super) overflow: Overflow,
+    /// `None` while the guest is being sent.
+    pub(super) launched: Option<Launched>,
     /// Commands after the launch go to this very descriptor, so it stays open.
-    _device: Box<dyn SevDevice>,
+    pub(super) device: Box<dyn SevDevice>,
 }
 
 impl RunningGuest {
-    /// `GUEST_STATUS`.
-    pub(super) fn status(&self) -> Result<GuestStatus, StatusError> {
-        self.launched.status()
+    /// `GUEST_STATUS`; `None` while the guest is being sent, or if the firmware does not answer.
+    pub(super) fn status(&self) -> Option<GuestStatus> {
+        self.launched.as_ref()?.status().ok()
     }
 }
 

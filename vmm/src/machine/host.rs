@@ -7,7 +7,8 @@ use kvm_bindings::{
     KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config,
 };
 use kvm_ioctls::{
-    Cap, Kvm, MsrExitReason, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd,
+    Cap, Kvm, MsrExitReason, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd,
+    VmFd,
 };
 use thiserror::Error;
 use vmm_sys_util::errno::Error as Errno;
@@ -95,6 +96,30 @@ impl Host {
     /// [`HostError::Vm`] with KVM's errno.
     pub fn supported_cpuid(&self) -> Result<CpuId, HostError> {
         self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(step("reading KVM's CPUID"))
+    }
+
+    /// Which MSRs KVM says are a vCPU's state.
+    ///
+    /// # Errors
+    /// [`HostError::Vm`] with KVM's errno.
+    pub fn listed_msrs(&self) -> Result<Vec<u32>, HostError> {
+        let list = self.kvm.get_msr_index_list().map_err(step("reading KVM's list of MSRs"))?;
+        Ok(list.as_slice().to_vec())
+    }
+
+    /// A vCPU of a VM without memory, to ask what vCPUs are like here.
+    ///
+    /// # Errors
+    /// [`HostError::Vm`] with KVM's errno.
+    pub(super) fn sample_vcpu(&self) -> Result<VcpuFd, HostError> {
+        let vm = self.kvm.create_vm().map_err(step("creating a VM"))?;
+        vm.create_vcpu(0).map_err(step("creating a vCPU"))
+    }
+
+    /// Whether KVM can make a guest's TSC count at another speed than the host's.
+    #[must_use]
+    pub fn has_tsc_scaling(&self) -> bool {
+        self.kvm.check_extension(Cap::TscControl)
     }
 
     /// Whether KVM emulates the LAPIC's TSC deadline mode.

@@ -1,65 +1,62 @@
 //! The machine: its parts assembled in order, run, and described.
 //!
-//! [`Machine::build`] is the boot sequence, top to bottom; [`Machine::run`] hands the vCPUs to their
-//! threads. A reset is a new machine from the same [`Config`]: the memory of an SEV guest cannot
+//! ```text
+//! Machine::build --run--> RunningMachine <--pause, resume--> PausedMachine --save--> MachineState
+//!                                                                  ^
+//! ReceivingMachine::build --(RAM is filled)-- finish(MachineState)-/
+//! ```
+//!
+//! [`Machine::build`] is the boot sequence, top to bottom. A reset is a new machine from the same [`Config`]: the memory of an SEV guest cannot
 //! be launched twice.
 
+mod clock;
+pub mod compatibility;
 pub mod config;
 mod encrypted;
 mod host;
 mod probe;
+mod receiving;
 mod report;
+mod running;
+mod state;
 mod vcpus;
+mod wire;
 
 use std::io::{Error as IoError, Write};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
+use vmm_sys_util::errno::Error as Errno;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 pub use config::Config;
 pub use encrypted::{EncryptedError, LaunchRecord, digest_of};
 pub use host::{Host, HostError};
 pub use probe::{ProbeError, probe};
-pub use report::{PageReport, Report, SevReport};
+pub use receiving::{ReceiveError, ReceivingMachine};
+pub use report::{PageReport, PageSummary, PageWatch, Report, SevReport};
+pub use running::{ChangeLog, PausedMachine, RunningMachine, Unpaused};
+pub use state::{MachineState, RestoreError, SaveError};
 pub use vcpus::VcpuSetupError;
+pub use wire::{MACHINE_BYTES_MAX, MACHINE_VERSION, Undecodable};
 
 use crate::boot::{BootError, load};
 use crate::devices::{COM1_IRQ, Ports, SerialPort};
 use crate::encryption::PageStatus;
 use crate::memory::{Pages, RamError};
 use crate::vcpu::cpuid::{CpuidError, GuestCpu, guest_cpuid};
-use crate::vcpu::{Board, Stop, VcpuError, Vcpus};
-use encrypted::{Encrypted, RunningGuest};
-
-/// What happens while a machine runs.
-#[derive(Debug)]
-pub enum Event {
-    /// A vCPU stopped, and the machine with it.
-    Stopped(Stop),
-    /// The user wants to end.
-    Quit,
-    /// The user wants to see the page status.
-    Report,
-}
-
-impl From<Stop> for Event {
-    fn from(stop: Stop) -> Self {
-        Self::Stopped(stop)
-    }
-}
+use crate::vcpu::{Board, Stop, VcpuError};
+use config::{BadRam, BadVcpuCount};
+use encrypted::Encrypted;
+use running::Assembly;
 
 /// A machine that has not run yet.
 #[derive(Debug)]
 pub struct Machine {
-    /// Dropped before the RAM that it uses.
-    vm: Arc<VmFd>,
     vcpus: Vec<VcpuFd>,
-    board: Arc<Board>,
-    serial: Arc<SerialPort>,
-    guest: Option<RunningGuest>,
+    assembly: Assembly,
 }
 
 impl Machine {
@@ -75,18 +72,23 @@ impl Machine {
         if config.sev.is_some() {
             host.trap_page_status(&vm)?;
         }
-        let (ram, encrypted) =
-            Encrypted::prepare(config.sev.as_ref(), config.ram, &vm, &supported)?;
+        let platform = config.sev.as_ref().map(|sev| &sev.platform);
+        let (ram, encrypted) = Encrypted::prepare(platform, config.ram, &vm, &supported)?;
         ram.register(&vm)?;
         let c_bit = encrypted.as_ref().map(Encrypted::c_bit);
         let loaded = load(ram.host(), &config.boot(c_bit))?;
-        let guest = encrypted.map(|guest| guest.launch(&ram, &loaded.pieces)).transpose()?;
+        let guest = encrypted.zip(config.sev.as_ref());
+        let guest =
+            guest.map(|(guest, sev)| guest.launch(sev, &ram, &loaded.pieces)).transpose()?;
 
-        let (mut vcpus, count) = (Vec::new(), config.vcpus.get());
+        let (mut vcpus, mut cpuids, count) = (Vec::new(), Vec::new(), config.vcpus.get());
         for index in 0..count {
             let cpu = GuestCpu { index, count, c_bit, tsc_deadline: host.has_tsc_deadline() };
             let cpuid = guest_cpuid(&supported, &cpu)?;
-            vcpus.push(vcpus::create(&vm, index, &cpuid, loaded.entry)?);
+            let vcpu = vcpus::create(&vm, index, &cpuid)?;
+            vcpus::start_at(&vcpu, index, loaded.entry)?;
+            vcpus.push(vcpu);
+            cpuids.push(cpuid);
         }
         let pages = config.sev.as_ref().map(|sev| {
             let mut status = PageStatus::new(config.ram, sev.overflow);
@@ -94,19 +96,21 @@ impl Machine {
             Mutex::new(Pages::new(status, Arc::clone(&ram)))
         });
         let board = Arc::new(Board { ram, ports: Ports::new(Arc::clone(&serial)), pages });
-        Ok(Self { vm, vcpus, board, serial, guest })
+        let (msrs, tsc_khz) = vcpus::facts(&host, &vcpus)?;
+        let assembly = Assembly { vm, board, serial, guest, cpuid: cpuids, msrs, tsc_khz };
+        Ok(Self { vcpus, assembly })
     }
 
     /// What was launched; `None` for a plain VM.
     #[must_use]
     pub fn launch(&self) -> Option<&LaunchRecord> {
-        self.guest.as_ref().map(|guest| &guest.record)
+        self.assembly.guest.as_ref().map(|guest| &guest.record)
     }
 
     /// The serial port, to give it input.
     #[must_use]
     pub fn serial(&self) -> Arc<SerialPort> {
-        Arc::clone(&self.serial)
+        Arc::clone(&self.assembly.serial)
     }
 
     /// Starts the vCPUs; what happens arrives on `events`.
@@ -117,46 +121,8 @@ impl Machine {
     where
         E: From<Stop> + Send + 'static,
     {
-        let count = self.vcpus.len();
-        let vcpus = Vcpus::spawn(self.vcpus, &self.board, events)?;
-        Ok(RunningMachine { vcpus, count, _vm: self.vm, board: self.board, guest: self.guest })
+        Ok(RunningMachine::start(self.vcpus, self.assembly, events)?)
     }
-}
-
-/// A machine whose vCPUs run.
-#[derive(Debug)]
-pub struct RunningMachine {
-    vcpus: Vcpus,
-    count: usize,
-    /// Dropped before the RAM that it uses.
-    _vm: Arc<VmFd>,
-    board: Arc<Board>,
-    guest: Option<RunningGuest>,
-}
-
-impl RunningMachine {
-    /// What the machine can say about itself now; the guest goes on meanwhile.
-    pub fn report(&mut self) -> Report {
-        describe(&self.board, self.guest.as_mut(), self.count)
-    }
-
-    /// Stops the vCPUs, then says how things stood at the end.
-    pub fn stop(mut self) -> Report {
-        self.vcpus.stop();
-        describe(&self.board, self.guest.as_mut(), self.count)
-    }
-}
-
-fn describe(board: &Board, guest: Option<&mut RunningGuest>, vcpus: usize) -> Report {
-    let sev = guest.zip(board.pages.as_ref()).map(|(guest, pages)| {
-        let pages = pages.lock().unwrap_or_else(PoisonError::into_inner);
-        SevReport {
-            launch: guest.record,
-            guest: guest.status().ok(),
-            pages: PageReport::new(pages.status()),
-        }
-    });
-    Report { ram: board.ram.layout(), vcpus, sev }
 }
 
 /// COM1 with its interrupt.
@@ -191,6 +157,15 @@ pub enum MachineError {
     /// A vCPU's first state.
     #[error("setting up a vCPU")]
     VcpuSetup(#[from] VcpuSetupError),
+    /// What a vCPU is like here.
+    #[error("asking KVM what vCPUs are like: {0}")]
+    Msrs(Errno),
+    /// The RAM of a machine that comes from elsewhere.
+    #[error("the machine that was offered has {0}")]
+    OfferedRam(BadRam),
+    /// The vCPUs of a machine that comes from elsewhere.
+    #[error("the machine that was offered has {0}")]
+    OfferedVcpus(BadVcpuCount),
     /// A vCPU's thread.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),

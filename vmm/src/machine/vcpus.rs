@@ -2,11 +2,15 @@
 
 use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_regs, kvm_sregs};
 use kvm_ioctls::{VcpuFd, VmFd};
+use log::warn;
 use thiserror::Error;
 use vmm_sys_util::errno::Error as Errno;
 
+use super::compatibility::is_same_tsc;
+use super::{Host, MachineError};
 use crate::boot::Entry;
 use crate::boot::gdt::Segments;
+use crate::vcpu::state_msrs;
 
 /// `IA32_MISC_ENABLE`, and its bit for fast string operations, which firmware sets.
 const MSR_MISC_ENABLE: (u32, u64) = (0x1a0, 1);
@@ -27,19 +31,39 @@ const EFER_LONG: u64 = (1 << 8) | (1 << 10);
 /// `RFLAGS`: only the bit that is always one.
 const RFLAGS_RESET: u64 = 2;
 
-/// Creates vCPU `index` with its CPUID and MSRs; the first also gets `entry`.
+/// Creates vCPU `index` with its CPUID.
 ///
 /// # Errors
 /// [`VcpuSetupError`] with the step that KVM refused.
-pub(super) fn create(
-    vm: &VmFd,
-    index: u8,
-    cpuid: &CpuId,
-    entry: Entry,
-) -> Result<VcpuFd, VcpuSetupError> {
+pub(super) fn create(vm: &VmFd, index: u8, cpuid: &CpuId) -> Result<VcpuFd, VcpuSetupError> {
     let step = |step| move |cause| VcpuSetupError { index, step, cause };
     let vcpu = vm.create_vcpu(u64::from(index)).map_err(step("creating it"))?;
     vcpu.set_cpuid2(cpuid).map_err(step("setting CPUID"))?;
+    Ok(vcpu)
+}
+
+/// Makes the TSC of vCPU `index` count at `khz`, if KVM can; one that counts nearly so is left
+/// alone. Where it cannot, guests that keep time by the TSC have been refused before.
+///
+/// # Errors
+/// [`VcpuSetupError`] if KVM does not say how fast it counts.
+pub(super) fn set_tsc_speed(vcpu: &VcpuFd, index: u8, khz: u32) -> Result<(), VcpuSetupError> {
+    let step = "reading the TSC frequency";
+    let here = vcpu.get_tsc_khz().map_err(|cause| VcpuSetupError { index, step, cause })?;
+    if !is_same_tsc(khz, here)
+        && let Err(cause) = vcpu.set_tsc_khz(khz)
+    {
+        warn!("vCPU {index}: its TSC counts at {here} kHz and not at {khz} kHz: {cause}");
+    }
+    Ok(())
+}
+
+/// Gives vCPU `index` the MSRs that firmware would have set, and the first one `entry`.
+///
+/// # Errors
+/// [`VcpuSetupError`] with the step that KVM refused.
+pub(super) fn start_at(vcpu: &VcpuFd, index: u8, entry: Entry) -> Result<(), VcpuSetupError> {
+    let step = |step| move |cause| VcpuSetupError { index, step, cause };
     let entries = [MSR_MISC_ENABLE, MSR_MTRR_DEF_TYPE].map(|(index, data)| kvm_msr_entry {
         index,
         data,
@@ -56,7 +80,18 @@ pub(super) fn create(
             .map_err(step("setting system registers"))?;
         vcpu.set_regs(&registers(entry)).map_err(step("setting registers"))?;
     }
-    Ok(vcpu)
+    Ok(())
+}
+
+/// What to say of a machine's vCPUs elsewhere: their MSRs, and how fast their TSC counts in kHz.
+///
+/// # Errors
+/// [`MachineError`] if KVM does not say.
+pub(super) fn facts(host: &Host, vcpus: &[VcpuFd]) -> Result<(Vec<u32>, u32), MachineError> {
+    let listed = host.listed_msrs()?;
+    let Some(first) = vcpus.first() else { return Ok((Vec::new(), 0)) };
+    let msrs = state_msrs(first, &listed).map_err(MachineError::Msrs)?;
+    Ok((msrs, first.get_tsc_khz().map_err(MachineError::Msrs)?))
 }
 
 /// A vCPU could not be set up.

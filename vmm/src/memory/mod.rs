@@ -12,11 +12,15 @@
 //!
 //! [`GuestView`] is P as the software firmware holds it. Nothing else in the VMM can reach P.
 
+mod access;
+mod dirty;
 mod guest_view;
 mod pages;
 mod ram;
 mod view;
 
+pub use access::is_zero;
+pub use dirty::DirtyLog;
 pub use guest_view::{GuestView, NotGuestRam};
 pub use pages::Pages;
 pub use ram::{GuestRam, HostView, RamError};

@@ -6,6 +6,7 @@ use log::{debug, error};
 
 use super::ram::{GuestRam, RamError};
 use crate::encryption::{PageStatus, Status};
+use crate::page::FrameSet;
 
 /// `-KVM_EFAULT` (`include/uapi/linux/kvm_para.h`): the host could not follow.
 const FAULT: u64 = (-14_i64).cast_unsigned();
@@ -15,14 +16,16 @@ const FAULT: u64 = (-14_i64).cast_unsigned();
 pub struct Pages {
     status: PageStatus,
     ram: Arc<GuestRam>,
+    /// While the guest is migrated: the pages whose status changed.
+    flipped: Option<FrameSet>,
     faulted: bool,
 }
 
 impl Pages {
-    /// All of `ram` private as far as `status` says.
+    /// The views of `ram` show what `status` says.
     #[must_use]
     pub fn new(status: PageStatus, ram: Arc<GuestRam>) -> Self {
-        Self { status, ram, faulted: false }
+        Self { status, ram, flipped: None, faulted: false }
     }
 
     /// The record.
@@ -31,10 +34,36 @@ impl Pages {
         &self.status
     }
 
+    /// Starts to remember the pages whose status changes: whoever copies RAM must count those as
+    /// written.
+    pub fn track_flips(&mut self) {
+        self.flipped = Some(FrameSet::new(*self.status.layout()));
+    }
+
+    /// Adds the pages whose status changed since the last call to `into`, once each. Without
+    /// [`Pages::track_flips`] before it there are none.
+    pub fn take_flipped(&mut self, into: &mut FrameSet) {
+        if let Some(flipped) = &mut self.flipped {
+            into.merge(flipped);
+            flipped.clear();
+        }
+    }
+
+    /// Stops to remember.
+    pub fn forget_flips(&mut self) {
+        self.flipped = None;
+    }
+
     /// A hypercall exit, with the number and arguments as KVM gives them; returns what the guest
     /// gets in RAX.
     pub fn hypercall(&mut self, number: u64, args: &[u64; 6]) -> u64 {
-        let change = match self.status.hypercall(number, args, &mut |_flipped| ()) {
+        let flips = &mut self.flipped;
+        let mut flipped = |range| {
+            if let Some(flips) = flips {
+                flips.insert_range(range);
+            }
+        };
+        let change = match self.status.hypercall(number, args, &mut flipped) {
             Ok(change) => change,
             Err(refused) => {
                 debug!("hypercall {number} {args:x?}: {refused}");

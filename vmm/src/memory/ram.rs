@@ -8,7 +8,7 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io::Error as IoError;
 use std::os::fd::FromRawFd;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
@@ -23,6 +23,7 @@ use vmm_sys_util::errno::Error as Errno;
 
 use super::guest_view::GuestView;
 use super::view::{Backing, SwitchedView};
+use crate::encryption::PageStatus;
 use crate::page::{Gpa, PageRange, RamLayout};
 
 /// Guest RAM as the VMM, devices and the migration engine see it.
@@ -118,12 +119,24 @@ impl GuestRam {
     /// # Errors
     /// [`RamError::Register`] with KVM's errno.
     pub fn register(&self, vm: &VmFd) -> Result<(), RamError> {
+        self.set_slots(vm, 0)
+    }
+
+    /// Registers all memory slots with these flags, or changes their flags.
+    pub(super) fn set_slots(&self, vm: &VmFd, flags: u32) -> Result<(), RamError> {
         let Some(split) = &self.split else {
-            return register_view(vm, &self.host, 0, Gpa(0));
+            return register_view(vm, &self.host, (0, flags), Gpa(0));
         };
-        let c0 = split.c0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        register_view(vm, c0.mapping(), 0, Gpa(0))?;
-        register_view(vm, &split.c1, C1_SLOTS, Gpa(1 << split.c_bit))
+        let c0 = split.c0();
+        register_view(vm, c0.mapping(), (0, flags), Gpa(0))?;
+        register_view(vm, &split.c1, (C1_SLOTS, flags), Gpa(1 << split.c_bit))
+    }
+
+    /// The number of every memory slot, with the RAM that it shows.
+    pub(super) fn slots(&self) -> impl Iterator<Item = (u32, PageRange)> + use<> {
+        let views = if self.split.is_some() { &[0, C1_SLOTS][..] } else { &[0] };
+        let layout = self.layout;
+        views.iter().flat_map(move |&first| (first..).zip(layout.ranges()))
     }
 
     /// Makes the C=0 view follow page status in `range`; a no-op where there is only one view.
@@ -140,12 +153,33 @@ impl GuestRam {
         any_shared: &dyn Fn(PageRange) -> bool,
     ) -> Result<(), RamError> {
         let Some(split) = &self.split else { return Ok(()) };
-        let mut c0 = split.c0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut c0 = split.c0();
         for ram in self.layout.clip(range) {
             c0.follow(ram, reported_shared, any_shared)
                 .map_err(|cause| RamError::Switch { range: ram, cause })?;
         }
         Ok(())
+    }
+
+    /// Makes the C=0 view show what `status` says, copying nothing: page status and memory came
+    /// from elsewhere together. A no-op where there is only one view.
+    ///
+    /// # Errors
+    /// [`RamError::Switch`] if the host refuses to change the mapping.
+    pub fn show_restored(&self, status: &PageStatus) -> Result<(), RamError> {
+        let Some(split) = &self.split else { return Ok(()) };
+        let mut c0 = split.c0();
+        for range in self.layout.ranges() {
+            c0.restore(range, &|piece| status.may_share(piece))
+                .map_err(|cause| RamError::Switch { range, cause })?;
+        }
+        Ok(())
+    }
+}
+
+impl Split {
+    fn c0(&self) -> MutexGuard<'_, SwitchedView> {
+        self.c0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -176,6 +210,14 @@ pub enum RamError {
         gpa: Gpa,
         /// Its size.
         bytes: u64,
+        /// KVM's errno.
+        cause: Errno,
+    },
+    /// `KVM_GET_DIRTY_LOG` failed.
+    #[error("asking KVM which pages of memory slot {slot} were written: {cause}")]
+    DirtyLog {
+        /// The memory slot.
+        slot: u32,
         /// KVM's errno.
         cause: Errno,
     },
@@ -230,11 +272,11 @@ fn map_file(layout: &RamLayout, file: &File) -> Result<GuestMemoryMmap<()>, RamE
 fn register_view(
     vm: &VmFd,
     view: &GuestMemoryMmap<()>,
-    first_slot: u32,
+    (first_slot, flags): (u32, u32),
     offset: Gpa,
 ) -> Result<(), RamError> {
     for (slot, region) in (first_slot..).zip(view.iter()) {
-        let slot = memory_slot(slot, region, offset);
+        let slot = kvm_userspace_memory_region { flags, ..memory_slot(slot, region, offset) };
         debug!("memory slot {slot:?}");
         // SAFETY: the region is a live mapping of that size. `GuestRam` keeps it until the VM is
         // gone (the machine drops its VM first), and its pages are only ever accessed as volatile.

@@ -87,6 +87,32 @@ impl SwitchedView {
         Ok(())
     }
 
+    /// Brings every piece of `range`, a run of RAM, in line with page status that came from
+    /// elsewhere together with the contents of both memories: nothing is copied.
+    pub(super) fn restore(
+        &mut self,
+        range: PageRange,
+        any_shared: &dyn Fn(PageRange) -> bool,
+    ) -> Result<(), IoError> {
+        let mut next = range.base();
+        while next < range.limit() {
+            let piece = self.piece(next)?;
+            match (any_shared(piece), self.showing_shared.binary_search(&piece.base())) {
+                (true, Err(place)) => {
+                    self.map(piece, &self.shared.file)?;
+                    self.showing_shared.insert(place, piece.base());
+                }
+                (false, Ok(place)) => {
+                    self.map(piece, &self.private.file)?;
+                    self.showing_shared.remove(place);
+                }
+                (true, Ok(_)) | (false, Err(_)) => {}
+            }
+            next = piece.limit();
+        }
+        Ok(())
+    }
+
     /// The unit that switches with `frame`, cut to the run of RAM it is in.
     fn piece(&self, frame: Frame) -> Result<PageRange, IoError> {
         let unit = if frame < SINGLE_PAGE_LIMIT { 1 } else { CHUNK_FRAMES };

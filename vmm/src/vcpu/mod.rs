@@ -2,18 +2,23 @@
 //!
 //! ```text
 //! spawn -> Running --(power-off, reset, triple fault, failure)--> Stopped
-//!             \------(asked: flag, then signal until answered)--/
+//!   ^         \------(asked: flag, then signal until answered)--/   |
+//!   \--------------(paused: every exit finished)---------------------/
 //! ```
 
 pub mod cpuid;
 mod exit;
+mod kernel_struct;
+mod msrs;
+mod state;
+mod xsave;
 
-use std::convert::Infallible;
+use std::fmt::{Debug, Formatter, Result as FmtResult};
 use std::io::Error as IoError;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -26,6 +31,9 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use exit::act;
 pub use exit::{Board, MSR_AMD64_SEV};
+pub use kernel_struct::KernelStruct;
+pub use msrs::{MsrError, state_msrs};
+pub use state::{StateError, VcpuState};
 
 /// How long a kicked vCPU thread may take before it is kicked again: a signal that arrives just
 /// before `KVM_RUN` interrupts nothing.
@@ -48,12 +56,52 @@ pub enum Stop {
 }
 
 /// All vCPUs of a machine, running.
-#[derive(Debug)]
 pub struct Vcpus {
-    threads: Vec<JoinHandle<()>>,
-    /// Nothing is ever sent: it disconnects when the last thread ends.
-    running: Receiver<Infallible>,
-    asked: Arc<AtomicBool>,
+    /// With their indices, ascending.
+    threads: Vec<(usize, JoinHandle<Option<VcpuFd>>)>,
+    starter: Starter,
+}
+
+/// What it takes to start a vCPU thread.
+struct Starter {
+    board: Arc<Board>,
+    /// Where a vCPU that stops of its own says so.
+    stopped: Arc<dyn Fn(Stop) + Send + Sync>,
+    running: Arc<Running>,
+}
+
+/// What the threads and their owner agree on.
+#[derive(Debug, Default)]
+struct Running {
+    /// Whether the threads are to end. Taken back only under the lock of `alive`, and a thread
+    /// looks again under it before it ends: so the owner knows which threads have ended.
+    asked: AtomicBool,
+    /// Which threads there are, by index.
+    alive: Mutex<Vec<bool>>,
+    changed: Condvar,
+}
+
+impl Running {
+    fn alive(&self) -> MutexGuard<'_, Vec<bool>> {
+        self.alive.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_alive(&self, index: usize, alive: bool) {
+        let mut all = self.alive();
+        if all.len() <= index {
+            all.resize(index + 1, false);
+        }
+        if let Some(one) = all.get_mut(index) {
+            *one = alive;
+        }
+        self.changed.notify_all();
+    }
+}
+
+impl Debug for Vcpus {
+    fn fmt(&self, f: &mut Formatter<'_>) -> FmtResult {
+        write!(f, "Vcpus({})", self.threads.len())
+    }
 }
 
 impl Vcpus {
@@ -68,20 +116,23 @@ impl Vcpus {
     ) -> Result<Self, VcpuError> {
         prepare_kick()
             .map_err(|cause| VcpuError::Thread(IoError::from_raw_os_error(cause.errno())))?;
-        let (alive, running) = channel();
-        let asked = Arc::new(AtomicBool::new(false));
-        let mut started = Self { threads: Vec::new(), running, asked };
+        let events = events.clone();
+        let stopped = move |stop: Stop| {
+            debug!("a vCPU stops: {stop:?}");
+            if events.send(stop.into()).is_err() {
+                debug!("nobody waits for it");
+            }
+        };
+        let starter = Starter {
+            board: Arc::clone(board),
+            stopped: Arc::new(stopped),
+            running: Arc::default(),
+        };
+        let mut started = Self { threads: Vec::new(), starter };
         for (index, vcpu) in vcpus.into_iter().enumerate() {
-            let (board, asked) = (Arc::clone(board), Arc::clone(&started.asked));
-            let thread = Thread { index, vcpu, board, asked, _alive: alive.clone() };
-            let events = events.clone();
-            let spawned = Builder::new().name(format!("vcpu{index}")).spawn(move || {
-                thread.run(&events);
-            });
-            match spawned {
-                Ok(handle) => started.threads.push(handle),
+            match started.starter.start(index, vcpu) {
+                Ok(thread) => started.threads.push((index, thread)),
                 Err(cause) => {
-                    drop(alive);
                     started.stop();
                     return Err(VcpuError::Thread(cause));
                 }
@@ -93,28 +144,126 @@ impl Vcpus {
     /// Stops all vCPUs and waits until their threads are gone, or `STOP_PATIENCE` is over: a
     /// thread that hangs in a write to a blocked output keeps its part of the board alive.
     pub fn stop(self) {
-        self.asked.store(true, Ordering::Release);
-        let deadline = Instant::now() + STOP_PATIENCE;
-        loop {
-            for thread in &self.threads {
-                if let Err(cause) = thread.kill(SIGRTMIN()) {
-                    debug!("kicking a vCPU: {cause}");
-                }
-            }
-            if let Err(RecvTimeoutError::Disconnected) = self.running.recv_timeout(KICK_AGAIN) {
-                break;
-            }
-            if Instant::now() > deadline {
-                warn!("a vCPU did not stop within {} s; left behind", STOP_PATIENCE.as_secs());
-                return;
-            }
+        if !self.end_threads() {
+            warn!("a vCPU did not stop within {} s; left behind", STOP_PATIENCE.as_secs());
+            return;
         }
-        for thread in self.threads {
+        for (_, thread) in self.threads {
             if thread.join().is_err() {
                 warn!("a vCPU thread panicked");
             }
         }
     }
+
+    /// Pauses all vCPUs: each is outside the guest, with every exit finished, so that its state is
+    /// whole. [`Vcpus::spawn`] resumes them, and the guest cannot tell.
+    ///
+    /// # Errors
+    /// [`PauseError`]; with [`PauseError::Busy`] the guest runs on.
+    pub fn pause(mut self) -> Result<Vec<VcpuFd>, PauseError> {
+        if !self.end_threads() {
+            return Err(match self.go_on() {
+                Ok(()) => PauseError::Busy(self),
+                Err(cause) => PauseError::Resume(cause),
+            });
+        }
+        let join = |(_, thread): (usize, JoinHandle<_>)| thread.join().ok().flatten();
+        let vcpus: Option<Vec<_>> = self.threads.into_iter().map(join).collect();
+        vcpus.ok_or(PauseError::Stopped)
+    }
+
+    /// Asks all threads to end and waits; false if one does not within [`STOP_PATIENCE`].
+    fn end_threads(&self) -> bool {
+        let running = &self.starter.running;
+        running.asked.store(true, Ordering::Release);
+        let deadline = Instant::now() + STOP_PATIENCE;
+        let mut alive = running.alive();
+        while alive.contains(&true) && Instant::now() < deadline {
+            let is_alive = |index: usize| alive.get(index) == Some(&true);
+            for (_, thread) in self.threads.iter().filter(|(index, _)| is_alive(*index)) {
+                if let Err(cause) = thread.kill(SIGRTMIN()) {
+                    debug!("kicking a vCPU: {cause}");
+                }
+            }
+            let waited = running.changed.wait_timeout(alive, KICK_AGAIN);
+            (alive, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+        !alive.contains(&true)
+    }
+
+    /// After [`Vcpus::end_threads`] without success: takes the request back, and starts again what
+    /// has ended.
+    fn go_on(&mut self) -> Result<(), VcpuError> {
+        let alive = self.starter.running.alive();
+        self.starter.running.asked.store(false, Ordering::Release);
+        let is_alive = alive.clone();
+        drop(alive);
+        for (index, thread) in self.threads.drain(..).collect::<Vec<_>>() {
+            if is_alive.get(index) == Some(&true) {
+                self.threads.push((index, thread));
+            } else if let Some(vcpu) = thread.join().ok().flatten() {
+                let again = self.starter.start(index, vcpu).map_err(VcpuError::Thread)?;
+                self.threads.push((index, again));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Starter {
+    fn start(&self, index: usize, vcpu: VcpuFd) -> Result<JoinHandle<Option<VcpuFd>>, IoError> {
+        let running = Arc::clone(&self.running);
+        running.set_alive(index, true);
+        let alive = Alive { index, running };
+        let thread = Thread { index, vcpu, board: Arc::clone(&self.board), alive };
+        let stopped = Arc::clone(&self.stopped);
+        Builder::new().name(format!("vcpu{index}")).spawn(move || thread.run(&*stopped))
+    }
+}
+
+/// A thread is alive for as long as it has this, however it ends.
+struct Alive {
+    index: usize,
+    running: Arc<Running>,
+}
+
+impl Alive {
+    fn is_asked(&self) -> bool {
+        self.running.asked.load(Ordering::Acquire)
+    }
+
+    /// Ends the thread, unless the request was taken back.
+    fn end(&self) -> bool {
+        let mut alive = self.running.alive();
+        let ends = self.is_asked();
+        if let (Some(one), true) = (alive.get_mut(self.index), ends) {
+            *one = false;
+        }
+        ends
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.running.set_alive(self.index, false);
+    }
+}
+
+/// Why vCPUs cannot be paused.
+#[derive(Debug, Error)]
+pub enum PauseError {
+    /// A vCPU has stopped of its own: that came as an event, and there is nothing to pause.
+    #[error("the guest stopped by itself")]
+    Stopped,
+    /// A vCPU thread does not come back from a device; all vCPUs run on.
+    #[error(
+        "a vCPU did not pause within {} s: is the output of the guest's serial port blocked?",
+        STOP_PATIENCE.as_secs()
+    )]
+    Busy(Vcpus),
+    /// As [`PauseError::Busy`], but the others could not be started again.
+    #[error("a vCPU did not pause, and the others could not go on")]
+    Resume(#[source] VcpuError),
 }
 
 /// Why a vCPU cannot go on.
@@ -156,31 +305,40 @@ struct Thread {
     index: usize,
     vcpu: VcpuFd,
     board: Arc<Board>,
-    asked: Arc<AtomicBool>,
-    /// Dropped when the thread ends, however it ends.
-    _alive: Sender<Infallible>,
+    alive: Alive,
 }
 
 impl Thread {
-    fn run<E: From<Stop>>(mut self, events: &Sender<E>) {
+    /// Runs the vCPU; gives it back if it was asked to end, and has not stopped of its own.
+    fn run(mut self, stopped: &dyn Fn(Stop)) -> Option<VcpuFd> {
         let (index, run) = (self.index, AssertUnwindSafe(|| self.run_until_stop()));
         let panicked = |_payload| Some(Stop::Failed(VcpuError::Panicked { index }));
-        if let Some(stop) = catch_unwind(run).unwrap_or_else(panicked) {
-            debug!("vCPU {index} stops: {stop:?}");
-            if events.send(stop.into()).is_err() {
-                debug!("nobody waits for vCPU {index}");
+        match catch_unwind(run).unwrap_or_else(panicked) {
+            None => Some(self.vcpu),
+            Some(stop) => {
+                stopped(stop);
+                None
             }
         }
     }
 
-    /// `None`: asked to.
+    /// `None`: asked to end, and every exit is finished.
+    ///
+    /// KVM finishes an exit (a register is written, the next instruction is due) only in the next
+    /// `KVM_RUN`; asked to return at once it does that and no more.
     fn run_until_stop(&mut self) -> Option<Stop> {
         loop {
-            if self.asked.load(Ordering::Acquire) {
-                return None;
-            }
+            let ending = self.alive.is_asked();
+            self.vcpu.set_kvm_immediate_exit(u8::from(ending));
             let outcome = match self.vcpu.run() {
                 Ok(exit) => act(exit, &self.board),
+                Err(cause) if cause.errno() == EINTR && ending => {
+                    self.vcpu.set_kvm_immediate_exit(0);
+                    if self.alive.end() {
+                        return None;
+                    }
+                    continue;
+                }
                 // A signal, or an AP that waits for its start-up interrupt and was kicked.
                 Err(cause) if [EINTR, EAGAIN].contains(&cause.errno()) => continue,
                 Err(cause) => {

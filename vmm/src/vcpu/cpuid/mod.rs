@@ -4,6 +4,7 @@
 //! those of the AMD64 manual volume 3, appendix E, of `Documentation/virt/kvm/x86/cpuid.rst` and
 //! of what Linux does with them.
 
+mod comparison;
 #[cfg(test)]
 mod tests;
 mod topology;
@@ -14,6 +15,8 @@ use std::ops::Range;
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 use thiserror::Error;
+
+pub use comparison::{Register, Shortfall, shortfalls};
 
 /// Where hypervisors describe themselves; KVM's own leaves start here.
 const KVM_SIGNATURE: u32 = 0x4000_0000;
@@ -98,17 +101,6 @@ pub fn guest_cpuid(supported: &CpuId, cpu: &GuestCpu) -> Result<CpuId, CpuidErro
     let table: Vec<_> = leaves.0.into_values().collect();
     let entries = table.len();
     CpuId::from_entries(&table).map_err(|_too_many| CpuidError::TooMany { entries })
-}
-
-/// `XCR0` with which to start a vCPU whose CPUID is `guest`; `None` if it has no XSAVE.
-///
-/// At reset it would be 1, and the guest sets it to this. But KVM must know it, to size the XSAVE
-/// area in CPUID and to restore it, and where KVM itself runs under QEMU's TCG (7.2) it does not
-/// learn of it, because XSETBV does not trap there. A guest that sets the same again is none the
-/// wiser.
-#[must_use]
-pub fn initial_xcr0(guest: &CpuId) -> Option<u64> {
-    xsave::user_components(guest.as_slice())
 }
 
 /// The C-bit of a guest of the software platform: the top bit of MAXPHYADDR. `None` if that is no

@@ -76,12 +76,6 @@ pub(super) fn make_consistent(leaves: &mut Leaves) {
     (extended.ecx, extended.edx) = split(supervisor);
 }
 
-/// All user components that a guest with `table` may enable.
-pub(super) fn user_components(table: &[kvm_cpuid_entry2]) -> Option<u64> {
-    let is_main = |leaf: &&kvm_cpuid_entry2| leaf.function == STATE && leaf.index == 0;
-    table.iter().find(is_main).map(|leaf| join(leaf.eax, leaf.edx))
-}
-
 fn join(low: u32, high: u32) -> u64 {
     u64::from(low) | u64::from(high) << 32
 }

@@ -1,8 +1,12 @@
-//! Guest pages: addresses, frames, ranges and where RAM is. The only page arithmetic.
+//! Guest pages: addresses, frames, ranges, sets of frames and where RAM is. The only page arithmetic.
+
+mod frame_set;
 
 use std::fmt::{Display, Formatter, LowerHex, Result as FmtResult};
 
 use thiserror::Error;
+
+pub use frame_set::FrameSet;
 
 /// Bytes in a guest page.
 pub const PAGE_SIZE: u64 = 4096;

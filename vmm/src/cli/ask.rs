@@ -1,0 +1,102 @@
+//! `sevferry status`, `report`, `cancel`, `resolve` and `quit`: one request, one answer.
+
+use std::fmt::Write;
+
+use serde_json::Error as JsonError;
+use thiserror::Error;
+
+use super::migration_arguments::AskOptions;
+use crate::control::api::{PagesReply, Request, Response, State, StatusReply};
+use crate::control::{ClientError, ask as ask_owner};
+
+/// Asks the process that owns the guest and prints what it answers.
+///
+/// # Errors
+/// [`AskError`].
+pub(super) fn ask(options: &AskOptions) -> Result<(), AskError> {
+    match ask_owner(&options.api_socket, &options.request)? {
+        Response::Status(status) if options.json => {
+            println!("{}", serde_json::to_string(&status)?);
+        }
+        Response::Status(status) => print!("{}", status_text(&status)),
+        Response::Report(report) => println!("{report}"),
+        Response::Accepted => eprintln!("sevferry: {}", accepted(&options.request)),
+        Response::Refused { reason } => return Err(AskError::Refused { reason }),
+        Response::Error { message } => return Err(AskError::Failed { message }),
+        Response::Ended(_) => return Err(AskError::AnotherAnswer),
+    }
+    Ok(())
+}
+
+/// What an accepted request means.
+fn accepted(request: &Request) -> &'static str {
+    match request {
+        Request::Cancel => "the migration is being cancelled; the guest runs on where it is",
+        Request::Resolve(_) => "decided",
+        Request::Quit => "the guest is being ended",
+        Request::Status | Request::Report | Request::Migrate(_) => "accepted",
+    }
+}
+
+/// A status for people.
+pub(super) fn status_text(status: &StatusReply) -> String {
+    let mut out = format!("guest: {} (process {})\n", name_of(status.state), status.process);
+    if let Some(pages) = &status.pages {
+        out.push_str(&pages_text(pages));
+    }
+    if let Some(migration) = &status.migration {
+        // Writing to a String cannot fail.
+        writeln!(out, "migration: {migration}").unwrap_or_default();
+    }
+    out
+}
+
+fn pages_text(pages: &PagesReply) -> String {
+    let counts = match (pages.shared, pages.private) {
+        (Some(shared), Some(private)) => format!("{shared} shared, {private} private"),
+        _ => "status unknown".to_owned(),
+    };
+    let readiness = match &pages.not_migratable {
+        None => "can be migrated".to_owned(),
+        Some(reason) => format!("cannot be migrated now: {reason}"),
+    };
+    format!("pages: {counts}; {readiness}\n")
+}
+
+/// A state for people.
+fn name_of(state: State) -> &'static str {
+    match state {
+        State::Starting => "starting or ending",
+        State::Running => "running",
+        State::Migrating => "migrating to another host",
+        State::Waiting => "none yet; waiting for one",
+        State::Receiving => "arriving from another host",
+        State::InDoubt => "stopped; the other host may run it (sevferry resolve decides)",
+    }
+}
+
+/// Why there is no answer, or not the one hoped for.
+#[derive(Debug, Error)]
+pub(super) enum AskError {
+    /// Nobody answers.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// Not now.
+    #[error("refused: {reason}")]
+    Refused {
+        /// Why.
+        reason: String,
+    },
+    /// The owner could not.
+    #[error("the guest's process answers: {message}")]
+    Failed {
+        /// What it says.
+        message: String,
+    },
+    /// An answer to another question.
+    #[error("the guest's process gives an answer to something else; is it the same sevferry?")]
+    AnotherAnswer,
+    /// A status that cannot be printed.
+    #[error("printing the answer")]
+    Json(#[from] JsonError),
+}

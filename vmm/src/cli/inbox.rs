@@ -1,0 +1,186 @@
+//! What has happened and was not dealt with yet, also while a migration keeps the owner busy.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::sync::mpsc::Receiver;
+
+use crate::control::api::{Request, Resolution, Response, State};
+use crate::control::{Answer, Event, StatusBoard};
+use crate::vcpu::Stop;
+
+/// The owner's queue.
+#[derive(Debug)]
+pub(super) struct Inbox {
+    happened: Receiver<Event>,
+    deferred: RefCell<Deferred>,
+}
+
+/// What happened during a migration, for afterwards.
+#[derive(Debug, Default)]
+struct Deferred {
+    stops: VecDeque<Stop>,
+    quit: bool,
+    report: bool,
+}
+
+/// What a migration that is under way must heed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Interruption {
+    /// The guest powered off, was reset, or failed: it is not moved. [`Inbox::next`] tells how.
+    GuestStopped,
+    /// The user wants to end the process; [`Inbox::next`] says so too.
+    Quit,
+    /// The user wants the guest to stay.
+    Cancelled,
+    /// The user decides a handover that is in doubt; told once.
+    Resolved(Resolution),
+}
+
+impl Inbox {
+    /// What comes through `happened`, in order.
+    pub(super) fn new(happened: Receiver<Event>) -> Self {
+        Self { happened, deferred: RefCell::default() }
+    }
+
+    /// Waits for what is to be dealt with next.
+    pub(super) fn next(&self) -> Event {
+        let deferred = self.deferred.borrow_mut().take();
+        deferred.unwrap_or_else(|| self.happened.recv().unwrap_or(Event::Quit))
+    }
+
+    /// What the migration must heed now, without waiting.
+    ///
+    /// Requests that need an idle owner are refused here, so that nobody waits for hours.
+    pub(super) fn interruption(&self, board: &StatusBoard) -> Option<Interruption> {
+        let mut deferred = self.deferred.borrow_mut();
+        while let Ok(event) = self.happened.try_recv() {
+            match event {
+                Event::Stopped(stop) => deferred.stops.push_back(stop),
+                Event::Quit => deferred.quit = true,
+                Event::Report => deferred.report = true,
+                Event::Request(Request::Quit, answer) => {
+                    answer.give(Response::Accepted);
+                    deferred.quit = true;
+                }
+                Event::Request(Request::Resolve(resolution), answer)
+                    if board.state() == State::InDoubt =>
+                {
+                    answer.give(Response::Accepted);
+                    return Some(Interruption::Resolved(resolution));
+                }
+                Event::Request(request, answer) => respond_while_busy(&request, &answer, board),
+            }
+        }
+        if !deferred.stops.is_empty() {
+            Some(Interruption::GuestStopped)
+        } else if deferred.quit {
+            Some(Interruption::Quit)
+        } else {
+            board.is_cancelled().then_some(Interruption::Cancelled)
+        }
+    }
+}
+
+impl Deferred {
+    fn take(&mut self) -> Option<Event> {
+        if let Some(stop) = self.stops.pop_front() {
+            return Some(Event::Stopped(stop));
+        }
+        for (happened, event) in [(&mut self.quit, Event::Quit), (&mut self.report, Event::Report)]
+        {
+            if *happened {
+                *happened = false;
+                return Some(event);
+            }
+        }
+        None
+    }
+}
+
+fn respond_while_busy(request: &Request, answer: &Answer, board: &StatusBoard) {
+    match request {
+        Request::Status => answer.give(board.status()),
+        Request::Cancel => answer.give(board.cancel()),
+        Request::Resolve(_) | Request::Quit => answer.refuse(
+            "no handover is in doubt; `sevferry cancel` ends a migration that is under way",
+        ),
+        Request::Report | Request::Migrate(_) => {
+            answer.refuse("a migration is under way; `sevferry status` shows how far");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Sender, channel};
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::control::api::Progress;
+
+    fn migrating(state: State) -> (Sender<Event>, Inbox, StatusBoard) {
+        let (events, happened) = channel();
+        let board = StatusBoard::new(State::Starting);
+        board.show_migration(state, Arc::new(Mutex::new(Progress::default())));
+        (events, Inbox::new(happened), board)
+    }
+
+    fn ask(events: &Sender<Event>, request: Request) -> impl Fn() -> Response {
+        let (answer, answers) = Answer::channel();
+        events.send(Event::Request(request, answer)).unwrap();
+        move || answers.try_recv().unwrap()
+    }
+
+    /// A guest that stops during its migration is told to the migration again and again, and to
+    /// the owner afterwards, before anything else.
+    #[test]
+    fn a_stop_is_kept_for_the_owner() {
+        let (events, inbox, board) = migrating(State::Migrating);
+        assert_eq!(inbox.interruption(&board), None);
+        for event in [Event::Report, Event::Report, Event::Quit, Event::Stopped(Stop::Reset)] {
+            events.send(event).unwrap();
+        }
+        for _ in 0..2 {
+            assert_eq!(inbox.interruption(&board), Some(Interruption::GuestStopped));
+        }
+        assert!(matches!(inbox.next(), Event::Stopped(Stop::Reset)));
+        assert_eq!(inbox.interruption(&board), Some(Interruption::Quit));
+        assert!(matches!(inbox.next(), Event::Quit));
+        assert!(matches!(inbox.next(), Event::Report));
+        assert_eq!(inbox.interruption(&board), None);
+    }
+
+    /// Cancelling comes by the board, as the server does it.
+    #[test]
+    fn a_migration_hears_that_it_is_cancelled() {
+        let (_events, inbox, board) = migrating(State::Migrating);
+        assert_eq!(board.cancel(), Response::Accepted);
+        assert_eq!(inbox.interruption(&board), Some(Interruption::Cancelled));
+    }
+
+    /// What needs an idle owner is refused at once; quitting is accepted and heeded.
+    #[test]
+    fn a_busy_owner_refuses() {
+        let (events, inbox, board) = migrating(State::Migrating);
+        let report = ask(&events, Request::Report);
+        let resolve = ask(&events, Request::Resolve(Resolution::Keep));
+        assert_eq!(inbox.interruption(&board), None);
+        for response in [report(), resolve()] {
+            assert!(matches!(response, Response::Refused { .. }), "{response:?}");
+        }
+        let quit = ask(&events, Request::Quit);
+        assert_eq!(inbox.interruption(&board), Some(Interruption::Quit));
+        assert_eq!(quit(), Response::Accepted);
+    }
+
+    /// `resolve` decides only when there is a doubt, and once.
+    #[test]
+    fn a_doubt_is_resolved_once() {
+        let (events, inbox, board) = migrating(State::InDoubt);
+        let resolve = ask(&events, Request::Resolve(Resolution::Discard));
+        let resolved = Some(Interruption::Resolved(Resolution::Discard));
+        assert_eq!(inbox.interruption(&board), resolved);
+        assert_eq!(resolve(), Response::Accepted);
+        assert_eq!(inbox.interruption(&board), None);
+    }
+}

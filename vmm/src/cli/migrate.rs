@@ -1,0 +1,179 @@
+//! `sevferry migrate`: has a guest moved, shows how far that is, and says how it ended.
+
+use std::io::Error as IoError;
+use std::path::{Path, absolute};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::Builder;
+use std::time::Duration;
+
+use log::debug;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use thiserror::Error;
+
+use super::exit::Exit;
+use super::migration_arguments::MigrateOptions;
+use super::progress::Display;
+use crate::control::api::{Outcome, Request, Response};
+use crate::control::{Client, ClientError, PATIENCE, ask};
+use crate::migration::{BadEndpoint, Endpoint};
+
+/// How often the progress is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// What happens while a migration is waited for.
+#[derive(Debug)]
+enum News {
+    /// The owner says something, or is gone.
+    Owner(Result<Response, ClientError>),
+    /// The user wants to give up.
+    Interrupted,
+}
+
+/// Asks for the migration and waits until it has ended.
+///
+/// # Errors
+/// [`MigrateError`]: the migration did not begin, or it is not known how it ended.
+pub(super) fn migrate(options: &MigrateOptions) -> Result<Exit, MigrateError> {
+    let mut request = options.request.clone();
+    request.to = as_the_owner_sees(&request.to)?;
+    let client = Client::ask(&options.api_socket, &Request::Migrate(request))?;
+    let (news, heard) = channel();
+    forward_interrupts(news.clone())?;
+    let listen = move || listen_to(&client, &news);
+    Builder::new().name("owner".to_owned()).spawn(listen).map_err(MigrateError::Thread)?;
+
+    let mut display = Display::new(options.json);
+    let (mut begun, mut cancelled) = (false, false);
+    loop {
+        match heard.recv_timeout(LOOK_EVERY) {
+            Ok(News::Owner(Ok(Response::Accepted))) => begun = true,
+            Ok(News::Owner(answer)) => {
+                let outcome = outcome_of(answer, begun)?;
+                display.end(&outcome);
+                return Ok(exit_of(&outcome));
+            }
+            Ok(News::Interrupted) if cancelled => return Err(MigrateError::LeftBehind),
+            Ok(News::Interrupted) => {
+                cancelled = true;
+                display.say("cancelling; interrupt again to stop waiting for that");
+                cancel(&options.api_socket, &display);
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                // A look that fails says nothing: the owner's own word counts, and is on its way.
+                match ask(&options.api_socket, &Request::Status) {
+                    Ok(Response::Status(status)) => display.show(&status),
+                    other => debug!("no status: {other:?}"),
+                }
+            }
+            // The listening thread cannot end without a word.
+            Err(RecvTimeoutError::Disconnected) => return Err(MigrateError::AnotherAnswer),
+        }
+    }
+}
+
+/// What the owner's last word means.
+fn outcome_of(answer: Result<Response, ClientError>, begun: bool) -> Result<Outcome, MigrateError> {
+    match answer {
+        Ok(Response::Ended(outcome)) => Ok(outcome),
+        Ok(Response::Refused { reason }) => Ok(Outcome::Stayed { reason }),
+        Ok(Response::Error { message }) => Err(MigrateError::Failed { message }),
+        Ok(Response::Accepted | Response::Status(_) | Response::Report(_)) => {
+            Err(MigrateError::AnotherAnswer)
+        }
+        Err(cause) if begun => {
+            let reason = format!(
+                "{cause}; if the guest runs at the destination, `sevferry status` says so there"
+            );
+            Ok(Outcome::InDoubt { reason })
+        }
+        Err(cause) => Err(cause.into()),
+    }
+}
+
+fn exit_of(outcome: &Outcome) -> Exit {
+    match outcome {
+        Outcome::Moved { .. } => Exit::Success,
+        Outcome::Stayed { .. } => Exit::Stayed,
+        Outcome::InDoubt { .. } => Exit::InDoubt,
+    }
+}
+
+/// The owner may run in another directory than we.
+fn as_the_owner_sees(to: &Endpoint) -> Result<Endpoint, MigrateError> {
+    match to {
+        Endpoint::Tcp { .. } => Ok(to.clone()),
+        Endpoint::Unix { path } => {
+            let path = absolute(path).map_err(MigrateError::Directory)?;
+            Ok(format!("unix:{}", path.display()).parse()?)
+        }
+    }
+}
+
+/// Passes on what the owner says, up to its last word.
+fn listen_to(client: &Client, news: &Sender<News>) {
+    let mut responses = client.responses();
+    let mut patience = Some(PATIENCE);
+    loop {
+        let response = responses.next(patience);
+        let more = matches!(response, Ok(Response::Accepted));
+        if news.send(News::Owner(response)).is_err() || !more {
+            return;
+        }
+        // The migration takes as long as it takes; its own timeout ends it.
+        patience = None;
+    }
+}
+
+fn forward_interrupts(news: Sender<News>) -> Result<(), MigrateError> {
+    let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(MigrateError::Signals)?;
+    let forward = move || {
+        for _signal in signals.forever() {
+            if news.send(News::Interrupted).is_err() {
+                return;
+            }
+        }
+    };
+    let spawned = Builder::new().name("signals".to_owned()).spawn(forward);
+    spawned.map(|_detached| ()).map_err(MigrateError::Thread)
+}
+
+fn cancel(api_socket: &Path, display: &Display) {
+    match ask(api_socket, &Request::Cancel) {
+        Ok(Response::Accepted) => {}
+        Ok(Response::Refused { reason }) => display.say(&reason),
+        other => debug!("cancelling: {other:?}"),
+    }
+}
+
+/// Why the guest was not moved, or why that is not known.
+#[derive(Debug, Error)]
+pub(super) enum MigrateError {
+    /// Nobody answers.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The owner could not.
+    #[error("the guest's process answers: {message}")]
+    Failed {
+        /// What it says.
+        message: String,
+    },
+    /// An answer to another question.
+    #[error("the guest's process gives an answer to something else; is it the same sevferry?")]
+    AnotherAnswer,
+    /// Interrupted twice.
+    #[error("interrupted; the migration is being cancelled, and sevferry status shows how it ends")]
+    LeftBehind,
+    /// A relative path, relative to nothing.
+    #[error("finding the directory that the destination's socket is in")]
+    Directory(#[source] IoError),
+    /// Too long, once it is absolute.
+    #[error(transparent)]
+    Endpoint(#[from] BadEndpoint),
+    /// No signal handlers.
+    #[error("preparing for signals")]
+    Signals(#[source] IoError),
+    /// The host has no thread to give.
+    #[error("starting a thread")]
+    Thread(#[source] IoError),
+}

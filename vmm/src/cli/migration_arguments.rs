@@ -1,0 +1,184 @@
+//! The command lines that move guests, and that ask the processes that own them.
+
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::arguments::{OwnerArguments, OwnerOptions};
+use super::values::{self, ReceivingPlatform};
+use crate::control::api::{Connections, MigrateRequest, Request, Resolution, TimeoutStrategy};
+use crate::machine::config::Serial;
+use crate::migration::Endpoint;
+
+/// Where a guest is awaited, and how it will run here.
+#[derive(Debug)]
+pub(super) struct ReceiveOptions {
+    pub(super) listen: Endpoint,
+    pub(super) serial: Serial,
+    /// What answers SEV commands; without it only plain VMs are received.
+    pub(super) platform: Option<ReceivingPlatform>,
+    pub(super) owner: OwnerOptions,
+}
+
+/// A migration to ask for.
+#[derive(Debug)]
+pub(super) struct MigrateOptions {
+    pub(super) api_socket: PathBuf,
+    pub(super) request: MigrateRequest,
+    /// Print every status as a line of JSON.
+    pub(super) json: bool,
+}
+
+/// Another request to make.
+#[derive(Debug)]
+pub(super) struct AskOptions {
+    pub(super) api_socket: PathBuf,
+    pub(super) request: Request,
+    /// Print the answer as it came.
+    pub(super) json: bool,
+}
+
+/// How an endpoint is shown in the help.
+const ENDPOINT: &str = "tcp:HOST:PORT|unix:PATH";
+
+/// How `--platform` is shown in the help of `receive`.
+const RECEIVING_PLATFORM: &str = "sev=software|hardware,...";
+
+/// Its keys.
+const RECEIVING_PLATFORM_HELP: &str = "\
+Take SEV guests; without this only plain VMs are taken. Keys, separated by commas:
+  sev=software|hardware  who answers SEV commands; software gives no confidentiality
+  overflow=promote|poison
+                         when the guest shares more regions than the list may hold, keep a
+                         bitmap, or give up on migration [default: promote]
+  identity=DIR           where the software platform keeps its keys [default: nowhere]";
+
+#[derive(Debug, Args)]
+pub(super) struct ReceiveArguments {
+    /// Where to wait for the guest
+    #[arg(long, value_name = ENDPOINT)]
+    listen: Endpoint,
+    /// The guest's serial port: tty, null or file=PATH
+    #[arg(long, value_name = "tty|...", default_value = "tty", value_parser = values::serial)]
+    serial: Serial,
+    /// Take SEV guests; without this only plain VMs are taken
+    #[arg(
+        long,
+        value_name = RECEIVING_PLATFORM,
+        value_parser = values::receiving_platform,
+        long_help = RECEIVING_PLATFORM_HELP
+    )]
+    platform: Option<ReceivingPlatform>,
+    #[command(flatten)]
+    owner: OwnerArguments,
+}
+
+impl ReceiveArguments {
+    pub(super) fn options(self) -> ReceiveOptions {
+        let Self { listen, serial, platform, owner } = self;
+        ReceiveOptions { listen, serial, platform, owner: owner.options() }
+    }
+}
+
+/// Who is asked.
+#[derive(Debug, Args)]
+struct SocketArgument {
+    /// API socket of the guest's process
+    #[arg(long, value_name = "PATH", value_parser = values::path)]
+    api_socket: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct MigrateArguments {
+    #[command(flatten)]
+    socket: SocketArgument,
+    /// Where `sevferry receive` listens
+    #[arg(long, value_name = ENDPOINT)]
+    to: Endpoint,
+    /// Milliseconds for which the guest may stand still
+    #[arg(long, value_name = "N", default_value_t = MigrateRequest::default_downtime_ms())]
+    downtime_ms: NonZeroU32,
+    /// Seconds that the migration may take
+    #[arg(long, value_name = "N", default_value_t = MigrateRequest::default_timeout_s())]
+    timeout_s: NonZeroU32,
+    /// What to do after that: cancel, or stop the guest and move it
+    #[arg(
+        long,
+        value_name = "cancel|stop",
+        default_value = "cancel",
+        value_parser = values::timeout_strategy
+    )]
+    timeout_strategy: TimeoutStrategy,
+    /// Connections that carry pages, 1 to 128 [default: one for each processor, up to 8]
+    #[arg(long, value_name = "N", value_parser = values::connections)]
+    connections: Option<Connections>,
+    /// Migrate also a guest whose policy lets the firmware send it to any destination
+    #[arg(long)]
+    allow_unchecked: bool,
+    /// Print the progress as lines of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl MigrateArguments {
+    pub(super) fn options(self) -> MigrateOptions {
+        let request = MigrateRequest {
+            to: self.to,
+            downtime_ms: self.downtime_ms,
+            timeout_s: self.timeout_s,
+            timeout_strategy: self.timeout_strategy,
+            connections: self.connections.unwrap_or_default(),
+            allow_unchecked: self.allow_unchecked,
+        };
+        MigrateOptions { api_socket: self.socket.api_socket, request, json: self.json }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct StatusArguments {
+    #[command(flatten)]
+    socket: SocketArgument,
+    /// Print it as one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl StatusArguments {
+    pub(super) fn options(self) -> AskOptions {
+        let api_socket = self.socket.api_socket;
+        AskOptions { api_socket, request: Request::Status, json: self.json }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct AskArguments {
+    #[command(flatten)]
+    socket: SocketArgument,
+}
+
+impl AskArguments {
+    pub(super) fn options(self, request: Request) -> AskOptions {
+        AskOptions { api_socket: self.socket.api_socket, request, json: false }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ResolveArguments {
+    /// keep: the guest runs here, and never on the other host; discard: it is gone from here
+    #[arg(value_name = "keep|discard", value_parser = values::resolution)]
+    resolution: Resolution,
+    #[command(flatten)]
+    socket: SocketArgument,
+}
+
+impl ResolveArguments {
+    pub(super) fn options(self) -> AskOptions {
+        let request = Request::Resolve(self.resolution);
+        AskOptions { api_socket: self.socket.api_socket, request, json: false }
+    }
+}
+
+#[cfg(test)]
+#[path = "migration_arguments_tests.rs"]
+mod tests;

@@ -1,0 +1,207 @@
+//! The owner of a guest: one thread that waits for what happens, and for what is asked.
+
+use std::fs::File;
+use std::io::{Error as IoError, Write, sink, stdout};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::Builder;
+
+use log::debug;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::iterator::Signals;
+use thiserror::Error;
+
+use super::arguments::{OwnerOptions, ReportFormat};
+use super::exit::Ending;
+use super::inbox::Inbox;
+use super::outgoing::{Sent, send_guest};
+use super::report;
+use super::terminal::{Console, RawTerminal};
+use crate::control::api::{Request, Response, State};
+use crate::control::{Event, Server, ServerError, StatusBoard};
+use crate::devices::SerialPort;
+use crate::machine::config::{PlatformKind, Serial};
+use crate::machine::{Report, RunningMachine};
+use crate::vcpu::{Stop, VcpuError};
+
+/// Printed whenever the software platform is used.
+const SOFTWARE_WARNING: &str = "the software SEV platform gives NO confidentiality: it is for \
+     development and tests, and its keys live in this process";
+
+/// What outlives a machine: its console, its signals and its API socket.
+#[derive(Debug)]
+pub(super) struct Owner {
+    /// Dropped before the server, so that whoever still waits is told that there is no answer.
+    pub(super) inbox: Inbox,
+    pub(super) events: Sender<Event>,
+    pub(super) board: Arc<StatusBoard>,
+    console: Console,
+    terminal: Option<RawTerminal>,
+    _server: Option<Server>,
+    pub(super) options: OwnerOptions,
+}
+
+/// How a guest ended, and what could be said about it last; nothing if it is gone.
+pub(super) type Ended = (Ending, Option<Report>);
+
+impl Owner {
+    /// Takes the terminal, the signals and the API socket.
+    ///
+    /// # Errors
+    /// [`OwnerError`] with what could not be had.
+    pub(super) fn prepare(
+        serial: &Serial,
+        options: OwnerOptions,
+        state: State,
+    ) -> Result<Self, OwnerError> {
+        let (events, happened) = channel();
+        forward_signals(events.clone()).map_err(OwnerError::Signals)?;
+        let board = Arc::new(StatusBoard::new(state));
+        let serve = |path: &PathBuf| Server::start(path, Arc::clone(&board), events.clone());
+        let server = options.api_socket.as_ref().map(serve).transpose()?;
+        let (console, mut terminal) = (Console::default(), None);
+        if *serial == Serial::Tty {
+            terminal = RawTerminal::enter().map_err(OwnerError::Terminal)?;
+            console.read_input(events.clone(), terminal.is_some()).map_err(OwnerError::Terminal)?;
+        }
+        if terminal.is_some() {
+            eprintln!("sevferry: Ctrl-A x ends the guest, Ctrl-A h helps");
+        }
+        let inbox = Inbox::new(happened);
+        Ok(Self { inbox, events, board, console, terminal, _server: server, options })
+    }
+
+    /// The terminal is as it was before: what is printed from now on is ours.
+    pub(super) fn leave_terminal(&mut self) {
+        self.terminal = None;
+    }
+
+    /// The terminal is the console of the guest with this port from now on.
+    pub(super) fn attach_console(&self, port: Arc<SerialPort>) {
+        self.console.attach(Some(port));
+    }
+
+    /// Runs `machine`'s guest until it ends, is ended, or has moved to another host.
+    ///
+    /// # Errors
+    /// [`OwnerError::Vcpu`] if KVM could not go on.
+    pub(super) fn wait(&self, mut machine: RunningMachine) -> Result<Ended, OwnerError> {
+        self.board.show_running(machine.watch_pages());
+        let outcome = loop {
+            match self.inbox.next() {
+                Event::Stopped(stop) => break ending_of(stop),
+                Event::Quit => break Ok(Ending::Quit),
+                Event::Report => {
+                    let format = self.options.report.unwrap_or(ReportFormat::Text);
+                    report::print(&machine.report(), format);
+                }
+                Event::Request(Request::Quit, answer) => {
+                    answer.give(Response::Accepted);
+                    break Ok(Ending::Quit);
+                }
+                Event::Request(Request::Migrate(request), answer) => {
+                    match send_guest(machine, &request, &answer, self) {
+                        Sent::Stayed(running) => machine = *running,
+                        Sent::Moved => {
+                            self.console.attach(None);
+                            return Ok((Ending::Moved, None));
+                        }
+                    }
+                    self.board.show_running(machine.watch_pages());
+                }
+                Event::Request(request, answer) => {
+                    answer.give(self.response_to(&request, &mut machine));
+                }
+            }
+        };
+        self.board.show_starting();
+        self.console.attach(None);
+        let last = machine.stop();
+        outcome.map(|ending| (ending, Some(last)))
+    }
+
+    /// The one response to a request that leaves the guest as it is.
+    fn response_to(&self, request: &Request, machine: &mut RunningMachine) -> Response {
+        let refused = |reason: &str| Response::Refused { reason: reason.to_owned() };
+        match request {
+            Request::Status => self.board.status(),
+            Request::Cancel => self.board.cancel(),
+            Request::Report => Response::Report(report::as_json(&machine.report())),
+            Request::Resolve(_) => refused("no handover is in doubt: the guest runs here"),
+            Request::Migrate(_) | Request::Quit => refused("the guest is busy"),
+        }
+    }
+}
+
+fn ending_of(stop: Stop) -> Result<Ending, OwnerError> {
+    match stop {
+        Stop::PowerOff => Ok(Ending::PowerOff),
+        Stop::Reset => Ok(Ending::Reset),
+        Stop::TripleFault => Ok(Ending::TripleFault),
+        Stop::Failed(cause) => Err(OwnerError::Vcpu(cause)),
+    }
+}
+
+/// Warns if `platform` keeps nothing secret.
+pub(super) fn warn_about(platform: Option<&PlatformKind>) {
+    if let Some(PlatformKind::Software { .. }) = platform {
+        eprintln!("sevferry: warning: {SOFTWARE_WARNING}");
+    }
+}
+
+/// Where what the guest writes to its serial port goes.
+///
+/// # Errors
+/// [`OwnerError::SerialFile`].
+pub(super) fn serial_output(serial: &Serial) -> Result<Box<dyn Write + Send>, OwnerError> {
+    Ok(match serial {
+        Serial::Tty => Box::new(stdout()),
+        Serial::Null => Box::new(sink()),
+        Serial::File(path) => {
+            let file = File::options().append(true).create(true).open(path);
+            Box::new(file.map_err(|cause| OwnerError::SerialFile { path: path.clone(), cause })?)
+        }
+    })
+}
+
+/// SIGTERM, SIGINT and SIGHUP end the guest; SIGUSR1 asks for a report.
+fn forward_signals(events: Sender<Event>) -> Result<(), IoError> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1])?;
+    let forward = move || {
+        for signal in signals.forever() {
+            debug!("signal {signal}");
+            let event = if signal == SIGUSR1 { Event::Report } else { Event::Quit };
+            if events.send(event).is_err() {
+                return;
+            }
+        }
+    };
+    Builder::new().name("signals".to_owned()).spawn(forward).map(|_detached| ())
+}
+
+/// Why a guest cannot be owned, or not any longer.
+#[derive(Debug, Error)]
+pub(super) enum OwnerError {
+    /// No signal handlers.
+    #[error("preparing for signals")]
+    Signals(#[source] IoError),
+    /// The terminal.
+    #[error("using standard input as the guest's serial console; try --serial null")]
+    Terminal(#[source] IoError),
+    /// The file of `--serial file=`.
+    #[error("opening {} for the guest's serial output", path.display())]
+    SerialFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: IoError,
+    },
+    /// The API socket.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    /// A vCPU.
+    #[error(transparent)]
+    Vcpu(VcpuError),
+}

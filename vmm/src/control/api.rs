@@ -1,0 +1,352 @@
+//! What can be asked of the process that owns a guest, and what it answers: JSON, one per line.
+//!
+//! ```text
+//! {"version":1,"request":"status"}
+//! {"version":1,"response":{"status":{"state":"running",...}}}
+//! ```
+//!
+//! A connection carries one request. Most have one response; a migration has two: `accepted` at
+//! once, then `ended`. Unknown versions, requests and fields are refused, never skipped.
+
+use std::num::{NonZeroU8, NonZeroU32};
+use std::thread::available_parallelism;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Error as JsonError, Value, from_slice, to_vec};
+use thiserror::Error;
+
+use crate::migration::Endpoint;
+
+/// The version of everything in this file.
+pub const VERSION: u32 = 1;
+
+/// Bytes of a request at most, with its line feed.
+pub const REQUEST_BYTES_MAX: usize = 64 << 10;
+
+/// Bytes of a response at most: the report of a guest whose every second page is shared is long.
+pub const RESPONSE_BYTES_MAX: usize = 64 << 20;
+
+/// How far a migration is.
+pub type Progress = Value;
+
+/// What is asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// How things stand; answered at any moment.
+    Status,
+    /// The launch, and the status of every page.
+    Report,
+    /// Move the guest to another host.
+    Migrate(MigrateRequest),
+    /// Give up the migration that is under way; answered at any moment.
+    Cancel,
+    /// Decide a handover that is in doubt.
+    Resolve(Resolution),
+    /// End the guest and its process.
+    Quit,
+}
+
+/// Where to move the guest, and within which bounds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MigrateRequest {
+    /// Where `sevferry receive` listens.
+    pub to: Endpoint,
+    /// Milliseconds for which the guest may stand still.
+    #[serde(default = "MigrateRequest::default_downtime_ms")]
+    pub downtime_ms: NonZeroU32,
+    /// Seconds after which [`TimeoutStrategy`] decides.
+    #[serde(default = "MigrateRequest::default_timeout_s")]
+    pub timeout_s: NonZeroU32,
+    /// What happens then.
+    #[serde(default)]
+    pub timeout_strategy: TimeoutStrategy,
+    /// How many connections carry pages.
+    #[serde(default)]
+    pub connections: Connections,
+    /// Migrate also a guest whose policy lets the firmware send it to any destination.
+    #[serde(default)]
+    pub allow_unchecked: bool,
+}
+
+impl MigrateRequest {
+    /// 300 ms: what a TCP connection and most watchdogs do not notice.
+    #[must_use]
+    pub fn default_downtime_ms() -> NonZeroU32 {
+        const { NonZeroU32::new(300).unwrap() }
+    }
+
+    /// An hour.
+    #[must_use]
+    pub fn default_timeout_s() -> NonZeroU32 {
+        const { NonZeroU32::new(3600).unwrap() }
+    }
+
+    /// For how long the guest may stand still.
+    #[must_use]
+    pub fn downtime(&self) -> Duration {
+        Duration::from_millis(self.downtime_ms.get().into())
+    }
+
+    /// After how long [`Self::timeout_strategy`] decides.
+    #[must_use]
+    pub fn timeout(&self) -> Duration {
+        Duration::from_secs(self.timeout_s.get().into())
+    }
+}
+
+/// What happens when a migration has not come to its end in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimeoutStrategy {
+    /// The guest stays where it is.
+    #[default]
+    Cancel,
+    /// The guest is stopped and moved, however long it stands still.
+    Stop,
+}
+
+/// How many connections carry pages: 1 to [`Connections::MAX`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u64", into = "u64")]
+pub struct Connections(NonZeroU8);
+
+impl Connections {
+    /// The most.
+    pub const MAX: u8 = 128;
+
+    /// Unless told otherwise, at most so many: more processors than these outrun most links.
+    const DEFAULT_MAX: u8 = 8;
+
+    /// The number.
+    #[must_use]
+    pub fn get(self) -> u8 {
+        self.0.get()
+    }
+}
+
+impl Default for Connections {
+    /// One for each of this host's processors.
+    fn default() -> Self {
+        let processors = available_parallelism().map_or(1, usize::from);
+        let count = u8::try_from(processors).unwrap_or(u8::MAX).min(Self::DEFAULT_MAX);
+        Self(NonZeroU8::new(count).unwrap_or(NonZeroU8::MIN))
+    }
+}
+
+impl TryFrom<u64> for Connections {
+    type Error = BadConnections;
+
+    fn try_from(count: u64) -> Result<Self, BadConnections> {
+        let wanted = u8::try_from(count).ok().filter(|&count| count <= Self::MAX);
+        wanted.and_then(NonZeroU8::new).map(Self).ok_or(BadConnections { count })
+    }
+}
+
+impl From<Connections> for u64 {
+    fn from(connections: Connections) -> Self {
+        connections.get().into()
+    }
+}
+
+/// Not a number of connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("{count} connections; a migration has 1 to {}", Connections::MAX)]
+pub struct BadConnections {
+    /// How many were asked for.
+    pub count: u64,
+}
+
+/// Who has the guest, when the two hosts cannot find out by themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Resolution {
+    /// The guest runs here; the user knows that it does not run, and never will, on the other host.
+    Keep,
+    /// The guest is gone from here; the user knows that the other host has it.
+    Discard,
+}
+
+/// What is answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Response {
+    /// To [`Request::Status`].
+    Status(StatusReply),
+    /// To [`Request::Report`]: as `run --report=json` prints it.
+    Report(Value),
+    /// It will be done, or has begun.
+    Accepted,
+    /// How a migration ended.
+    Ended(Outcome),
+    /// It cannot be done now.
+    Refused {
+        /// Why, and what to do about it.
+        reason: String,
+    },
+    /// It is not a request, or answering it failed.
+    Error {
+        /// What is wrong.
+        message: String,
+    },
+}
+
+/// How things stand.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StatusReply {
+    /// What the process does.
+    pub state: State,
+    /// Its process id.
+    pub process: u32,
+    /// Which pages are encrypted; `None` for a plain VM, and where there is no guest yet.
+    pub pages: Option<PagesReply>,
+    /// The migration that is under way, or was the last.
+    pub migration: Option<Progress>,
+}
+
+/// What the process that owns a guest does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// It puts the guest together.
+    Starting,
+    /// The guest runs.
+    Running,
+    /// The guest is being sent to another host; it runs, but for the last moments.
+    Migrating,
+    /// It waits for a guest from another host.
+    Waiting,
+    /// A guest is arriving.
+    Receiving,
+    /// The other host may or may not run the guest; here it stands still until that is known.
+    InDoubt,
+}
+
+/// Which pages are encrypted, in short.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PagesReply {
+    /// Pages that the guest shares; `None` if the record is incomplete.
+    pub shared: Option<u64>,
+    /// Pages that are encrypted; `None` if the record is incomplete.
+    pub private: Option<u64>,
+    /// Why the guest cannot be migrated now; `None` if it can.
+    pub not_migratable: Option<String>,
+}
+
+/// How a migration ended, as the source tells it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Outcome {
+    /// The guest runs at the destination.
+    Moved {
+        /// What it took.
+        summary: Value,
+    },
+    /// The guest runs on at the source.
+    Stayed {
+        /// Why.
+        reason: String,
+    },
+    /// The guest stands still at the source, and may run at the destination.
+    InDoubt {
+        /// What was lost, and how to decide.
+        reason: String,
+    },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RequestLine<T> {
+    version: u32,
+    request: T,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ResponseLine<T> {
+    version: u32,
+    response: T,
+}
+
+/// All that is read of a line of another version.
+#[derive(Debug, Deserialize)]
+struct AnyLine {
+    version: u32,
+}
+
+impl Request {
+    /// As a line, with its line feed.
+    ///
+    /// # Errors
+    /// [`Malformed::Json`], which no request leads to.
+    pub fn to_line(&self) -> Result<Vec<u8>, Malformed> {
+        to_line(&RequestLine { version: VERSION, request: self })
+    }
+
+    /// From a line, with or without its line feed.
+    ///
+    /// # Errors
+    /// [`Malformed`] for anything but a request of this version.
+    pub fn from_line(line: &[u8]) -> Result<Self, Malformed> {
+        from_line(line).map(|RequestLine { request, .. }| request)
+    }
+}
+
+impl Response {
+    /// As a line, with its line feed.
+    ///
+    /// # Errors
+    /// [`Malformed::Json`], which no response leads to.
+    pub fn to_line(&self) -> Result<Vec<u8>, Malformed> {
+        to_line(&ResponseLine { version: VERSION, response: self })
+    }
+
+    /// From a line, with or without its line feed.
+    ///
+    /// # Errors
+    /// [`Malformed`] for anything but a response of this version.
+    pub fn from_line(line: &[u8]) -> Result<Self, Malformed> {
+        from_line(line).map(|ResponseLine { response, .. }| response)
+    }
+}
+
+fn to_line(value: &impl Serialize) -> Result<Vec<u8>, Malformed> {
+    let mut line = to_vec(value)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// The version first, so that a newer program is told that it is newer, not which field is new.
+fn from_line<T: DeserializeOwned>(line: &[u8]) -> Result<T, Malformed> {
+    let AnyLine { version } = from_slice(line)?;
+    if version != VERSION {
+        return Err(Malformed::Version { theirs: version });
+    }
+    Ok(from_slice(line)?)
+}
+
+/// Not a request or response of this version.
+#[derive(Debug, Error)]
+pub enum Malformed {
+    /// Not the JSON that it should be.
+    #[error("not understood: {0}")]
+    Json(#[from] JsonError),
+    /// Of another version.
+    #[error(
+        "version {theirs} of the API; this program speaks version {VERSION}: use the same \
+             sevferry on both ends of the socket"
+    )]
+    Version {
+        /// The other end's.
+        theirs: u32,
+    },
+}
+
+#[cfg(test)]
+#[path = "api_tests.rs"]
+mod tests;

@@ -1,0 +1,140 @@
+//! Requests and responses as lines: what is understood, and what is refused.
+
+use serde_json::json;
+
+use super::*;
+
+fn migrate() -> MigrateRequest {
+    MigrateRequest {
+        to: "tcp:b:4444".parse().unwrap(),
+        downtime_ms: NonZeroU32::new(20).unwrap(),
+        timeout_s: NonZeroU32::new(7).unwrap(),
+        timeout_strategy: TimeoutStrategy::Stop,
+        connections: Connections::try_from(3).unwrap(),
+        allow_unchecked: true,
+    }
+}
+
+fn responses() -> Vec<Response> {
+    let pages =
+        PagesReply { shared: Some(3), private: None, not_migratable: Some("poisoned".to_owned()) };
+    let status = |state, pages| StatusReply { state, process: 7, pages, migration: None };
+    let reason = || "because".to_owned();
+    vec![
+        Response::Status(status(State::InDoubt, None)),
+        Response::Status(status(State::Running, Some(pages))),
+        Response::Report(json!({ "vcpus": 2 })),
+        Response::Accepted,
+        Response::Ended(Outcome::Moved { summary: json!({ "rounds": 3 }) }),
+        Response::Ended(Outcome::Stayed { reason: reason() }),
+        Response::Ended(Outcome::InDoubt { reason: reason() }),
+        Response::Refused { reason: reason() },
+        Response::Error { message: "two\nlines".to_owned() },
+    ]
+}
+
+/// Everything survives the way, as exactly one line.
+#[test]
+fn lines_round_trip() {
+    let resolve = [Resolution::Keep, Resolution::Discard].map(Request::Resolve);
+    let simple = [Request::Status, Request::Report, Request::Cancel, Request::Quit];
+    for request in simple.into_iter().chain(resolve).chain([Request::Migrate(migrate())]) {
+        let line = request.to_line().unwrap();
+        assert_eq!(line.iter().position(|&byte| byte == b'\n'), Some(line.len() - 1));
+        assert_eq!(Request::from_line(&line).unwrap(), request);
+    }
+    for response in responses() {
+        let line = response.to_line().unwrap();
+        assert_eq!(line.iter().position(|&byte| byte == b'\n'), Some(line.len() - 1));
+        assert_eq!(Response::from_line(&line).unwrap(), response);
+    }
+}
+
+/// The form on the wire, which other programs write: it does not change by accident.
+#[test]
+fn requests_look_as_documented() {
+    let line = |request: Request| String::from_utf8(request.to_line().unwrap()).unwrap();
+    assert_eq!(line(Request::Status), "{\"version\":1,\"request\":\"status\"}\n");
+    let resolve = line(Request::Resolve(Resolution::Keep));
+    assert_eq!(resolve, "{\"version\":1,\"request\":{\"resolve\":\"keep\"}}\n");
+    assert_eq!(
+        line(Request::Migrate(migrate())),
+        "{\"version\":1,\"request\":{\"migrate\":{\"to\":\"tcp:b:4444\",\"downtime_ms\":20,\
+         \"timeout_s\":7,\"timeout_strategy\":\"stop\",\"connections\":3,\
+         \"allow_unchecked\":true}}}\n"
+    );
+}
+
+/// Only the destination must be named.
+#[test]
+fn a_migration_has_defaults() {
+    let line = br#"{"version":1,"request":{"migrate":{"to":"unix:/b"}}}"#;
+    let Request::Migrate(request) = Request::from_line(line).unwrap() else {
+        panic!("another request")
+    };
+    assert_eq!(request.to.to_string(), "unix:/b");
+    assert_eq!(request.downtime(), Duration::from_millis(300));
+    assert_eq!(request.timeout(), Duration::from_secs(3600));
+    assert_eq!(request.timeout_strategy, TimeoutStrategy::Cancel);
+    assert_eq!(request.connections, Connections::default());
+    assert!(!request.allow_unchecked);
+}
+
+/// What is not exactly a request is refused, with the reason.
+#[test]
+fn what_is_not_a_request_is_refused() {
+    let migrate = |fields: &str| {
+        format!(r#"{{"version":1,"request":{{"migrate":{{"to":"unix:/b"{fields}}}}}}}"#)
+    };
+    let deep = format!(r#"{{"version":1,"request":{}"#, "[".repeat(50_000));
+    for (line, said) in [
+        ("", "EOF"),
+        ("status", "expected value"),
+        (r#"{"request":"status"}"#, "missing field `version`"),
+        (r#"{"version":1}"#, "missing field `request`"),
+        (r#"{"version":-1,"request":"status"}"#, "invalid value: integer `-1`"),
+        (r#"{"version":1,"request":"fly"}"#, "unknown variant `fly`"),
+        (r#"{"version":1,"request":"status"} {}"#, "trailing characters"),
+        (r#"{"version":1,"request":"status","x":1}"#, "unknown field `x`"),
+        (r#"{"version":1,"version":1,"request":"status"}"#, "duplicate field `version`"),
+        (r#"{"version":1,"request":{"status":1}}"#, "invalid type"),
+        (r#"{"version":1,"request":{"migrate":{}}}"#, "missing field `to`"),
+        (r#"{"version":1,"request":{"resolve":"both"}}"#, "unknown variant `both`"),
+        (r#"{"version":1,"request":{"migrate":{"to":"b"}}}"#, "write tcp:HOST:PORT or unix:PATH"),
+        (&migrate(r#","tls":true"#), "unknown field `tls`"),
+        (&migrate(r#","downtime_ms":0"#), "expected a nonzero u32"),
+        (&migrate(r#","timeout_s":4294967296"#), "expected a nonzero u32"),
+        (&migrate(r#","timeout_strategy":"ignore""#), "unknown variant `ignore`"),
+        (&migrate(r#","connections":0"#), "0 connections; a migration has 1 to 128"),
+        (&migrate(r#","connections":129"#), "129 connections; a migration has 1 to 128"),
+        (&migrate(r#","connections":257"#), "257 connections; a migration has 1 to 128"),
+        (&deep, "EOF while parsing"),
+        ("{\"version\":1,\"request\":\"\u{0}\"}", "control character"),
+    ] {
+        let refused = Request::from_line(line.as_bytes()).unwrap_err().to_string();
+        assert!(refused.contains(said), "{line:.80}: {refused}");
+    }
+    let refused = Request::from_line(b"\xff\xfe").unwrap_err().to_string();
+    assert!(refused.contains("expected value"), "{refused}");
+}
+
+/// A newer program is told that it is newer, whatever else its line says.
+#[test]
+fn another_version_is_named() {
+    let line = br#"{"version":2,"request":{"teleport":{}},"urgent":true}"#;
+    let refused = Request::from_line(line).unwrap_err().to_string();
+    assert_eq!(
+        refused,
+        "version 2 of the API; this program speaks version 1: use the same sevferry on both ends \
+         of the socket"
+    );
+}
+
+/// A report may be of any shape, but not so deep that reading it overflows the stack.
+#[test]
+fn deep_answers_are_refused() {
+    let (open, close) = ("[".repeat(50_000), "]".repeat(50_000));
+    let line = format!(r#"{{"version":1,"response":{{"report":{open}{close}}}}}"#);
+    let refused = Response::from_line(line.as_bytes()).unwrap_err().to_string();
+    assert!(refused.contains("recursion limit exceeded"), "{refused}");
+}

@@ -1,0 +1,286 @@
+//! The API socket's server: a few connections at once, one request each, never the owner's time.
+//!
+//! Other users are kept out twice: by the socket's mode, and by the kernel's word on who connects.
+
+use std::convert::Infallible;
+use std::fs::{Permissions, remove_file, set_permissions, symlink_metadata};
+use std::io::{Error as IoError, ErrorKind, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+use log::{debug, info, warn};
+use rustix::net::sockopt::socket_peercred;
+use rustix::net::{Shutdown, shutdown};
+use rustix::process::{Uid, geteuid};
+use thiserror::Error;
+
+use super::api::{REQUEST_BYTES_MAX, Request, Response};
+use super::line::LineReader;
+use super::{Answer, Event, StatusBoard};
+
+/// Connections at once; another is turned away.
+const CONNECTIONS_MAX: usize = 10;
+
+/// How long a client may take to send its request, or to take a response.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long the last responses may take to reach their clients when the server ends.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How long to wait after a connection could not be accepted (no file descriptors left).
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// Only its user may use the socket.
+const MODE: u32 = 0o600;
+
+/// Serves the socket for as long as this lives; then the socket is gone.
+#[derive(Debug)]
+pub struct Server {
+    socket: Socket,
+    /// Dropped to say that the end has come.
+    running: Option<Sender<Infallible>>,
+    accepting: Option<JoinHandle<()>>,
+    /// Nothing is ever sent: it disconnects when the last connection has ended.
+    connections: Receiver<Infallible>,
+}
+
+impl Server {
+    /// Listens at `path`, replacing the socket of a process that is gone. Requests that `board`
+    /// does not answer go to `owner`.
+    ///
+    /// # Errors
+    /// [`ServerError`], if another process serves this socket, among others.
+    pub fn start(
+        path: &Path,
+        board: Arc<StatusBoard>,
+        owner: Sender<Event>,
+    ) -> Result<Self, ServerError> {
+        let (listener, socket) = Socket::bind(path)?;
+        let (running, ending) = channel();
+        let (alive, connections) = channel();
+        let reception = Reception { board, owner, _alive: alive, seats: Arc::new(()) };
+        let failed = |cause| ServerError::Start { path: path.to_owned(), cause };
+        let ear = Arc::clone(&listener);
+        let accept = move || reception.accept(&ear, &ending);
+        let accepting = Builder::new().name("api".to_owned()).spawn(accept).map_err(failed)?;
+        info!("the API socket is {}", path.display());
+        Ok(Self { socket, running: Some(running), accepting: Some(accepting), connections })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.running = None;
+        self.socket.close();
+        if let Some(accepting) = self.accepting.take()
+            && accepting.join().is_err()
+        {
+            warn!("the API's thread panicked");
+        }
+        // What was answered last (a migration's end) is still on its way.
+        if let Err(RecvTimeoutError::Timeout) = self.connections.recv_timeout(FAREWELL) {
+            debug!("an API client is left behind");
+        }
+    }
+}
+
+/// The socket in the file system.
+#[derive(Debug)]
+struct Socket {
+    listener: Arc<UnixListener>,
+    path: PathBuf,
+    /// Device and inode: what is at the path later may be another process's.
+    identity: Option<(u64, u64)>,
+}
+
+impl Socket {
+    fn bind(path: &Path) -> Result<(Arc<UnixListener>, Self), ServerError> {
+        let failed = |cause| ServerError::Start { path: path.to_owned(), cause };
+        make_way(path)?;
+        let listener = Arc::new(UnixListener::bind(path).map_err(failed)?);
+        let identity = identity(path);
+        let socket = Self { listener: Arc::clone(&listener), path: path.to_owned(), identity };
+        // Whoever connects before this is turned away by `is_permitted`.
+        set_permissions(path, Permissions::from_mode(MODE)).map_err(failed)?;
+        Ok((listener, socket))
+    }
+
+    /// Ends `accept` and removes the file.
+    fn close(&self) {
+        // On Linux this makes accept(2) fail with EINVAL.
+        if let Err(cause) = shutdown(&*self.listener, Shutdown::Both) {
+            debug!("closing the API socket: {cause}");
+        }
+        if self.identity.is_some()
+            && identity(&self.path) == self.identity
+            && let Err(cause) = remove_file(&self.path)
+        {
+            debug!("removing {}: {cause}", self.path.display());
+        }
+    }
+}
+
+/// Removes a socket that nobody serves any more, and nothing else.
+fn make_way(path: &Path) -> Result<(), ServerError> {
+    let failed = |cause| ServerError::Start { path: path.to_owned(), cause };
+    match symlink_metadata(path) {
+        Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(cause) => return Err(failed(cause)),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(ServerError::NotASocket { path: path.to_owned() });
+        }
+        Ok(_socket) => {}
+    }
+    match UnixStream::connect(path) {
+        Ok(_served) => Err(ServerError::InUse { path: path.to_owned() }),
+        Err(cause) if cause.kind() == ErrorKind::ConnectionRefused => {
+            debug!("{} was left by a process that is gone", path.display());
+            remove_file(path).map_err(failed)
+        }
+        Err(cause) => Err(failed(cause)),
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
+}
+
+/// What the accepting thread has, and gives to each connection's.
+#[derive(Debug, Clone)]
+struct Reception {
+    board: Arc<StatusBoard>,
+    owner: Sender<Event>,
+    /// Dropped when the connection ends, however it ends.
+    _alive: Sender<Infallible>,
+    /// One reference for each connection, and one of the accepting thread.
+    seats: Arc<()>,
+}
+
+impl Reception {
+    fn accept(&self, listener: &UnixListener, ending: &Receiver<Infallible>) {
+        loop {
+            match listener.accept() {
+                Ok((stream, _address)) => self.admit(stream),
+                Err(cause) => match ending.recv_timeout(ACCEPT_AGAIN) {
+                    Err(RecvTimeoutError::Timeout) => debug!("accepting an API client: {cause}"),
+                    Err(RecvTimeoutError::Disconnected) => return,
+                },
+            }
+        }
+    }
+
+    fn admit(&self, stream: UnixStream) {
+        let refusal = match socket_peercred(&stream) {
+            Ok(peer) if !is_permitted(peer.uid, geteuid()) => {
+                warn!("user {} may not use the API", peer.uid.as_raw());
+                Some("only the user who runs this guest, and root, may use its API".to_owned())
+            }
+            Ok(_peer) if Arc::strong_count(&self.seats) > CONNECTIONS_MAX => {
+                Some(format!("busy: {CONNECTIONS_MAX} connections are open; try again"))
+            }
+            Ok(_peer) => None,
+            Err(cause) => Some(format!("who connects is unknown: {cause}")),
+        };
+        let visit = self.clone();
+        let outcome = match refusal {
+            Some(reason) => send(&stream, &Response::Refused { reason }),
+            None => Builder::new()
+                .name("api-client".to_owned())
+                .spawn(move || {
+                    if let Err(cause) = visit.converse(&stream) {
+                        debug!("an API client: {cause}");
+                    }
+                })
+                .map(|_detached| ()),
+        };
+        if let Err(cause) = outcome {
+            debug!("an API client: {cause}");
+        }
+    }
+
+    /// One request, and what is answered to it.
+    fn converse(&self, stream: &UnixStream) -> Result<(), IoError> {
+        let request = match read_request(stream) {
+            Ok(Some(request)) => request,
+            Ok(None) => return Ok(()),
+            Err(message) => return send(stream, &Response::Error { message }),
+        };
+        debug!("asked for {request:?}");
+        match request {
+            Request::Status => return send(stream, &self.board.status()),
+            Request::Cancel => return send(stream, &self.board.cancel()),
+            Request::Report | Request::Migrate(_) | Request::Resolve(_) | Request::Quit => {}
+        }
+        let (answer, answers) = Answer::channel();
+        let mut answered = false;
+        if self.owner.send(Event::Request(request, answer)).is_ok() {
+            for response in answers {
+                send(stream, &response)?;
+                answered = true;
+            }
+        }
+        if answered {
+            return Ok(());
+        }
+        let message = "the guest ended before it was asked".to_owned();
+        send(stream, &Response::Error { message })
+    }
+}
+
+/// The user that runs the guest, and root, who can do anything to it anyway.
+fn is_permitted(peer: Uid, own: Uid) -> bool {
+    peer == own || peer.is_root()
+}
+
+/// `None` if the client went away without a word; the error is for the client.
+fn read_request(stream: &UnixStream) -> Result<Option<Request>, String> {
+    let mut lines = LineReader::new(stream, REQUEST_BYTES_MAX);
+    let deadline = Instant::now() + PATIENCE;
+    let Some(line) = lines.next(Some(deadline)).map_err(|cause| cause.to_string())? else {
+        return Ok(None);
+    };
+    if lines.has_more() {
+        return Err("more than one request on one connection".to_owned());
+    }
+    Request::from_line(&line).map(Some).map_err(|cause| cause.to_string())
+}
+
+fn send(mut stream: &UnixStream, response: &Response) -> Result<(), IoError> {
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.write_all(&response.to_line().map_err(IoError::other)?)
+}
+
+/// Why there is no API socket.
+#[derive(Debug, Error)]
+pub enum ServerError {
+    /// Another process serves it.
+    #[error("{} is served by another process; give each guest its own --api-socket", path.display())]
+    InUse {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// It is something else.
+    #[error("{} exists and is not a socket; it is left alone", path.display())]
+    NotASocket {
+        /// What was to be the socket.
+        path: PathBuf,
+    },
+    /// The host refused.
+    #[error("making the API socket {}", path.display())]
+    Start {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: IoError,
+    },
+}
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;

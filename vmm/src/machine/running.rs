@@ -1,0 +1,294 @@
+//! A machine that runs, or is paused, and what it changes meanwhile.
+
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kvm_bindings::CpuId;
+use kvm_ioctls::{VcpuFd, VmFd};
+use log::debug;
+use thiserror::Error;
+
+use super::compatibility::{MachineOffer, SevOffer};
+use super::encrypted::{LaunchRecord, RunningGuest};
+use super::report::{PageReport, PageWatch, Report, SevReport};
+use super::state::{MachineState, SaveError};
+use super::wire::MACHINE_VERSION;
+use crate::devices::SerialPort;
+use crate::encryption::{NotMigratable, Overflow, PageStatus};
+use crate::memory::{DirtyLog, GuestRam, Pages, RamError};
+use crate::page::FrameSet;
+use crate::sev::SevDevice;
+use crate::sev::launch::Launched;
+use crate::vcpu::{Board, KernelStruct, PauseError, Stop, VcpuError, Vcpus};
+
+/// What a machine has besides its vCPUs, whether it runs or not.
+#[derive(Debug)]
+pub(super) struct Assembly {
+    /// Dropped before the RAM that it uses.
+    pub(super) vm: Arc<VmFd>,
+    pub(super) board: Arc<Board>,
+    pub(super) serial: Arc<SerialPort>,
+    pub(super) guest: Option<RunningGuest>,
+    /// Of every vCPU, as it was set.
+    pub(super) cpuid: Vec<CpuId>,
+    /// Which MSRs are a vCPU's state.
+    pub(super) msrs: Vec<u32>,
+    /// How fast the guest's TSC counts.
+    pub(super) tsc_khz: u32,
+}
+
+impl Assembly {
+    fn describe(&mut self) -> Report {
+        let sev = self.guest.as_mut().zip(self.board.pages.as_ref()).map(|(guest, pages)| {
+            let pages = lock(pages);
+            SevReport {
+                launch: guest.record,
+                guest: guest.status(),
+                pages: PageReport::new(pages.status()),
+            }
+        });
+        Report { ram: self.board.ram.layout(), vcpus: self.cpuid.len(), sev }
+    }
+
+    fn offer(&self) -> MachineOffer {
+        let table = |cpuid: &CpuId| cpuid.as_slice().iter().copied().map(KernelStruct).collect();
+        MachineOffer {
+            version: MACHINE_VERSION,
+            ram_bytes: self.board.ram.layout().bytes(),
+            cpuid: self.cpuid.iter().map(table).collect(),
+            msrs: self.msrs.clone(),
+            tsc_khz: self.tsc_khz,
+            sev: self.guest.as_ref().map(|guest| SevOffer {
+                platform: guest.platform,
+                policy: guest.record.policy.bits(),
+                c_bit: guest.record.c_bit,
+                poison: guest.overflow == Overflow::Poison,
+            }),
+        }
+    }
+}
+
+/// A machine that has run, with its vCPUs as `V`.
+#[derive(Debug)]
+pub struct Started<V> {
+    vcpus: V,
+    assembly: Assembly,
+}
+
+/// A machine whose vCPUs run.
+pub type RunningMachine = Started<Vcpus>;
+
+/// A machine whose vCPUs are all outside the guest, with every exit finished.
+pub type PausedMachine = Started<Vec<VcpuFd>>;
+
+impl<V> Started<V> {
+    /// What the machine can say about itself now.
+    pub fn report(&mut self) -> Report {
+        self.assembly.describe()
+    }
+
+    /// What a destination must be able to make.
+    #[must_use]
+    pub fn offer(&self) -> MachineOffer {
+        self.assembly.offer()
+    }
+
+    /// What was launched; `None` for a plain VM.
+    #[must_use]
+    pub fn launch(&self) -> Option<&LaunchRecord> {
+        self.assembly.guest.as_ref().map(|guest| &guest.record)
+    }
+
+    /// Guest RAM.
+    #[must_use]
+    pub fn ram(&self) -> &Arc<GuestRam> {
+        &self.assembly.board.ram
+    }
+
+    /// The serial port.
+    #[must_use]
+    pub fn serial(&self) -> Arc<SerialPort> {
+        Arc::clone(&self.assembly.serial)
+    }
+
+    /// Whether page status allows a migration now; a plain VM always does.
+    ///
+    /// # Errors
+    /// [`NotMigratable`] with the reason.
+    pub fn migratable(&self) -> Result<(), NotMigratable> {
+        let pages = self.assembly.board.pages.as_ref();
+        pages.map_or(Ok(()), |pages| lock(pages).status().migratable())
+    }
+
+    /// The record of page status, whole; `None` for a plain VM.
+    #[must_use]
+    pub fn page_status(&self) -> Option<PageStatus> {
+        let pages = self.assembly.board.pages.as_ref();
+        pages.map(|pages| lock(pages).status().clone())
+    }
+
+    /// The open `/dev/sev`; `None` for a plain VM.
+    pub fn sev_device(&self) -> Option<&dyn SevDevice> {
+        self.assembly.guest.as_ref().map(|guest| guest.device.as_ref())
+    }
+
+    /// Takes the firmware's guest out, to send it. It is not there twice.
+    pub fn take_launched(&mut self) -> Option<Launched> {
+        self.assembly.guest.as_mut()?.launched.take()
+    }
+
+    /// Puts the firmware's guest back, when it is not sent after all.
+    pub fn put_launched_back(&mut self, launched: Launched) {
+        if let Some(guest) = &mut self.assembly.guest {
+            guest.launched = Some(launched);
+        }
+    }
+}
+
+impl RunningMachine {
+    /// Looks at the page status from any thread, for as long as it is kept; `None` for a plain VM.
+    #[must_use]
+    pub fn watch_pages(&self) -> Option<PageWatch> {
+        PageWatch::new(&self.assembly.board)
+    }
+
+    /// Starts the vCPUs.
+    pub(super) fn start<E>(
+        vcpus: Vec<VcpuFd>,
+        assembly: Assembly,
+        events: &Sender<E>,
+    ) -> Result<Self, VcpuError>
+    where
+        E: From<Stop> + Send + 'static,
+    {
+        let vcpus = Vcpus::spawn(vcpus, &assembly.board, events)?;
+        Ok(Self { vcpus, assembly })
+    }
+
+    /// Stops the vCPUs, then says how things stood at the end.
+    pub fn stop(mut self) -> Report {
+        self.vcpus.stop();
+        self.assembly.describe()
+    }
+
+    /// Pauses the vCPUs; [`PausedMachine::resume`] undoes it, and the guest cannot tell.
+    ///
+    /// # Errors
+    /// [`Unpaused`].
+    pub fn pause(mut self) -> Result<PausedMachine, Unpaused> {
+        match self.vcpus.pause() {
+            Ok(vcpus) => Ok(Started { vcpus, assembly: self.assembly }),
+            Err(PauseError::Busy(vcpus)) => {
+                Err(Unpaused::Busy(Box::new(Self { vcpus, assembly: self.assembly })))
+            }
+            Err(PauseError::Stopped) => Err(Unpaused::Stopped(Box::new(self.assembly.describe()))),
+            Err(PauseError::Resume(cause)) => {
+                Err(Unpaused::Lost(cause, Box::new(self.assembly.describe())))
+            }
+        }
+    }
+
+    /// Starts to log which frames the guest changes.
+    ///
+    /// # Errors
+    /// [`RamError::Register`] with KVM's errno.
+    pub fn log_changes(&self) -> Result<ChangeLog, RamError> {
+        let Assembly { vm, board, .. } = &self.assembly;
+        if let Some(pages) = &board.pages {
+            lock(pages).track_flips();
+        }
+        let dirty = DirtyLog::start(Arc::clone(vm), Arc::clone(&board.ram))?;
+        Ok(ChangeLog { dirty, board: Arc::clone(board) })
+    }
+}
+
+impl PausedMachine {
+    pub(super) fn new(vcpus: Vec<VcpuFd>, assembly: Assembly) -> Self {
+        Self { vcpus, assembly }
+    }
+
+    /// Lets the guest go on. Its time has gone on meanwhile, and its kernel is told that it was
+    /// paused, so that it does not complain of CPUs that hang.
+    ///
+    /// # Errors
+    /// [`VcpuError::Thread`] if the host has no threads to give; the guest is lost then.
+    pub fn resume<E>(self, events: &Sender<E>) -> Result<RunningMachine, VcpuError>
+    where
+        E: From<Stop> + Send + 'static,
+    {
+        for vcpu in &self.vcpus {
+            // A guest without kvmclock cannot be told.
+            if let Err(cause) = vcpu.kvmclock_ctrl() {
+                debug!("telling the guest that it was paused: {cause}");
+            }
+        }
+        RunningMachine::start(self.vcpus, self.assembly, events)
+    }
+
+    /// What the machine is, beside its memory and page status.
+    ///
+    /// # Errors
+    /// [`SaveError`] with what KVM did not give.
+    pub fn save(&self) -> Result<MachineState, SaveError> {
+        let Assembly { vm, serial, msrs, .. } = &self.assembly;
+        MachineState::save(vm, &self.vcpus, msrs, serial, self.launch())
+    }
+
+    /// Gives up the machine: says how things stood.
+    pub fn stop(mut self) -> Report {
+        self.assembly.describe()
+    }
+}
+
+/// Which frames a guest changes, from when it is started until it is stopped. It outlives pauses.
+#[derive(Debug)]
+pub struct ChangeLog {
+    dirty: DirtyLog,
+    board: Arc<Board>,
+}
+
+impl ChangeLog {
+    /// Adds the frames that changed since the last call to `into`: those written, by the guest or
+    /// KVM, and those whose status flipped. Returns the page status, sampled after the writes were:
+    /// a page that flips between the two is in the next call's frames.
+    ///
+    /// # Errors
+    /// [`RamError::DirtyLog`]: the frames taken so far are in `into`, which must not get lost.
+    pub fn take(&mut self, into: &mut FrameSet) -> Result<Option<PageStatus>, RamError> {
+        self.dirty.take(into)?;
+        Ok(self.board.pages.as_ref().map(|pages| {
+            let mut pages = lock(pages);
+            pages.take_flipped(into);
+            pages.status().clone()
+        }))
+    }
+
+    /// Stops to log.
+    ///
+    /// # Errors
+    /// [`RamError::Register`] with KVM's errno.
+    pub fn stop(self) -> Result<(), RamError> {
+        if let Some(pages) = &self.board.pages {
+            lock(pages).forget_flips();
+        }
+        self.dirty.stop()
+    }
+}
+
+/// A machine could not be paused.
+#[derive(Debug, Error)]
+pub enum Unpaused {
+    /// A vCPU does not come back from a device; the guest runs on.
+    #[error("a vCPU did not pause: is the output of the guest's serial port blocked?")]
+    Busy(Box<RunningMachine>),
+    /// The guest had stopped by itself, which came as an event. How things stood.
+    #[error("the guest stopped by itself")]
+    Stopped(Box<Report>),
+    /// The guest was lost on the way. How things stood.
+    #[error("a vCPU did not pause, and the others could not go on")]
+    Lost(#[source] VcpuError, Box<Report>),
+}
+
+fn lock(pages: &Mutex<Pages>) -> MutexGuard<'_, Pages> {
+    pages.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,204 @@
+//! The state of a paused machine, beside its memory and page status: what travels.
+
+use kvm_bindings::{
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_irqchip, kvm_pit_state2,
+};
+use kvm_ioctls::{VcpuFd, VmFd};
+use rmp_serde::encode::Error as EncodeError;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use vmm_sys_util::errno::Error as Errno;
+
+use super::clock::{ClockState, Elapsed};
+use super::encrypted::LaunchRecord;
+use super::wire::{MACHINE_VERSION, Undecodable, decode};
+use crate::devices::{SerialError, SerialPort, SerialState};
+use crate::sev::measurement::{FirmwareVersion, Measurement};
+use crate::sev::{BadPolicy, Policy};
+use crate::vcpu::{KernelStruct, StateError, VcpuState};
+
+/// The in-kernel interrupt controllers, in the order in which they are saved.
+const IRQCHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
+
+/// What a paused machine is, beside its memory and its page status.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub struct MachineState {
+    version: u32,
+    pub(super) vcpus: Vec<VcpuState>,
+    irqchips: [KernelStruct<kvm_irqchip>; 3],
+    pit: KernelStruct<kvm_pit_state2>,
+    pub(super) clock: ClockState,
+    serial: SerialState,
+    launch: Option<LaunchState>,
+}
+
+impl MachineState {
+    /// Reads all of it from a machine whose vCPUs are paused.
+    pub(super) fn save(
+        vm: &VmFd,
+        vcpus: &[VcpuFd],
+        msrs: &[u32],
+        serial: &SerialPort,
+        launch: Option<&LaunchRecord>,
+    ) -> Result<Self, SaveError> {
+        let step = |what| move |cause| SaveError::Kvm { what, cause };
+        // The clock first: a time that passes while the rest is read is not lost then.
+        let clock = ClockState::save(vm).map_err(step("clock"))?;
+        let vcpus = (0..).zip(vcpus).map(|(index, vcpu)| {
+            VcpuState::save(vcpu, msrs).map_err(|cause| SaveError::Vcpu { index, cause })
+        });
+        let vcpus = vcpus.collect::<Result<_, _>>()?;
+        let mut irqchips = <[KernelStruct<kvm_irqchip>; 3]>::default();
+        for (chip, chip_id) in irqchips.iter_mut().zip(IRQCHIPS) {
+            chip.0.chip_id = chip_id;
+            vm.get_irqchip(&mut chip.0).map_err(step("interrupt controllers"))?;
+        }
+        Ok(Self {
+            version: MACHINE_VERSION,
+            vcpus,
+            irqchips,
+            pit: KernelStruct(vm.get_pit2().map_err(step("timer"))?),
+            clock,
+            serial: serial.save(),
+            launch: launch.map(LaunchState::from),
+        })
+    }
+
+    /// Gives all of it to a machine that has never run; its clocks go on.
+    ///
+    /// The interrupt controllers come after the LAPICs, because restoring them delivers what waits
+    /// in them; the serial port comes after both, because it raises its interrupt again.
+    pub(super) fn restore(
+        &self,
+        vm: &VmFd,
+        vcpus: &[VcpuFd],
+        serial: &SerialPort,
+    ) -> Result<(), RestoreError> {
+        let step = |what| move |cause| RestoreError::Kvm { what, cause };
+        let elapsed = Elapsed::since(&self.clock);
+        for (index, (state, vcpu)) in self.vcpus.iter().zip(vcpus).enumerate() {
+            state
+                .restore(vcpu, elapsed.nanoseconds())
+                .map_err(|cause| RestoreError::Vcpu { index, cause })?;
+        }
+        for (chip, chip_id) in self.irqchips.iter().zip(IRQCHIPS) {
+            let chip = kvm_irqchip { chip_id, ..chip.0 };
+            vm.set_irqchip(&chip).map_err(step("interrupt controllers"))?;
+        }
+        vm.set_pit2(&self.pit.0).map_err(step("timer"))?;
+        self.clock.restore(vm, &elapsed).map_err(step("clock"))?;
+        Ok(serial.restore(self.serial.clone())?)
+    }
+
+    /// What was launched, as the source recorded it; `None` for a plain VM.
+    ///
+    /// # Errors
+    /// [`BadPolicy`] if its policy is none.
+    pub fn launch(&self) -> Result<Option<LaunchRecord>, BadPolicy> {
+        self.launch.as_ref().map(LaunchState::record).transpose()
+    }
+
+    /// The serial form, with names, so that fields can be added.
+    ///
+    /// # Errors
+    /// [`EncodeError`] if there is no memory for it.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, EncodeError> {
+        rmp_serde::to_vec_named(self)
+    }
+
+    /// Reads the serial form. The bytes are not trusted.
+    ///
+    /// # Errors
+    /// [`Undecodable`] unless they are a state of this version.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, Undecodable> {
+        decode(bytes)
+    }
+}
+
+/// [`LaunchRecord`] in serial form.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct LaunchState {
+    c_bit: u8,
+    policy: u32,
+    firmware: [u8; 3],
+    digest: [u8; 32],
+    measure: [u8; 32],
+    nonce: [u8; 16],
+    verified: bool,
+}
+
+impl From<&LaunchRecord> for LaunchState {
+    fn from(record: &LaunchRecord) -> Self {
+        let FirmwareVersion { major, minor, build } = record.version;
+        Self {
+            c_bit: record.c_bit,
+            policy: record.policy.bits(),
+            firmware: [major, minor, build],
+            digest: record.digest,
+            measure: record.measurement.mac,
+            nonce: record.measurement.nonce,
+            verified: record.verified,
+        }
+    }
+}
+
+impl LaunchState {
+    fn record(&self) -> Result<LaunchRecord, BadPolicy> {
+        let [major, minor, build] = self.firmware;
+        Ok(LaunchRecord {
+            c_bit: self.c_bit,
+            policy: Policy::new(self.policy)?,
+            version: FirmwareVersion { major, minor, build },
+            digest: self.digest,
+            measurement: Measurement { mac: self.measure, nonce: self.nonce },
+            verified: self.verified,
+        })
+    }
+}
+
+/// A machine's state could not be read.
+#[derive(Debug, Error)]
+pub enum SaveError {
+    /// A vCPU's.
+    #[error("saving vCPU {index}")]
+    Vcpu {
+        /// Which vCPU.
+        index: usize,
+        /// What failed.
+        #[source]
+        cause: StateError,
+    },
+    /// That of KVM's devices.
+    #[error("saving the {what}: {cause}")]
+    Kvm {
+        /// Which part.
+        what: &'static str,
+        /// KVM's errno.
+        cause: Errno,
+    },
+}
+
+/// A machine's state could not be written.
+#[derive(Debug, Error)]
+pub enum RestoreError {
+    /// A vCPU's.
+    #[error("restoring vCPU {index}")]
+    Vcpu {
+        /// Which vCPU.
+        index: usize,
+        /// What failed.
+        #[source]
+        cause: StateError,
+    },
+    /// That of KVM's devices.
+    #[error("restoring the {what}: {cause}")]
+    Kvm {
+        /// Which part.
+        what: &'static str,
+        /// KVM's errno.
+        cause: Errno,
+    },
+    /// The serial port's.
+    #[error(transparent)]
+    Serial(#[from] SerialError),
+}

@@ -1,0 +1,265 @@
+//! Messages as bytes: total, bounded, one form per message. No I/O.
+//!
+//! A variable part is its length (4 bytes) and its bytes, except that a message which is nothing
+//! but one variable part ([`Message::StatusList`], [`Message::State`]) is those bytes alone.
+//! `docs/protocol.md` has every message's layout; the tests have its golden bytes.
+
+use std::str::from_utf8;
+
+use super::cursor::Reader;
+use super::frame::{
+    CERTIFICATES_BYTES_MAX, CONNECTIONS_MAX, FRAME_HEADER_LEN, FrameHeader, Kind,
+    MACHINE_OFFER_BYTES_MAX,
+};
+use super::malformed::Malformed;
+use super::message::{
+    Message, NotRunning, Offer, PlatformBytes, Reason, RoundEnd, SessionBytes, Transfer, VmId,
+};
+
+impl Message {
+    /// The message as it travels, with its frame header.
+    ///
+    /// # Errors
+    /// [`Malformed`] if a part is beyond its cap, which the peer would refuse.
+    pub fn encode(&self) -> Result<Vec<u8>, Malformed> {
+        let mut bytes = vec![0; FRAME_HEADER_LEN];
+        let mut body = Body(&mut bytes);
+        match self {
+            Self::Offer(offer) => body.offer(offer)?,
+            Self::Accept { platform } => body.platform(platform.as_ref())?,
+            Self::Refuse { reason } => body.reason(reason),
+            Self::Start { encryption } => body.session(encryption.as_ref())?,
+            Self::Started => {}
+            Self::Join { session, index } => {
+                body.put(&session.to_le_bytes());
+                body.put(&index.to_le_bytes());
+            }
+            Self::RoundEnd(end) => {
+                body.put(&end.round.to_le_bytes());
+                body.put(&end.frames.to_le_bytes());
+                body.put(&end.digest);
+            }
+            Self::RoundOk { round } => body.put(&round.to_le_bytes()),
+            Self::StatusList(list) => body.put(list),
+            Self::State(state) => body.put(state),
+            Self::Prepared(transfer) | Self::Commit(transfer) | Self::Running(transfer) => {
+                body.transfer(*transfer);
+            }
+            Self::NotRunning { transfer, because } => {
+                body.transfer(*transfer);
+                body.put(&[not_running_number(*because)]);
+            }
+            Self::Abandon { transfer, reason } => {
+                body.transfer(*transfer);
+                body.reason(reason);
+            }
+        }
+        let header = FrameHeader::new(self.kind(), bytes.len() - FRAME_HEADER_LEN)?;
+        if let Some(room) = bytes.first_chunk_mut() {
+            *room = header.encode();
+        }
+        Ok(bytes)
+    }
+
+    /// Reads the bytes after `header`: [`FrameHeader::length`] of them.
+    ///
+    /// # Errors
+    /// [`Malformed`] unless they are exactly such a message. Memory is at most that of `body`.
+    pub fn decode(header: FrameHeader, body: &[u8]) -> Result<Self, Malformed> {
+        let kind = header.kind();
+        if body.len() < header.length() {
+            let (needed, left) = (header.length() - body.len(), 0);
+            return Err(Malformed::Truncated { what: "a message", needed, left });
+        }
+        let mut reader = Reader::new("a message", body);
+        let message = match kind {
+            Kind::Offer => Self::Offer(read_offer(&mut reader)?),
+            Kind::Accept => Self::Accept { platform: read_platform(&mut reader)? },
+            Kind::Refuse => Self::Refuse { reason: read_reason(&mut reader)? },
+            Kind::Start => Self::Start { encryption: read_session(&mut reader)? },
+            Kind::Started => Self::Started,
+            Kind::Join => Self::Join { session: reader.u64()?, index: read_index(&mut reader)? },
+            Kind::Pages => return Err(Malformed::Pages),
+            Kind::RoundEnd => {
+                let (round, frames) = (reader.u32()?, reader.u64()?);
+                Self::RoundEnd(RoundEnd { round, frames, digest: reader.array()? })
+            }
+            Kind::RoundOk => Self::RoundOk { round: reader.u32()? },
+            Kind::StatusList => Self::StatusList(reader.take(header.length())?.to_vec()),
+            Kind::State => Self::State(reader.take(header.length())?.to_vec()),
+            Kind::Prepared => Self::Prepared(read_transfer(&mut reader)?),
+            Kind::Commit => Self::Commit(read_transfer(&mut reader)?),
+            Kind::Running => Self::Running(read_transfer(&mut reader)?),
+            Kind::NotRunning => Self::NotRunning {
+                transfer: read_transfer(&mut reader)?,
+                because: read_not_running(&mut reader)?,
+            },
+            Kind::Abandon => Self::Abandon {
+                transfer: read_transfer(&mut reader)?,
+                reason: read_reason(&mut reader)?,
+            },
+        };
+        match reader.rest().len() {
+            0 => Ok(message),
+            extra => Err(Malformed::Trailing { kind, extra }),
+        }
+    }
+}
+
+/// What follows a frame header, as it is written.
+struct Body<'a>(&'a mut Vec<u8>);
+
+impl Body<'_> {
+    fn put(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
+    fn part(&mut self, field: &'static str, bytes: &[u8], most: u32) -> Result<(), Malformed> {
+        match u32::try_from(bytes.len()) {
+            Ok(length) if length <= most => {
+                self.put(&length.to_le_bytes());
+                self.put(bytes);
+                Ok(())
+            }
+            _ => Err(Malformed::FieldTooLong { field, length: bytes.len() as u64, most }),
+        }
+    }
+
+    fn transfer(&mut self, transfer: Transfer) {
+        self.put(&transfer.vm.0);
+        self.put(&transfer.epoch.to_le_bytes());
+    }
+
+    fn reason(&mut self, reason: &Reason) {
+        // Always within the cap, by its type.
+        let length = u32::try_from(reason.as_str().len()).unwrap_or(0);
+        self.put(&length.to_le_bytes());
+        self.put(reason.as_str().as_bytes());
+    }
+
+    fn offer(&mut self, offer: &Offer) -> Result<(), Malformed> {
+        checked_connections(offer.connections)?;
+        self.transfer(offer.transfer);
+        self.put(&offer.session.to_le_bytes());
+        self.put(&offer.connections.to_le_bytes());
+        self.part(MACHINE, &offer.machine, MACHINE_OFFER_BYTES_MAX)
+    }
+
+    fn platform(&mut self, platform: Option<&PlatformBytes>) -> Result<(), Malformed> {
+        self.put(&[u8::from(platform.is_some())]);
+        let Some(PlatformBytes { pdh, chain, roots }) = platform else { return Ok(()) };
+        self.part(PDH, pdh, CERTIFICATES_BYTES_MAX)?;
+        self.part(CHAIN, chain, CERTIFICATES_BYTES_MAX)?;
+        self.part(ROOTS, roots, CERTIFICATES_BYTES_MAX)
+    }
+
+    fn session(&mut self, encryption: Option<&SessionBytes>) -> Result<(), Malformed> {
+        self.put(&[u8::from(encryption.is_some())]);
+        let Some(SessionBytes { policy, pdh, session }) = encryption else { return Ok(()) };
+        self.put(&policy.to_le_bytes());
+        self.part(PDH, pdh, CERTIFICATES_BYTES_MAX)?;
+        self.part(SESSION, session, CERTIFICATES_BYTES_MAX)
+    }
+}
+
+const MACHINE: &str = "the machine's offer";
+const PDH: &str = "the PDH certificate";
+const CHAIN: &str = "the platform's certificate chain";
+const ROOTS: &str = "the vendor's certificates";
+const SESSION: &str = "the session buffer";
+const REASON: &str = "the reason";
+
+fn read_part<'a>(
+    reader: &mut Reader<'a>,
+    field: &'static str,
+    most: u32,
+) -> Result<&'a [u8], Malformed> {
+    let length = reader.u32()?;
+    if length > most {
+        return Err(Malformed::FieldTooLong { field, length: u64::from(length), most });
+    }
+    reader.take(length as usize)
+}
+
+fn read_bool(reader: &mut Reader<'_>, field: &'static str) -> Result<bool, Malformed> {
+    match reader.u8()? {
+        0 => Ok(false),
+        1 => Ok(true),
+        found => Err(Malformed::NotABool { field, found }),
+    }
+}
+
+fn read_transfer(reader: &mut Reader<'_>) -> Result<Transfer, Malformed> {
+    Ok(Transfer { vm: VmId(reader.array()?), epoch: reader.u64()? })
+}
+
+fn read_reason(reader: &mut Reader<'_>) -> Result<Reason, Malformed> {
+    let most = u32::try_from(Reason::BYTES_MAX).unwrap_or(u32::MAX);
+    let bytes = read_part(reader, REASON, most)?;
+    from_utf8(bytes).map(Reason::new).map_err(|_position| Malformed::NotText)
+}
+
+fn checked_connections(connections: u16) -> Result<u16, Malformed> {
+    if (1..=CONNECTIONS_MAX).contains(&connections) {
+        return Ok(connections);
+    }
+    Err(Malformed::Value { field: "the number of connections", found: u64::from(connections) })
+}
+
+fn read_index(reader: &mut Reader<'_>) -> Result<u16, Malformed> {
+    let index = reader.u16()?;
+    if index < CONNECTIONS_MAX {
+        return Ok(index);
+    }
+    Err(Malformed::Value { field: "the index of a connection", found: u64::from(index) })
+}
+
+fn read_offer(reader: &mut Reader<'_>) -> Result<Offer, Malformed> {
+    Ok(Offer {
+        transfer: read_transfer(reader)?,
+        session: reader.u64()?,
+        connections: checked_connections(reader.u16()?)?,
+        machine: read_part(reader, MACHINE, MACHINE_OFFER_BYTES_MAX)?.to_vec(),
+    })
+}
+
+fn read_platform(reader: &mut Reader<'_>) -> Result<Option<PlatformBytes>, Malformed> {
+    if !read_bool(reader, "whether certificates follow")? {
+        return Ok(None);
+    }
+    Ok(Some(PlatformBytes {
+        pdh: read_part(reader, PDH, CERTIFICATES_BYTES_MAX)?.to_vec(),
+        chain: read_part(reader, CHAIN, CERTIFICATES_BYTES_MAX)?.to_vec(),
+        roots: read_part(reader, ROOTS, CERTIFICATES_BYTES_MAX)?.to_vec(),
+    }))
+}
+
+fn read_session(reader: &mut Reader<'_>) -> Result<Option<SessionBytes>, Malformed> {
+    if !read_bool(reader, "whether a session follows")? {
+        return Ok(None);
+    }
+    Ok(Some(SessionBytes {
+        policy: reader.u32()?,
+        pdh: read_part(reader, PDH, CERTIFICATES_BYTES_MAX)?.to_vec(),
+        session: read_part(reader, SESSION, CERTIFICATES_BYTES_MAX)?.to_vec(),
+    }))
+}
+
+/// The reasons in the order of their numbers.
+const NOT_RUNNING: [NotRunning; 4] =
+    [NotRunning::Unknown, NotRunning::Discarded, NotRunning::JournalFailed, NotRunning::Crashed];
+
+fn not_running_number(because: NotRunning) -> u8 {
+    match because {
+        NotRunning::Unknown => 0,
+        NotRunning::Discarded => 1,
+        NotRunning::JournalFailed => 2,
+        NotRunning::Crashed => 3,
+    }
+}
+
+fn read_not_running(reader: &mut Reader<'_>) -> Result<NotRunning, Malformed> {
+    let number = reader.u8()?;
+    let known = NOT_RUNNING.get(usize::from(number)).copied();
+    known.ok_or(Malformed::Value { field: "why a guest does not run", found: u64::from(number) })
+}

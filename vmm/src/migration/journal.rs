@@ -1,0 +1,462 @@
+//! What a host remembers of handovers through a crash: one small file per guest and side.
+//!
+//! `<directory>/<guest>.source.journal` and `<guest>.destination.journal` hold a line per step,
+//! which a person can read:
+//!
+//! ```text
+//! 1 <checksum> <guest> <epoch> <step> <peer>
+//! ```
+//!
+//! The checksum is XXH3 of what follows it. A line is durable before [`Journal::append`] returns;
+//! a last line that a crash has torn was never reported as written, and is dropped.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Error as IoError, ErrorKind, Read};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::str::from_utf8;
+
+use serde::Serialize;
+use thiserror::Error;
+use twox_hash::XxHash3_64;
+
+use super::handover::Step;
+use super::message::{Transfer, VmId};
+
+/// Bytes of the longest journal that is read. A handover adds less than 300.
+const JOURNAL_BYTES_MAX: u64 = 1 << 20;
+
+/// Bytes of a peer's address that are kept.
+const PEER_BYTES_MAX: usize = 256;
+
+/// Version of a line.
+const VERSION: &str = "1";
+
+/// Which side of a handover a journal is of. One host can be both, for one guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Side {
+    /// It had the guest.
+    Source,
+    /// It gets the guest.
+    Destination,
+}
+
+impl Side {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Destination => "destination",
+        }
+    }
+}
+
+/// A line of a journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Record {
+    /// Of which handover.
+    pub transfer: Transfer,
+    /// What was decided.
+    pub step: Step,
+    /// The other side's address, for people and for connecting again.
+    pub peer: String,
+}
+
+/// A guest's journal, open for writing. Nobody else has it open.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    file: File,
+    records: Vec<Record>,
+    /// Bytes of the file that hold `records`; what is beyond them does not count.
+    length: u64,
+    /// Whether there may be bytes beyond `length`.
+    is_torn: bool,
+}
+
+impl Journal {
+    /// Opens the journal of `vm` in `directory`, or begins it.
+    ///
+    /// # Errors
+    /// [`JournalError`] if the directory cannot be written, the file is another's, or it is damaged.
+    pub fn open(directory: &Path, vm: VmId, side: Side) -> Result<Self, JournalError> {
+        let path = path_of(directory, vm, side);
+        let failed = |doing| failed(doing, &path);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let mut file =
+            options.custom_flags(libc::O_NOFOLLOW).open(&path).map_err(failed("opening"))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(JournalError::InUse { path }),
+            Err(TryLockError::Error(cause)) => return Err(failed("locking")(cause)),
+        }
+        let sync = |directory: &Path| File::open(directory)?.sync_all();
+        sync(directory).map_err(failed("making durable the directory of"))?;
+        let bytes = read_bounded(&mut file, &path)?;
+        let (records, length) = parse(&bytes, &path)?;
+        let is_torn = length < bytes.len();
+        let mut journal = Self { path, file, records, length: length as u64, is_torn };
+        journal.trim()?;
+        Ok(journal)
+    }
+
+    /// Reads the journal of `vm` without keeping it; a journal that does not exist is empty.
+    ///
+    /// # Errors
+    /// [`JournalError`] if it cannot be read or is damaged.
+    pub fn read(directory: &Path, vm: VmId, side: Side) -> Result<Vec<Record>, JournalError> {
+        let path = path_of(directory, vm, side);
+        let opened = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(&path);
+        let mut file = match opened {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(failed("opening", &path)(error)),
+        };
+        let bytes = read_bounded(&mut file, &path)?;
+        parse(&bytes, &path).map(|(records, _length)| records)
+    }
+
+    /// Every guest with a journal of this side in `directory`, in the order of their identities.
+    ///
+    /// # Errors
+    /// [`JournalError`] if the directory cannot be read.
+    pub fn guests(directory: &Path, side: Side) -> Result<Vec<VmId>, JournalError> {
+        let failed = failed("listing", directory);
+        let suffix = format!(".{}.journal", side.name());
+        let mut guests = Vec::new();
+        for entry in directory.read_dir().map_err(&failed)? {
+            let name = entry.map_err(&failed)?.file_name();
+            let text = name.to_str().and_then(|name| name.strip_suffix(&suffix));
+            let vm = text.and_then(|text| text.parse::<VmId>().ok());
+            guests.extend(vm);
+        }
+        guests.sort_unstable();
+        Ok(guests)
+    }
+
+    /// Appends a line; on return it survives a crash of the host.
+    ///
+    /// # Errors
+    /// [`JournalError`] if it could not be written. The line was then taken back as far as the
+    /// disk allows, and never counts for this process.
+    pub fn append(
+        &mut self,
+        transfer: Transfer,
+        step: Step,
+        peer: &str,
+    ) -> Result<(), JournalError> {
+        self.trim()?;
+        let record = Record { transfer, step, peer: printable(peer) };
+        let line = line(&record);
+        let written = self.file.write_all_at(line.as_bytes(), self.length);
+        if let Err(cause) = written.and_then(|()| self.file.sync_all()) {
+            self.is_torn = true;
+            // If even this fails, the next append tries again before it writes.
+            let taken_back = self.trim();
+            log::debug!("taking back a line of {}: {taken_back:?}", self.path.display());
+            return Err(failed("writing", &self.path)(cause));
+        }
+        self.length += line.len() as u64;
+        self.records.push(record);
+        Ok(())
+    }
+
+    /// Every line, oldest first.
+    #[must_use]
+    pub fn records(&self) -> &[Record] {
+        &self.records
+    }
+
+    /// The last step of `transfer`.
+    #[must_use]
+    pub fn last(&self, transfer: Transfer) -> Option<Step> {
+        last(&self.records, transfer)
+    }
+
+    /// Removes what a failed write may have left.
+    fn trim(&mut self) -> Result<(), JournalError> {
+        if self.is_torn {
+            let trimmed = self.file.set_len(self.length).and_then(|()| self.file.sync_all());
+            trimmed.map_err(failed("removing a torn line from", &self.path))?;
+            self.is_torn = false;
+        }
+        Ok(())
+    }
+}
+
+/// The last step of `transfer` in `records`.
+#[must_use]
+pub fn last(records: &[Record], transfer: Transfer) -> Option<Step> {
+    let of_transfer = records.iter().rev().find(|record| record.transfer == transfer);
+    of_transfer.map(|record| record.step)
+}
+
+fn path_of(directory: &Path, vm: VmId, side: Side) -> PathBuf {
+    directory.join(format!("{vm}.{}.journal", side.name()))
+}
+
+fn failed(doing: &'static str, path: &Path) -> impl Fn(IoError) -> JournalError + use<> {
+    let path = path.to_owned();
+    move |cause| JournalError::Io { doing, path: path.clone(), cause }
+}
+
+fn read_bounded(file: &mut File, path: &Path) -> Result<Vec<u8>, JournalError> {
+    let mut bytes = Vec::new();
+    let read = file.take(JOURNAL_BYTES_MAX + 1).read_to_end(&mut bytes);
+    if read.map_err(failed("reading", path))? as u64 > JOURNAL_BYTES_MAX {
+        return Err(JournalError::TooLong { path: path.to_owned() });
+    }
+    Ok(bytes)
+}
+
+/// An address on one line, short.
+fn printable(peer: &str) -> String {
+    let is_kept = |char: &char| !char.is_control() && char.is_ascii();
+    peer.chars().filter(is_kept).take(PEER_BYTES_MAX).collect()
+}
+
+fn line(record: &Record) -> String {
+    let Record { transfer: Transfer { vm, epoch }, step, peer } = record;
+    let text = format!("{vm} {epoch} {} {peer}", step_name(*step));
+    format!("{VERSION} {:016x} {text}\n", XxHash3_64::oneshot(text.as_bytes()))
+}
+
+/// The records, and how many bytes they take; what follows them is one torn line or nothing.
+fn parse(bytes: &[u8], path: &Path) -> Result<(Vec<Record>, usize), JournalError> {
+    let mut records = Vec::new();
+    let mut length = 0;
+    for (index, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
+        let number = index + 1;
+        match parse_line(line) {
+            Ok(record) => records.push(record),
+            Err(BadLine::Version) => {
+                return Err(JournalError::Version { path: path.to_owned(), line: number });
+            }
+            Err(BadLine::Torn) if length + line.len() == bytes.len() => break,
+            Err(BadLine::Torn) => {
+                return Err(JournalError::Damaged { path: path.to_owned(), line: number });
+            }
+        }
+        length += line.len();
+    }
+    Ok((records, length))
+}
+
+enum BadLine {
+    Version,
+    Torn,
+}
+
+fn parse_line(line: &[u8]) -> Result<Record, BadLine> {
+    let line = line.strip_suffix(b"\n").and_then(|line| from_utf8(line).ok());
+    let (version, rest) = line.and_then(|line| line.split_once(' ')).ok_or(BadLine::Torn)?;
+    let (checksum, text) = rest.split_once(' ').ok_or(BadLine::Torn)?;
+    if format!("{:016x}", XxHash3_64::oneshot(text.as_bytes())) != checksum {
+        return Err(BadLine::Torn);
+    }
+    if version != VERSION {
+        return Err(BadLine::Version);
+    }
+    parse_record(text).ok_or(BadLine::Torn)
+}
+
+fn parse_record(text: &str) -> Option<Record> {
+    let mut words = text.splitn(4, ' ');
+    let vm = words.next()?.parse().ok()?;
+    let epoch = words.next()?.parse().ok()?;
+    let name = words.next()?;
+    let step = STEPS.into_iter().find(|step| step_name(*step) == name)?;
+    Some(Record { transfer: Transfer { vm, epoch }, step, peer: words.next()?.to_owned() })
+}
+
+const STEPS: [Step; 5] =
+    [Step::Committed, Step::Kept, Step::Released, Step::Owner, Step::Discarded];
+
+fn step_name(step: Step) -> &'static str {
+    match step {
+        Step::Committed => "committed",
+        Step::Kept => "kept",
+        Step::Released => "released",
+        Step::Owner => "owner",
+        Step::Discarded => "discarded",
+    }
+}
+
+/// Why a journal cannot be used.
+#[derive(Debug, Error)]
+#[expect(missing_docs, reason = "the messages name the fields")]
+pub enum JournalError {
+    /// The file system refused.
+    #[error("{doing} the journal {path}")]
+    Io {
+        doing: &'static str,
+        path: PathBuf,
+        #[source]
+        cause: IoError,
+    },
+    /// Another process has it.
+    #[error("the journal {path} is in use: is the guest being moved by another process?")]
+    InUse { path: PathBuf },
+    /// No journal is so long.
+    #[error("the journal {path} is longer than 1 MiB: it is not one, or it must be moved away")]
+    TooLong { path: PathBuf },
+    /// A line other than the last does not check.
+    #[error(
+        "line {line} of the journal {path} is damaged: read it, and the peer's, to find who owns the guest; then move it away"
+    )]
+    Damaged { path: PathBuf, line: usize },
+    /// A line of another program.
+    #[error("line {line} of the journal {path} was written by another version of this program")]
+    Version { path: PathBuf, line: usize },
+}
+
+#[cfg(test)]
+mod tests {
+    use std::env::temp_dir;
+    use std::fs::{create_dir, metadata, read, remove_dir_all, write};
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    const VM: VmId = VmId([9; 16]);
+    const TRANSFER: Transfer = Transfer { vm: VM, epoch: 2 };
+
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new() -> Self {
+            let path = temp_dir().join(format!("sevferry-journal-{}", VmId::random().unwrap()));
+            create_dir(&path).unwrap();
+            Self(path)
+        }
+
+        fn open(&self) -> Result<Journal, JournalError> {
+            Journal::open(&self.0, VM, Side::Source)
+        }
+
+        fn file(&self) -> PathBuf {
+            path_of(&self.0, VM, Side::Source)
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            drop(remove_dir_all(&self.0));
+        }
+    }
+
+    /// A journal of two lines, as bytes.
+    fn two_lines(folder: &Folder) -> Vec<u8> {
+        let mut journal = folder.open().unwrap();
+        journal.append(TRANSFER, Step::Committed, "tcp:10.0.0.2:4000").unwrap();
+        journal.append(TRANSFER, Step::Released, "tcp:10.0.0.2:4000").unwrap();
+        read(folder.file()).unwrap()
+    }
+
+    /// What was appended is there for the next process, and no one else can read it.
+    #[test]
+    fn steps_outlive_the_process() {
+        let folder = Folder::new();
+        assert_eq!(Journal::read(&folder.0, VM, Side::Source).unwrap(), []);
+        two_lines(&folder);
+        let journal = folder.open().unwrap();
+        let steps: Vec<_> = journal.records().iter().map(|record| record.step).collect();
+        assert_eq!(steps, [Step::Committed, Step::Released]);
+        assert_eq!(journal.records()[0].peer, "tcp:10.0.0.2:4000");
+        assert_eq!(journal.last(TRANSFER), Some(Step::Released));
+        assert_eq!(journal.last(Transfer { epoch: 1, ..TRANSFER }), None);
+        assert_eq!(Journal::read(&folder.0, VM, Side::Source).unwrap(), journal.records());
+        assert_eq!(metadata(folder.file()).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(Journal::guests(&folder.0, Side::Source).unwrap(), [VM]);
+        assert_eq!(Journal::guests(&folder.0, Side::Destination).unwrap(), []);
+    }
+
+    /// Cut anywhere, a journal keeps its whole lines, and the next step follows them.
+    #[test]
+    fn a_torn_last_line_is_dropped() {
+        let folder = Folder::new();
+        let whole = two_lines(&folder);
+        let first = whole.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+        for cut in 0..whole.len() {
+            write(folder.file(), &whole[..cut]).unwrap();
+            let mut journal = folder.open().unwrap();
+            assert_eq!(journal.records().len(), usize::from(cut >= first), "cut at {cut}");
+            journal.append(TRANSFER, Step::Kept, "").unwrap();
+            drop(journal);
+            assert_eq!(folder.open().unwrap().last(TRANSFER), Some(Step::Kept), "cut at {cut}");
+        }
+        // A file system may also leave a line of the right length and the wrong content.
+        let mut zeroed = whole.clone();
+        zeroed[first..].fill(0);
+        write(folder.file(), &zeroed).unwrap();
+        assert_eq!(folder.open().unwrap().last(TRANSFER), Some(Step::Committed));
+    }
+
+    /// Damage before the last line is no crash's doing, and is not guessed away.
+    #[test]
+    fn damage_is_refused() {
+        let folder = Folder::new();
+        let mut bytes = two_lines(&folder);
+        bytes[30] ^= 1;
+        write(folder.file(), &bytes).unwrap();
+        assert!(matches!(folder.open(), Err(JournalError::Damaged { line: 1, .. })));
+        bytes[30] ^= 1;
+        bytes[0] = b'2';
+        write(folder.file(), &bytes).unwrap();
+        assert!(matches!(folder.open(), Err(JournalError::Version { line: 1, .. })));
+        write(folder.file(), vec![b'\n'; 2 << 20]).unwrap();
+        assert!(matches!(folder.open(), Err(JournalError::TooLong { .. })));
+    }
+
+    /// Two processes cannot both decide, and nobody is led to another file.
+    #[test]
+    fn a_journal_has_one_writer_and_no_links() {
+        let folder = Folder::new();
+        let first = folder.open().unwrap();
+        assert!(matches!(folder.open(), Err(JournalError::InUse { .. })));
+        Journal::open(&folder.0, VM, Side::Destination).unwrap();
+        drop(first);
+        folder.open().unwrap();
+        std::fs::remove_file(folder.file()).unwrap();
+        symlink("/dev/null", folder.file()).unwrap();
+        assert!(matches!(folder.open(), Err(JournalError::Io { doing: "opening", .. })));
+        assert!(matches!(
+            Journal::open(&folder.0.join("missing"), VM, Side::Source),
+            Err(JournalError::Io { doing: "opening", .. })
+        ));
+    }
+
+    /// A step that could not be written does not count, and does not spoil the next.
+    #[test]
+    fn a_failed_write_is_taken_back() {
+        let folder = Folder::new();
+        two_lines(&folder);
+        let mut journal = folder.open().unwrap();
+        let writable = journal.file.try_clone().unwrap();
+        journal.file = File::open(folder.file()).unwrap();
+        let refused = journal.append(TRANSFER, Step::Kept, "").unwrap_err();
+        assert!(matches!(refused, JournalError::Io { doing: "writing", .. }), "{refused}");
+        assert_eq!(journal.last(TRANSFER), Some(Step::Released));
+        // What the failed write may have left, now that the disk works again:
+        writable.write_all_at(b"1 half a li", journal.length).unwrap();
+        journal.file = writable;
+        journal.append(TRANSFER, Step::Kept, "").unwrap();
+        drop(journal);
+        let records = Journal::read(&folder.0, VM, Side::Source).unwrap();
+        assert_eq!(records.len(), 3);
+        assert_eq!(last(&records, TRANSFER), Some(Step::Kept));
+    }
+
+    /// An address cannot write lines of its own.
+    #[test]
+    fn an_address_is_one_short_line() {
+        let folder = Folder::new();
+        let mut journal = folder.open().unwrap();
+        journal.append(TRANSFER, Step::Owner, &format!("a\nb c{}", "d".repeat(999))).unwrap();
+        drop(journal);
+        let records = Journal::read(&folder.0, VM, Side::Source).unwrap();
+        assert_eq!(records.len(), 1);
+        assert!(records[0].peer.starts_with("ab cd") && records[0].peer.len() == 256);
+    }
+}

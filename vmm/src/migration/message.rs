@@ -1,0 +1,296 @@
+//! What the two sides of a migration say to each other, as plain data; `codec.rs` makes bytes of it.
+
+use std::fmt::{Debug, Display, Formatter, Result as FmtResult};
+use std::str::FromStr;
+
+use getrandom::Error as RandomError;
+use serde::{Serialize, Serializer};
+use thiserror::Error;
+
+use super::frame::Kind;
+
+/// Which guest: random, chosen at its launch, and kept wherever it moves.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VmId(pub [u8; 16]);
+
+impl VmId {
+    /// A new guest's identity.
+    ///
+    /// # Errors
+    /// [`RandomError`] if the system has no randomness.
+    pub fn random() -> Result<Self, RandomError> {
+        let mut bytes = [0; 16];
+        getrandom::fill(&mut bytes)?;
+        Ok(Self(bytes))
+    }
+}
+
+impl Display for VmId {
+    fn fmt(&self, f: &mut Formatter<'_>) -> FmtResult {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl Debug for VmId {
+    fn fmt(&self, f: &mut Formatter<'_>) -> FmtResult {
+        write!(f, "VmId({self})")
+    }
+}
+
+impl Serialize for VmId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl FromStr for VmId {
+    type Err = BadVmId;
+
+    fn from_str(text: &str) -> Result<Self, BadVmId> {
+        let bad = || BadVmId { text: text.chars().take(40).collect() };
+        if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(bad());
+        }
+        let number = u128::from_str_radix(text, 16).map_err(|_not_hex| bad())?;
+        Ok(Self(number.to_be_bytes()))
+    }
+}
+
+/// Text that is no guest's identity.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("`{text}` is not the identity of a guest: 32 hexadecimal digits are")]
+pub struct BadVmId {
+    /// The text, cut at 40 characters.
+    text: String,
+}
+
+/// One attempt to move one guest. Whoever owns the guest counts its attempts, so that nothing said
+/// in one attempt is taken for another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Transfer {
+    /// The guest.
+    pub vm: VmId,
+    /// Counts the attempts to move it; grows with each, on whichever host.
+    pub epoch: u64,
+}
+
+impl Display for Transfer {
+    fn fmt(&self, f: &mut Formatter<'_>) -> FmtResult {
+        write!(f, "guest {}, epoch {}", self.vm, self.epoch)
+    }
+}
+
+/// Every message except page frames, whose header is [`super::frame::PagesHeader`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message {
+    /// Source, first on the control connection: this guest, for you?
+    Offer(Offer),
+    /// Destination: yes; this is my platform.
+    Accept {
+        /// `None`: a guest without SEV is welcome.
+        platform: Option<PlatformBytes>,
+    },
+    /// Either side, before the handover: no, and why. Ends the migration.
+    Refuse {
+        /// For people.
+        reason: Reason,
+    },
+    /// Source: begin to receive.
+    Start {
+        /// `None` for a guest without SEV.
+        encryption: Option<SessionBytes>,
+    },
+    /// Destination: begun; page connections may join.
+    Started,
+    /// Source, first on each page connection.
+    Join {
+        /// The session of the [`Offer`].
+        session: u64,
+        /// Which of the offered connections, from 0.
+        index: u16,
+    },
+    /// Source, on every page connection: the round is over here.
+    RoundEnd(RoundEnd),
+    /// Destination, on the control connection: the round arrived whole on all connections.
+    RoundOk {
+        /// The round, from 1.
+        round: u32,
+    },
+    /// Source, after the last round: `PageStatus::to_bytes`.
+    StatusList(Vec<u8>),
+    /// Source: the machine's state.
+    State(Vec<u8>),
+    /// Destination: everything is loaded and checked; the guest is paused here.
+    Prepared(Transfer),
+    /// Source: the guest is yours. Also first on a connection that is made to say it again.
+    Commit(Transfer),
+    /// Destination: the guest runs here.
+    Running(Transfer),
+    /// Destination, to a [`Message::Commit`]: the guest does not run here.
+    NotRunning {
+        /// As in the commit.
+        transfer: Transfer,
+        /// Why not.
+        because: NotRunning,
+    },
+    /// Source: I keep the guest. Never said of a transfer that was committed.
+    Abandon {
+        /// Which one.
+        transfer: Transfer,
+        /// For people.
+        reason: Reason,
+    },
+}
+
+impl Message {
+    /// What it is called on the wire.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Offer(_) => Kind::Offer,
+            Self::Accept { .. } => Kind::Accept,
+            Self::Refuse { .. } => Kind::Refuse,
+            Self::Start { .. } => Kind::Start,
+            Self::Started => Kind::Started,
+            Self::Join { .. } => Kind::Join,
+            Self::RoundEnd(_) => Kind::RoundEnd,
+            Self::RoundOk { .. } => Kind::RoundOk,
+            Self::StatusList(_) => Kind::StatusList,
+            Self::State(_) => Kind::State,
+            Self::Prepared(_) => Kind::Prepared,
+            Self::Commit(_) => Kind::Commit,
+            Self::Running(_) => Kind::Running,
+            Self::NotRunning { .. } => Kind::NotRunning,
+            Self::Abandon { .. } => Kind::Abandon,
+        }
+    }
+}
+
+/// What the source has to move, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    /// Which guest, which attempt.
+    pub transfer: Transfer,
+    /// Random; every page connection and page frame repeats it.
+    pub session: u64,
+    /// How many page connections will join: 1 to [`super::frame::CONNECTIONS_MAX`].
+    pub connections: u16,
+    /// The serial form of the machine's offer (`machine::compatibility`).
+    pub machine: Vec<u8>,
+}
+
+/// A platform's certificates, in AMD's formats, not parsed yet.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PlatformBytes {
+    /// The PDH certificate.
+    pub pdh: Vec<u8>,
+    /// PEK, OCA and CEK certificates, one after the other.
+    pub chain: Vec<u8>,
+    /// ASK and ARK certificates, one after the other.
+    pub roots: Vec<u8>,
+}
+
+/// What the destination's firmware needs to derive the transport keys, not parsed yet.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SessionBytes {
+    /// The guest's policy.
+    pub policy: u32,
+    /// The source's PDH certificate.
+    pub pdh: Vec<u8>,
+    /// The session buffer.
+    pub session: Vec<u8>,
+}
+
+/// What a connection carried in a round; see [`super::frame::RoundDigest`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RoundEnd {
+    /// The round, from 1.
+    pub round: u32,
+    /// Page frames on this connection in this round.
+    pub frames: u64,
+    /// SHA-256 over their headers.
+    pub digest: [u8; 32],
+}
+
+/// Why a destination does not run a guest that it was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NotRunning {
+    /// It has no such guest and its journal does not know it.
+    Unknown,
+    /// It was told to discard the guest, and has.
+    Discarded,
+    /// It could not write its journal; the guest is paused there and may still be committed.
+    JournalFailed,
+    /// It owned the guest and has crashed since: the guest is gone there.
+    Crashed,
+}
+
+impl Display for NotRunning {
+    fn fmt(&self, f: &mut Formatter<'_>) -> FmtResult {
+        f.write_str(match self {
+            Self::Unknown => "the destination does not know this guest",
+            Self::Discarded => "the destination was told to discard the guest, and has",
+            Self::JournalFailed => "the destination could not write its journal; it keeps trying",
+            Self::Crashed => "the destination owned the guest and has crashed since",
+        })
+    }
+}
+
+/// Words for people, from a peer that is not trusted: short and without control characters.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Hash)]
+pub struct Reason(String);
+
+impl Reason {
+    /// Bytes of the longest.
+    pub const BYTES_MAX: usize = 1024;
+
+    /// `text` with control characters replaced, cut at [`Reason::BYTES_MAX`].
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        let mut kept = String::new();
+        for char in text.chars().map(|char| if char.is_control() { ' ' } else { char }) {
+            if kept.len() + char.len_utf8() > Self::BYTES_MAX {
+                break;
+            }
+            kept.push(char);
+        }
+        Self(kept)
+    }
+
+    /// The words.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Display for Reason {
+    fn fmt(&self, f: &mut Formatter<'_>) -> FmtResult {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An identity reads back from its text, and nothing else does.
+    #[test]
+    fn identities_are_32_hexadecimal_digits() {
+        let vm = VmId(*b"0123456789abcdef");
+        assert_eq!(vm.to_string().parse(), Ok(vm));
+        for bad in ["", "0", "+0000000000000000000000000000000", &"0".repeat(33), &"g".repeat(32)] {
+            assert!(bad.parse::<VmId>().is_err(), "{bad}");
+        }
+    }
+
+    /// A peer cannot fill the terminal, nor steer it.
+    #[test]
+    fn reasons_are_short_and_harmless() {
+        assert_eq!(Reason::new("no\x1b[2Jpe\n").as_str(), "no [2Jpe ");
+        let long = Reason::new(&"ü".repeat(600));
+        assert_eq!(long.as_str(), "ü".repeat(512));
+        assert_eq!(Reason::new(long.as_str()), long);
+    }
+}

@@ -1,0 +1,141 @@
+//! What the command line answers to bad input, where no KVM is needed: the message, and the code.
+
+#[expect(dead_code, reason = "each test file uses its part")]
+mod vmm;
+
+#[path = "vmm/scratch.rs"]
+mod scratch;
+
+use scratch::Scratch;
+use vmm::{Ended, Sevferry};
+
+/// Runs it with `arguments`, separated by white space.
+fn sevferry(arguments: &str) -> Ended {
+    Sevferry::start(arguments.split_whitespace()).end()
+}
+
+/// The whole command line is wrong: code 2, and a message that says what would be right.
+#[test]
+fn a_bad_option_is_named_and_explained() {
+    let memory = "a number of bytes, or of K, M, G or T";
+    let platform_keys = "sev, policy, overflow, dh_cert_file, session_file, identity";
+    for (options, message) in [
+        ("--nonsense", "unexpected argument '--nonsense'"),
+        ("--memory 512M", "unknown key \"512M\"; write key=value,... with the keys size"),
+        ("--memory size=0", "0 bytes of memory; a machine needs at least 16 MiB"),
+        ("--memory size=15M", "at least 16 MiB"),
+        ("--memory size=65T", "a machine has at most 64 TiB"),
+        ("--memory size=16777217", "not whole pages of 4096 bytes"),
+        ("--memory size=99999999999999999999", memory),
+        ("--memory size=-1", memory),
+        ("--memory size=1.5G", memory),
+        ("--memory size=lots", memory),
+        ("--memory size=", "size has no value"),
+        ("--memory size=64M,size=64M", "size is given twice"),
+        ("--memory size=64M,wings=2", "unknown key \"wings\""),
+        ("--cpus boot=0", "0 vCPUs; a machine has 1 to 8"),
+        ("--cpus boot=9", "9 vCPUs; a machine has 1 to 8"),
+        ("--cpus boot=257", "257 vCPUs; a machine has 1 to 8"),
+        ("--cpus boot=few", "expected a number of vCPUs"),
+        ("--cpus 4", "unknown key \"4\""),
+        ("--serial file=", "expected tty, null or file=PATH"),
+        ("--serial tcp", "expected tty, null or file=PATH"),
+        ("--report=xml", "possible values: text, json"),
+        ("--platform sev", "sev has no value"),
+        ("--platform sev=maybe", "expected software or hardware"),
+        ("--platform policy=1", "sev is missing"),
+        ("--platform sev=software,wings=2", platform_keys),
+        ("--platform sev=software,sev=software", "sev is given twice"),
+        ("--platform sev=software,policy=garbage", "\"garbage\" is not a number of 32 bits"),
+        ("--platform sev=software,policy=0x100000000", "not a number of 32 bits"),
+        ("--platform sev=software,policy=-1", "not a number of 32 bits"),
+        ("--platform sev=software,policy=0x25", "asks for SEV-ES, which is not supported"),
+        ("--platform sev=software,overflow=burn", "expected promote or poison"),
+        ("--platform sev=hardware,identity=x", "the keys of hardware are its own"),
+        ("--platform sev=software,dh_cert_file=x", "without session_file"),
+        ("--platform sev=software,session_file=x", "without dh_cert_file"),
+    ] {
+        let ended = sevferry(&format!("run --kernel nowhere {options}"));
+        assert_eq!(ended.code, Some(2), "{options}: {ended}");
+        assert!(ended.err.contains(message), "{options}: no '{message}'; {ended}");
+        assert!(ended.out.is_empty(), "{options}: {ended}");
+    }
+    for (arguments, message) in [
+        ("run", "--kernel <FILE>"),
+        ("digest --c-bit 64 --kernel nowhere", "64 is not in 32..=51"),
+        ("digest --kernel nowhere", "--platform"),
+        (
+            "digest --c-bit 51 --kernel nowhere --measurement AAAA",
+            "3 bytes; a launch measurement has 48",
+        ),
+        ("digest --c-bit 51 --kernel nowhere --tik nowhere", "--measurement <BASE64>"),
+        ("frobnicate", "unrecognized subcommand 'frobnicate'"),
+        ("", "Usage: sevferry"),
+    ] {
+        let ended = sevferry(arguments);
+        assert_eq!(ended.code, Some(2), "{arguments}: {ended}");
+        assert!(ended.err.contains(message), "{arguments}: no '{message}'; {ended}");
+    }
+}
+
+/// A file that is no kernel is named, with what is wrong and what to do: code 1.
+#[test]
+fn a_bad_kernel_is_named_and_explained() {
+    let scratch = Scratch::new("kernels");
+    // An ELF, but a program for this very machine.
+    let program = env!("CARGO_BIN_EXE_sevferry").to_owned();
+    for (kernel, message) in [
+        (scratch.path("missing"), "because: No such file or directory"),
+        (scratch.file("empty", ""), "is empty"),
+        (
+            scratch.file("text", "hello"),
+            "is not a bzImage nor a PVH ELF (it starts with 68 65 6c 6c)",
+        ),
+        (scratch.zeros("zeros", 1 << 20), "is not a bzImage nor a PVH ELF"),
+        (scratch.path(""), "is not a regular file"),
+        (program, "is an ELF without a PVH note"),
+    ] {
+        let ended = sevferry(&format!("digest --c-bit 51 --kernel {kernel}"));
+        assert_eq!(ended.code, Some(1), "{kernel}: {ended}");
+        assert!(ended.err.contains(&kernel), "{kernel} is not named; {ended}");
+        assert!(ended.err.contains(message), "{kernel}: no '{message}'; {ended}");
+        assert!(ended.out.is_empty(), "{kernel}: {ended}");
+    }
+}
+
+/// Files of a guest owner that are of no use are named before anything is started.
+#[test]
+fn a_bad_file_of_the_guest_owner_is_named_and_explained() {
+    let scratch = Scratch::new("owner");
+    let (missing, empty) = (scratch.path("missing"), scratch.file("empty", ""));
+    let (text, short) = (scratch.file("text", "hello!"), scratch.file("short", "aGVsbG8="));
+    for (file, message) in [
+        (missing, "because: No such file or directory"),
+        (text, "is not base64"),
+        (short, "is not the guest owner's DH certificate"),
+        (empty, "is not the guest owner's DH certificate"),
+    ] {
+        let platform = format!("sev=software,dh_cert_file={file},session_file={file}");
+        let ended = sevferry(&format!("run --kernel nowhere --platform {platform}"));
+        let ended = ended.with_code(1).saying(&file);
+        assert!(ended.err.contains(message), "{file}: no '{message}'; {ended}");
+    }
+}
+
+/// Nothing is started when messages cannot be kept as asked.
+#[test]
+fn a_log_file_that_cannot_be_opened_is_an_error() {
+    let path = Scratch::new("log").path("missing/log");
+    let ended = sevferry(&format!("--log-file {path} digest --c-bit 51 --kernel nowhere"));
+    ended.with_code(1).saying(&format!("opening the log file {path}"));
+}
+
+/// Help and version are what was asked for, on standard output.
+#[test]
+fn help_is_no_error() {
+    for arguments in ["--help", "run --help", "digest --help", "--version"] {
+        let ended = sevferry(arguments).with_code(0);
+        assert!(ended.out.contains("sevferry"), "{arguments}: {ended}");
+        assert!(ended.err.is_empty(), "{arguments}: {ended}");
+    }
+}

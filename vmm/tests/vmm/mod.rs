@@ -1,0 +1,215 @@
+//! One sevferry process under test: started, listened to, signalled, and gone at the end.
+//!
+//! Tests wait for lines and for ends, each with a deadline, and never for time to pass.
+#![expect(clippy::panic, reason = "what a test waits for in vain fails it")]
+
+use std::env;
+use std::ffi::OsStr;
+use std::fmt::{Display, Formatter, Result as FmtResult};
+use std::fs::read_to_string;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+/// From a process's start to its end. Generous: the lab is emulated, and others may use the machine.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// A file that guests start from: what `scripts/with-kvm` has put where this process finds it.
+pub(crate) fn asset(name: &str) -> String {
+    let directory = env::var("SEVFERRY_ASSETS")
+        .expect("SEVFERRY_ASSETS names the guests' files: run this through scripts/test");
+    format!("{directory}/{name}")
+}
+
+/// The Debian kernels that there are; a distribution need not have both.
+pub(crate) fn kernels() -> Vec<String> {
+    let all = ["vmlinuz-6.1", "vmlinuz-6.12"].map(asset);
+    let there: Vec<_> = all.into_iter().filter(|path| Path::new(path).exists()).collect();
+    assert!(!there.is_empty(), "no kernel among the assets: scripts/fetch gets them");
+    there
+}
+
+/// The program under test: what `scripts/build` has built, or else cargo's.
+fn program() -> PathBuf {
+    env::var_os("SEVFERRY_BIN").map_or_else(|| env!("CARGO_BIN_EXE_sevferry").into(), PathBuf::from)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stream {
+    Out,
+    Err,
+}
+
+/// A running sevferry. Dropped, it is killed.
+pub(crate) struct Sevferry {
+    child: Child,
+    lines: Receiver<(Stream, String)>,
+    seen: Vec<(Stream, String)>,
+    /// Lines that waiting has gone through.
+    passed: usize,
+    deadline: Instant,
+}
+
+impl Sevferry {
+    /// Starts it without input.
+    pub(crate) fn start<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Self {
+        Self::start_with_input(arguments, Stdio::null())
+    }
+
+    /// Starts it with `input` as its standard input.
+    pub(crate) fn start_with_input<S: AsRef<OsStr>>(
+        arguments: impl IntoIterator<Item = S>,
+        input: Stdio,
+    ) -> Self {
+        let mut command = Command::new(program());
+        command.args(arguments).stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("sevferry can be started");
+        let (sender, lines) = channel();
+        forward(Stream::Out, child.stdout.take().expect("a pipe"), sender.clone());
+        forward(Stream::Err, child.stderr.take().expect("a pipe"), sender);
+        let deadline = Instant::now() + PATIENCE;
+        Self { child, lines, seen: Vec::new(), passed: 0, deadline }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The next line, of either stream, that contains `text`. Lines before it are passed over.
+    #[track_caller]
+    pub(crate) fn wait_for(&mut self, text: &str) -> String {
+        loop {
+            while let Some((_, line)) = self.seen.get(self.passed) {
+                self.passed += 1;
+                if line.contains(text) {
+                    return line.clone();
+                }
+            }
+            assert!(self.hear(), "it ended without '{text}'; {}", self.transcript());
+        }
+    }
+
+    /// Takes in the next line. False: the process has closed its streams.
+    #[track_caller]
+    fn hear(&mut self) -> bool {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        match self.lines.recv_timeout(left) {
+            Ok(line) => {
+                self.seen.push(line);
+                true
+            }
+            Err(RecvTimeoutError::Disconnected) => false,
+            Err(RecvTimeoutError::Timeout) => panic!("time is up; {}", self.transcript()),
+        }
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, signal).expect("a process that has not been waited for");
+    }
+
+    /// Lines of `/proc/PID/status` with kibibytes, such as `RssAnon`.
+    pub(crate) fn memory_kib(&self, name: &str) -> u64 {
+        let status = read_to_string(format!("/proc/{}/status", self.id())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+        number.unwrap_or_else(|| panic!("no {name} in {status}"))
+    }
+
+    /// How many mappings the process has.
+    pub(crate) fn mappings(&self) -> usize {
+        read_to_string(format!("/proc/{}/maps", self.id())).expect("it runs").lines().count()
+    }
+
+    /// Waits until the process ends of its own.
+    #[track_caller]
+    pub(crate) fn end(mut self) -> Ended {
+        while self.hear() {}
+        let status = self.child.wait().expect("our child");
+        let text = |of| {
+            let lines = self.seen.iter().filter(|(stream, _)| *stream == of);
+            lines.map(|(_, line)| format!("{line}\n")).collect()
+        };
+        Ended { code: status.code(), out: text(Stream::Out), err: text(Stream::Err) }
+    }
+
+    fn transcript(&self) -> String {
+        let lines = self.seen.iter().map(|(stream, line)| format!("{stream:?}: {line}\n"));
+        format!("it has printed:\n{}", lines.collect::<String>())
+    }
+}
+
+impl Drop for Sevferry {
+    fn drop(&mut self) {
+        // It may have ended, which is what `end` waits for.
+        let _ended = self.child.kill();
+        let _status = self.child.wait();
+    }
+}
+
+/// Sends each line of a stream, without its end, on a thread of its own.
+fn forward(stream: Stream, from: impl Read + Send + 'static, to: Sender<(Stream, String)>) {
+    let copy = move || {
+        let mut from = BufReader::new(from);
+        let mut line = Vec::new();
+        while let Ok(1..) = from.read_until(b'\n', &mut line) {
+            let text = String::from_utf8_lossy(&line);
+            if to.send((stream, text.trim_end_matches(['\r', '\n']).to_owned())).is_err() {
+                return;
+            }
+            line.clear();
+        }
+    };
+    thread::spawn(copy);
+}
+
+/// The shared regions of a report, as their first frames and the frames after their last.
+pub(crate) fn shared_regions(report: &Value) -> Vec<(u64, u64)> {
+    let regions = report.pointer("/sev/shared_regions_frames").cloned().unwrap_or_default();
+    serde_json::from_value(regions).unwrap_or_else(|_| panic!("no regions in {report}"))
+}
+
+/// A sevferry that has ended: its exit code, and what it printed, lines ending in `\n`.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl Ended {
+    /// Fails unless this is its exit code.
+    #[track_caller]
+    pub(crate) fn with_code(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "the exit code; {self}");
+        self
+    }
+
+    /// Fails unless standard error has this text.
+    #[track_caller]
+    pub(crate) fn saying(self, text: &str) -> Self {
+        assert!(self.err.contains(text), "'{text}' is not on standard error; {self}");
+        self
+    }
+
+    /// The report of `--report=json`, or the last if there are several.
+    #[track_caller]
+    pub(crate) fn report(&self) -> Value {
+        let line = self.err.lines().rfind(|line| line.starts_with('{'));
+        let report = line.and_then(|line| serde_json::from_str(line).ok());
+        report.unwrap_or_else(|| panic!("no report; {self}"))
+    }
+}
+
+impl Display for Ended {
+    fn fmt(&self, f: &mut Formatter<'_>) -> FmtResult {
+        let Self { code, out, err } = self;
+        write!(f, "it ended with {code:?}, standard output:\n{out}standard error:\n{err}")
+    }
+}
