@@ -1,5 +1,8 @@
 //! The command line: from arguments to an exit code.
 
+#[macro_use]
+mod say;
+
 mod arguments;
 mod ask;
 mod digest;
