@@ -18,6 +18,7 @@ use serde_json::{Error as JsonError, Value, from_slice, to_vec};
 use thiserror::Error;
 
 use crate::migration::Endpoint;
+pub use crate::migration::convergence::TimeoutStrategy;
 pub use crate::migration::handover::Resolution;
 
 /// The version of everything in this file.
@@ -97,17 +98,6 @@ impl MigrateRequest {
     pub fn timeout(&self) -> Duration {
         Duration::from_secs(self.timeout_s.get().into())
     }
-}
-
-/// What happens when a migration has not come to its end in time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TimeoutStrategy {
-    /// The guest stays where it is.
-    #[default]
-    Cancel,
-    /// The guest is stopped and moved, however long it stands still.
-    Stop,
 }
 
 /// How many connections carry pages: 1 to [`Connections::MAX`].
