@@ -106,11 +106,18 @@ fn respond_while_busy(request: &Request, answer: &Answer, board: &StatusBoard) {
     match request {
         Request::Status => answer.give(board.status()),
         Request::Cancel => answer.give(board.cancel()),
-        Request::Resolve(_) | Request::Quit => answer.refuse(
-            "no handover is in doubt; `sevferry cancel` ends a migration that is under way",
-        ),
-        Request::Report | Request::Migrate(_) => {
-            answer.refuse("a migration is under way; `sevferry status` shows how far");
+        Request::Resolve(_) => answer.refuse("no handover is in doubt"),
+        Request::Report | Request::Migrate(_) | Request::Quit => {
+            answer.refuse(match board.state() {
+                State::Waiting => "there is no guest yet",
+                State::Receiving => "the guest is still arriving; `sevferry status` shows how far",
+                State::InDoubt => {
+                    "the other host may run the guest; `sevferry resolve` decides that first"
+                }
+                State::Starting | State::Running | State::Migrating | State::Moved => {
+                    "a migration is under way; `sevferry status` shows how far"
+                }
+            });
         }
     }
 }

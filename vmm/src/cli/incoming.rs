@@ -9,10 +9,10 @@ use super::journals::open_journal;
 use super::migration_arguments::ReceiveOptions;
 use super::owner::{Owner, serial_output};
 use super::receive::ReceiveError;
-use crate::control::api::{Resolution, State};
+use crate::control::api::State;
 use crate::machine::RunningMachine;
 use crate::migration::destination::{Host, Prepared, receive};
-use crate::migration::handover::{self, Destination};
+use crate::migration::handover::Destination;
 use crate::migration::journal::Side;
 use crate::migration::taking_over::take_over;
 use crate::migration::{Listener, Stream};
@@ -43,8 +43,7 @@ pub(super) fn receive_guest(
             open_journal(owner.options.journal.as_deref(), transfer.vm, Side::Destination)?;
         owner.show_migration(State::InDoubt);
         let mut resolved = || match owner.inbox.interruption(&owner.board)? {
-            Interruption::Resolved(Resolution::Keep) => Some(handover::Resolution::Keep),
-            Interruption::Resolved(Resolution::Discard) => Some(handover::Resolution::Discard),
+            Interruption::Resolved(resolution) => Some(resolution),
             Interruption::GuestStopped | Interruption::Quit | Interruption::Cancelled => None,
         };
         let taken = take_over(prepared, listener, &mut journal, &owner.events, &mut resolved)

@@ -2,21 +2,21 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::{Value, to_value};
 
 use super::inbox::Interruption;
 use super::journals::open_journal;
 use super::owner::{Owner, OwnerError};
 use crate::control::Answer;
-use crate::control::api::Resolution;
-use crate::control::api::{MigrateRequest, Outcome, Response, State, TimeoutStrategy};
+use crate::control::api::{MigrateRequest, Outcome, Response, State};
 use crate::machine::RunningMachine;
+use crate::migration::convergence::Goal;
 use crate::migration::handing_over::{Ended, send};
-use crate::migration::handover;
 use crate::migration::journal::Side;
 use crate::migration::message::Reason;
+use crate::migration::progress::Progress;
 use crate::migration::source::{Options, Wish};
-use crate::migration::summary::{Overtime, Plan, Summary};
 
 /// Where the guest is now.
 #[derive(Debug)]
@@ -51,15 +51,15 @@ pub(super) fn send_guest(
     let options = Options {
         to: request.to.clone(),
         connections: request.connections.get().into(),
-        plan: plan(request),
+        goal: goal(request),
         transfer,
         allow_unchecked: request.allow_unchecked,
     };
     let progress = Arc::new(Mutex::new(Value::Null));
     owner.board.show_migration(State::Migrating, Arc::clone(&progress));
     answer.give(Response::Accepted);
-    let mut wish = |summary: &Summary, in_doubt: bool| {
-        *progress.lock().unwrap_or_else(PoisonError::into_inner) = figures(summary);
+    let mut wish = |now: &Progress, in_doubt: bool| {
+        *progress.lock().unwrap_or_else(PoisonError::into_inner) = json(now);
         if in_doubt && owner.board.state() != State::InDoubt {
             owner.board.show_migration(State::InDoubt, Arc::clone(&progress));
         }
@@ -67,9 +67,9 @@ pub(super) fn send_guest(
     };
     let ended = send(machine, &options, &mut journal, &owner.events, &mut wish);
     let (sent, outcome) = match ended.map_err(OwnerError::Vcpu)? {
-        Ended::Moved(summary) => (Sent::Moved, Outcome::Moved { summary: figures(&summary) }),
+        Ended::Moved(summary) => (Sent::Moved, Outcome::Moved { summary: json(&*summary) }),
         Ended::Stayed { machine, cause } => {
-            let sent = machine.map_or(Sent::Ended, |machine| Sent::Stayed(Box::new(machine)));
+            let sent = machine.map_or(Sent::Ended, Sent::Stayed);
             (sent, Outcome::Stayed { reason: super::chain_of(&cause) })
         }
     };
@@ -77,12 +77,12 @@ pub(super) fn send_guest(
     Ok(sent)
 }
 
-fn plan(request: &MigrateRequest) -> Plan {
-    let overtime = match request.timeout_strategy {
-        TimeoutStrategy::Cancel => Overtime::Cancel,
-        TimeoutStrategy::Stop => Overtime::Stop,
-    };
-    Plan { downtime: request.downtime(), timeout: request.timeout(), overtime }
+fn goal(request: &MigrateRequest) -> Goal {
+    Goal {
+        downtime: request.downtime(),
+        timeout: request.timeout(),
+        strategy: request.timeout_strategy,
+    }
 }
 
 fn wish_of(interruption: Interruption) -> Option<Wish> {
@@ -91,27 +91,11 @@ fn wish_of(interruption: Interruption) -> Option<Wish> {
         Interruption::GuestStopped => cancel("the guest stopped"),
         Interruption::Quit => cancel("sevferry is to end"),
         Interruption::Cancelled => cancel("the user cancelled it"),
-        Interruption::Resolved(resolution) => Some(Wish::Resolve(match resolution {
-            Resolution::Keep => handover::Resolution::Keep,
-            Resolution::Discard => handover::Resolution::Discard,
-        })),
+        Interruption::Resolved(resolution) => Some(Wish::Resolve(resolution)),
     }
 }
 
-/// The summary so far, as JSON.
-fn figures(summary: &Summary) -> Value {
-    let milliseconds =
-        |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    json!({
-        "phase": summary.phase,
-        "rounds": summary.rounds,
-        "private_left": summary.left.0,
-        "shared_left": summary.left.1,
-        "private_pages": summary.private,
-        "shared_pages": summary.shared,
-        "zero_pages": summary.zero,
-        "bytes": summary.bytes,
-        "sending_ms": milliseconds(summary.sending_for),
-        "downtime_ms": summary.paused_for.map(milliseconds),
-    })
+/// Plain figures always have a form in JSON.
+fn json(figures: &impl Serialize) -> Value {
+    to_value(figures).unwrap_or(Value::Null)
 }

@@ -138,6 +138,7 @@ impl Owner {
                                 .map(|ending| (ending, None));
                         }
                         Sent::Moved => {
+                            self.board.show_moved();
                             self.console.attach(None);
                             return Ok((Ending::Moved, None));
                         }
@@ -172,7 +173,10 @@ fn ending_of(stop: Stop) -> Result<Ending, OwnerError> {
     match stop {
         Stop::PowerOff => Ok(Ending::PowerOff),
         Stop::Reset => Ok(Ending::Reset),
-        Stop::TripleFault => Ok(Ending::TripleFault),
+        Stop::TripleFault => {
+            eprintln!("sevferry: the guest crashed (triple fault)");
+            Ok(Ending::TripleFault)
+        }
         Stop::Failed(cause) => Err(OwnerError::Vcpu(cause)),
     }
 }

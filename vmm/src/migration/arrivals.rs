@@ -164,8 +164,8 @@ mod tests {
     fn the_device_hole_takes_no_place() {
         let arrivals = Arrivals::new(RamLayout::new((3 << 30) + (1 << 20)).unwrap());
         arrivals.mark(Frame(0x10_00ff), PageKind::Shared).unwrap();
-        assert!(arrivals.mark(Frame(0x10_0100), PageKind::Shared).is_err());
-        assert!(arrivals.mark(Frame(0xf_ffff), PageKind::Shared).is_err());
+        arrivals.mark(Frame(0x10_0100), PageKind::Shared).unwrap_err();
+        arrivals.mark(Frame(0xf_ffff), PageKind::Shared).unwrap_err();
         assert_eq!(arrivals.index(Frame(0x10_0000)), Some(0xc_0000));
     }
 
@@ -178,7 +178,7 @@ mod tests {
         assert_eq!(arrivals.check(Some(&status)), Err(BadArrival::Missing { frame }));
         let arrivals = all_arrived_as(PageKind::Private);
         arrivals.check(Some(&status)).unwrap();
-        assert!(arrivals.check(None).is_err());
+        arrivals.check(None).unwrap_err();
         all_arrived_as(PageKind::Zero).check(None).unwrap();
 
         let range = PageRange::new(Frame(7), Frame(9)).unwrap();

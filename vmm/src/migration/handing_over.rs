@@ -11,8 +11,8 @@ use super::handover::{Refusal, Source, SourceInput, SourceOutput, SourceState};
 use super::journal::Journal;
 use super::link::Link;
 use super::message::{Message, Reason};
+use super::progress::{Outcome, Phase, Summary};
 use super::source::{Attempt, Guest, Options, SourceError, Wish, Wishes};
-use super::summary::Summary;
 use super::transport::Stream;
 use crate::machine::RunningMachine;
 use crate::vcpu::{Stop, VcpuError};
@@ -30,11 +30,11 @@ const LOOK_UP: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub enum Ended {
     /// The guest runs at the destination, and nothing of it is left here.
-    Moved(Summary),
+    Moved(Box<Summary>),
     /// The guest runs here.
     Stayed {
         /// The guest; `None` if it ended by itself.
-        machine: Option<RunningMachine>,
+        machine: Option<Box<RunningMachine>>,
         /// Why it was not sent.
         cause: SourceError,
     },
@@ -56,7 +56,7 @@ where
 {
     let mut attempt = Attempt::new(machine, options);
     if let Err(cause) = attempt.send_all(wish) {
-        let machine = attempt.give_up(&super::chain_of(&cause), events)?;
+        let machine = attempt.give_up(&super::chain_of(&cause), events)?.map(Box::new);
         return Ok(Ended::Stayed { machine, cause });
     }
     hand_over(attempt, journal, events, wish)
@@ -71,6 +71,7 @@ fn hand_over<E>(
 where
     E: From<Stop> + Send + 'static,
 {
+    attempt.account.enter(Phase::Handover);
     let mut side = Source::new(attempt.options.transfer);
     let mut inputs = VecDeque::new();
     let (mut since, mut running, mut why) = (Instant::now(), None, None);
@@ -92,16 +93,24 @@ where
             match output {
                 SourceOutput::ResumeGuest => running = attempt.back_to_running(events)?,
                 SourceOutput::SendCancel => {} // Part of `back_to_running`.
-                other => inputs.extend(attempt.perform(other, journal)),
+                output @ (SourceOutput::WriteJournal(_)
+                | SourceOutput::Send(_)
+                | SourceOutput::Reconnect
+                | SourceOutput::SendFinish
+                | SourceOutput::TearDown
+                | SourceOutput::Refuse(_)) => inputs.extend(attempt.perform(output, journal)),
             }
         }
         match side.state {
             SourceState::Resumed => {
                 let reason = why.unwrap_or_else(|| Reason::new("the connection was lost"));
                 let cause = SourceError::Cancelled(reason);
-                return Ok(Ended::Stayed { machine: running, cause });
+                return Ok(Ended::Stayed { machine: running.map(Box::new), cause });
             }
-            SourceState::Released => return Ok(Ended::Moved(attempt.summary)),
+            SourceState::Released => {
+                let summary = attempt.account.summary(&attempt.sent, Outcome::Moved);
+                return Ok(Ended::Moved(Box::new(summary)));
+            }
             SourceState::Waiting
             | SourceState::Committing { .. }
             | SourceState::InDoubt(_)
@@ -117,7 +126,7 @@ fn next_input(
     since: Instant,
     wish: &mut Wishes<'_>,
 ) -> Option<SourceInput> {
-    match wish(&attempt.summary, side.is_in_doubt()) {
+    match wish(attempt.account.progress(&attempt.sent), side.is_in_doubt()) {
         Some(Wish::Cancel(reason)) => return Some(SourceInput::Abort(reason)),
         Some(Wish::Resolve(resolution)) => return Some(SourceInput::Resolve(resolution)),
         None => {}
@@ -176,15 +185,12 @@ impl Attempt<'_> {
             }
             SourceOutput::Reconnect => self.reconnect(),
             SourceOutput::SendFinish => {
-                self.summary.paused_for = self.paused_at.map(|paused| paused.elapsed());
                 if let Some(Err(cause)) = self.sending.take().map(|sending| sending.finish()) {
                     warn!("{cause}; the guest is the destination's all the same");
                 }
                 None
             }
             SourceOutput::TearDown => {
-                self.summary.paused_for =
-                    self.summary.paused_for.or(self.paused_at.map(|paused| paused.elapsed()));
                 self.guest = Guest::Nowhere;
                 None
             }

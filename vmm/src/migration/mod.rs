@@ -14,11 +14,13 @@
 //! `sender.rs` (sealed, or as it is), `transport.rs`, `placer.rs` (checked and written),
 //! `intake.rs` (the end of a round), `arrivals.rs` (nothing missing, nothing from the wrong view).
 
+mod account;
 mod arrivals;
 mod certificates;
 mod codec;
 #[cfg(test)]
 mod codec_tests;
+pub mod convergence;
 mod cursor;
 pub mod destination;
 mod endpoint;
@@ -33,10 +35,10 @@ mod link;
 mod malformed;
 pub mod message;
 mod placer;
+pub mod progress;
 mod rounds;
 mod sender;
 pub mod source;
-pub mod summary;
 pub mod taking_over;
 mod transport;
 

@@ -82,20 +82,20 @@ impl PagePlacer {
                 return if idle { Ok(None) } else { Err(PlacerError::Cut { round: self.round }) };
             }
             let frame = FrameHeader::decode(&as_array(frame_part))?;
-            match frame.kind() {
-                Kind::Pages => {
-                    self.fill(pages_part.len(), deadline)?;
-                    pages_part.copy_from_slice(self.payload.get(..PAGES_HEADER_LEN).unwrap_or(&[]));
-                    let header = PagesHeader::decode(frame, &as_array(pages_part))?;
-                    self.check(&header, target)?;
-                    self.digest.add(&head);
-                    self.sequence += 1;
-                    self.place(&header, target, deadline)?;
-                    target.frames.fetch_add(1, Ordering::Relaxed);
-                }
-                Kind::RoundEnd => return self.end_round(frame, deadline).map(Some),
-                kind => return Err(PlacerError::Unexpected { kind }),
+            if frame.kind() == Kind::RoundEnd {
+                return self.end_round(frame, deadline).map(Some);
             }
+            if frame.kind() != Kind::Pages {
+                return Err(PlacerError::Unexpected { kind: frame.kind() });
+            }
+            self.fill(pages_part.len(), deadline)?;
+            pages_part.copy_from_slice(self.payload.get(..PAGES_HEADER_LEN).unwrap_or(&[]));
+            let header = PagesHeader::decode(frame, &as_array(pages_part))?;
+            self.check(&header, target)?;
+            self.digest.add(&head);
+            self.sequence += 1;
+            self.place(&header, target, deadline)?;
+            target.frames.fetch_add(1, Ordering::Relaxed);
         }
     }
 

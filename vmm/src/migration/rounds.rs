@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+use super::convergence::Left;
 use super::sender::{PageSender, Round, SenderError, Sent};
 use crate::encryption::{Incomplete, PageStatus};
 use crate::machine::ChangeLog;
@@ -55,19 +56,14 @@ impl Rounds {
         self.sample_shared()
     }
 
-    /// The page status that goes with the last changes taken; `None` for a plain VM.
-    pub(super) fn status(&self) -> Option<&PageStatus> {
-        self.status.as_ref()
-    }
-
     /// Pages that the next round sends, private and shared.
-    pub(super) fn pending(&self) -> (u64, u64) {
+    pub(super) fn left(&self) -> Left {
         let all = self.changed.count();
         if self.status.is_none() {
-            return (0, all);
+            return Left { private_pages: 0, shared_pages: all };
         }
         let shared = self.changed.frames().filter(|&frame| self.shared.contains(frame)).count();
-        (all.saturating_sub(shared as u64), shared as u64)
+        Left { private_pages: all.saturating_sub(shared as u64), shared_pages: shared as u64 }
     }
 
     /// Sends all that has changed over all connections, and forgets it.

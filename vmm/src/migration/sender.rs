@@ -5,12 +5,15 @@
 
 use std::io::{Error as IoError, IoSlice};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::FromZeros;
 
-use super::frame::{PAGES_MAX, PageKind, PagesHeader, PayloadDigest, RoundDigest, encode_numbers};
+use super::frame::{
+    PAGES_MAX, PageKind, PagesHeader, Payload, PayloadDigest, RoundDigest, encode_numbers,
+};
 use super::malformed::Malformed;
 use super::message::{Message, RoundEnd};
 use super::transport::Stream;
@@ -51,6 +54,8 @@ pub(super) struct Sent {
     pub(super) zero: AtomicU64,
     pub(super) private: AtomicU64,
     pub(super) bytes: AtomicU64,
+    /// Nanoseconds that all senders together spent on sealing.
+    pub(super) sealing_ns: AtomicU64,
 }
 
 impl Round<'_> {
@@ -133,9 +138,12 @@ impl PageSender {
             let one = PageRange::new(frame, Frame(frame.0 + 1))
                 .map_err(|_last_frame| SenderError::Read { frame })?;
             let address = round.ram.user_address(one)?;
+            let begun = Instant::now();
             sending
                 .seal(address, &mut self.sealed)
                 .map_err(|cause| SenderError::Seal { frame, cause })?;
+            let took = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            round.sent.sealing_ns.fetch_add(took, Ordering::Relaxed);
             self.private.packet_headers.extend(&self.sealed.header);
             self.private.pages.extend(&self.sealed.data);
             &mut self.private
@@ -201,7 +209,7 @@ struct Batch {
 
 impl Batch {
     fn new(kind: PageKind) -> Self {
-        let room = super::frame::Payload::new(kind, PAGES_MAX);
+        let room = Payload::new(kind, PAGES_MAX);
         Self {
             kind,
             frames: Vec::with_capacity(PAGES_MAX),

@@ -6,22 +6,24 @@
 use std::io::Error as IoError;
 use std::mem::replace;
 use std::sync::mpsc::Sender;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use log::{info, warn};
+use log::warn;
 use rmp_serde::encode::Error as EncodeError;
 use thiserror::Error;
 use zerocopy::IntoBytes;
 
+use super::account::Account;
 use super::certificates::{CertificatesError, from_wire, of_this_host};
+use super::convergence::{Decision, GaveUp, Goal};
 use super::endpoint::Endpoint;
 use super::handover::Resolution;
 use super::link::{Link, LinkError};
 use super::malformed::Malformed;
 use super::message::{Message, Offer, Reason, SessionBytes, Transfer};
+use super::progress::{Phase, Progress};
 use super::rounds::{Rounds, RoundsError};
 use super::sender::{PageSender, SenderError, Sent};
-use super::summary::{GaveUp, Plan, Summary};
 use super::transport::Stream;
 use crate::encryption::NotMigratable;
 use crate::machine::compatibility::PlatformName;
@@ -53,7 +55,7 @@ pub struct Options {
     /// Page connections.
     pub connections: u16,
     /// When to pause the guest.
-    pub plan: Plan,
+    pub goal: Goal,
     /// Which guest, and which attempt.
     pub transfer: Transfer,
     /// Send also a guest whose policy lets the firmware send it to any destination.
@@ -61,7 +63,7 @@ pub struct Options {
 }
 
 /// What the user wants, given what has been done and whether the handover is in doubt.
-pub type Wishes<'a> = dyn FnMut(&Summary, bool) -> Option<Wish> + 'a;
+pub type Wishes<'a> = dyn FnMut(&Progress, bool) -> Option<Wish> + 'a;
 
 /// Where the guest is, at any moment of an attempt.
 #[derive(Debug)]
@@ -81,10 +83,9 @@ pub(super) struct Attempt<'a> {
     senders: Vec<PageSender>,
     rounds: Option<Rounds>,
     pub(super) options: &'a Options,
-    pub(super) summary: Summary,
-    sent: Sent,
-    begun: Instant,
-    pub(super) paused_at: Option<Instant>,
+    pub(super) account: Account,
+    pub(super) sent: Sent,
+    session: u64,
 }
 
 impl<'a> Attempt<'a> {
@@ -96,20 +97,23 @@ impl<'a> Attempt<'a> {
             senders: Vec::new(),
             rounds: None,
             options,
-            summary: Summary::default(),
+            account: Account::new(options.transfer, options.connections, options.goal),
             sent: Sent::default(),
-            begun: Instant::now(),
-            paused_at: None,
+            session: 0,
         }
     }
 
     /// Everything up to the handover. What fails leaves the guest to [`Attempt::give_up`].
     pub(super) fn send_all(&mut self, wish: &mut Wishes<'_>) -> Result<(), SourceError> {
+        self.account.enter(Phase::Offer);
         self.offer()?;
         self.join()?;
+        self.account.enter(Phase::Rounds);
         self.send_rounds(wish)?;
+        self.account.enter(Phase::LastRound);
         self.pause()?;
         self.send_last_round(wish)?;
+        self.account.enter(Phase::State);
         self.send_state()
     }
 
@@ -128,7 +132,8 @@ impl<'a> Attempt<'a> {
         let Message::Accept { platform } = link.answer("an acceptance", ANSWER_MAX)? else {
             return Err(LinkError::unexpected("an acceptance").into());
         };
-        self.summary.session = session;
+        self.session = session;
+        self.account.enter(Phase::Attest);
         let encryption = match (offer.sev, platform) {
             (None, _) => None,
             (Some(_), None) => return Err(SourceError::NoPlatform),
@@ -139,10 +144,10 @@ impl<'a> Attempt<'a> {
         };
         let link = self.link.as_mut().ok_or(SourceError::Gone)?;
         link.send(&Message::Start { encryption })?;
-        match link.answer("a start", ANSWER_MAX)? {
-            Message::Started => Ok(()),
-            _ => Err(LinkError::unexpected("a start").into()),
+        if link.answer("a start", ANSWER_MAX)? == Message::Started {
+            return Ok(());
         }
+        Err(LinkError::unexpected("a start").into())
     }
 
     /// `SEND_START`, to a platform whose certificates hold.
@@ -185,7 +190,7 @@ impl<'a> Attempt<'a> {
         for index in 0..self.options.connections {
             let stream = Stream::connect(&self.options.to)
                 .map_err(|cause| SourceError::Connect { to: self.options.to.clone(), cause })?;
-            self.senders.push(PageSender::join(stream, self.summary.session, index)?);
+            self.senders.push(PageSender::join(stream, self.session, index)?);
         }
         Ok(())
     }
@@ -194,52 +199,47 @@ impl<'a> Attempt<'a> {
     fn send_rounds(&mut self, wish: &mut Wishes<'_>) -> Result<(), SourceError> {
         let machine = self.running()?;
         let rounds = Rounds::start(machine.ram().clone(), machine.log_changes()?)?;
-        let mut pending = rounds.pending();
         self.rounds = Some(rounds);
         loop {
             let elapsed = self.send_round(wish)?;
-            self.summary.round(pending, elapsed);
             let machine = self.running()?;
             machine.migratable()?;
             let rounds = self.rounds.as_mut().ok_or(SourceError::Gone)?;
             rounds.take_changes()?;
-            pending = rounds.pending();
-            self.summary.left = pending;
-            info!(
-                "round {}: {} private and {} shared pages left",
-                rounds.number(),
-                pending.0,
-                pending.1
-            );
-            if self.options.plan.decide(&self.summary, pending, self.begun.elapsed())? {
-                return Ok(());
+            let left = rounds.left();
+            match self.account.end_round(&self.sent, elapsed, left) {
+                Decision::PauseNow => return Ok(()),
+                Decision::GiveUp(why) => return Err(why.into()),
+                // KVM has no throttle of its own yet: a stalled guest runs on at full speed.
+                Decision::AnotherRound { .. } => {}
             }
         }
     }
 
     /// One round on all connections, and the destination's word that it arrived whole.
     fn send_round(&mut self, wish: &mut Wishes<'_>) -> Result<Duration, SourceError> {
-        let mut cancelled = None;
-        let (summary, counters) = (&mut self.summary, &self.sent);
-        let mut look_up = || {
-            summary.count(counters);
-            if let Some(Wish::Cancel(reason)) = wish(summary, false) {
-                cancelled = Some(reason);
-            }
-            cancelled.is_some()
-        };
         let rounds = self.rounds.as_mut().ok_or(SourceError::Gone)?;
-        let sent = rounds.send(&mut self.senders, self.sending.as_ref(), &self.sent, &mut look_up);
-        if let Some(reason) = cancelled {
-            return Err(SourceError::Cancelled(reason));
+        self.account.begin_round(rounds.left());
+        let (mut ended, account, counters) = (None, &mut self.account, &self.sent);
+        let mut look_up = || {
+            if let Some(Wish::Cancel(reason)) = wish(account.progress(counters), false) {
+                ended = Some(SourceError::Cancelled(reason));
+            } else if let Err(why) = account.check() {
+                ended = Some(why.into());
+            }
+            ended.is_some()
+        };
+        let sent = rounds.send(&mut self.senders, self.sending.as_ref(), counters, &mut look_up);
+        if let Some(cause) = ended {
+            return Err(cause);
         }
         let elapsed = sent.map_err(|cause| self.explain(cause))?;
         let number = self.rounds.as_ref().map_or(0, Rounds::number);
         let link = self.link.as_mut().ok_or(SourceError::Gone)?;
-        match link.answer("the end of a round", ANSWER_MAX)? {
-            Message::RoundOk { round } if round == number => Ok(elapsed),
-            _ => Err(LinkError::unexpected("the end of a round").into()),
+        if link.answer("the end of a round", ANSWER_MAX)? == (Message::RoundOk { round: number }) {
+            return Ok(elapsed);
         }
+        Err(LinkError::unexpected("the end of a round").into())
     }
 
     /// A destination that refuses closes its connections after it has said why.
@@ -255,7 +255,6 @@ impl<'a> Attempt<'a> {
         let Guest::Running(machine) = replace(&mut self.guest, Guest::Nowhere) else {
             return Err(SourceError::Gone);
         };
-        self.paused_at = Some(Instant::now());
         match machine.pause() {
             Ok(paused) => {
                 self.guest = Guest::Paused(paused);
@@ -274,11 +273,7 @@ impl<'a> Attempt<'a> {
     fn send_last_round(&mut self, wish: &mut Wishes<'_>) -> Result<(), SourceError> {
         let rounds = self.rounds.as_mut().ok_or(SourceError::Gone)?;
         rounds.take_changes()?;
-        let pending = rounds.pending();
-        let elapsed = self.send_round(wish)?;
-        self.summary.round(pending, elapsed);
-        self.summary.count(&self.sent);
-        Ok(())
+        self.send_round(wish).map(|_elapsed| ())
     }
 
     /// The region list, and what the machine is beside its memory.

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::endpoint::Endpoint;
 
 /// How long a peer may be silent in the middle of something.
-pub const IDLE_MAX: Duration = Duration::from_secs(10);
+const IDLE_MAX: Duration = Duration::from_secs(10);
 
 /// A socket that listens.
 #[derive(Debug)]
