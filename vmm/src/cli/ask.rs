@@ -31,8 +31,8 @@ pub(super) fn ask(options: &AskOptions) -> Result<(), AskError> {
 /// What an accepted request means.
 fn accepted(request: &Request) -> &'static str {
     match request {
-        Request::Cancel => "the migration is being cancelled; the guest runs on where it is",
-        Request::Resolve(_) => "decided",
+        Request::Cancel => "cancelled; the guest runs on where it is",
+        Request::Resolve(_) => "it is being done; sevferry status shows how it ends",
         Request::Quit => "the guest is being ended",
         Request::Status | Request::Report | Request::Migrate(_) => "accepted",
     }
@@ -72,6 +72,7 @@ fn name_of(state: State) -> &'static str {
         State::Waiting => "none yet; waiting for one",
         State::Receiving => "arriving from another host",
         State::InDoubt => "stopped; the other host may run it (sevferry resolve decides)",
+        State::Moved => "moved to another host",
     }
 }
 

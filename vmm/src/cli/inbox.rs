@@ -48,6 +48,11 @@ impl Inbox {
         deferred.unwrap_or_else(|| self.happened.recv().unwrap_or(Event::Quit))
     }
 
+    /// How the guest ended, if it did.
+    pub(super) fn stopped(&self) -> Option<Stop> {
+        self.deferred.borrow_mut().stops.pop_front()
+    }
+
     /// What the migration must heed now, without waiting.
     ///
     /// Requests that need an idle owner are refused here, so that nobody waits for hours.
@@ -101,11 +106,18 @@ fn respond_while_busy(request: &Request, answer: &Answer, board: &StatusBoard) {
     match request {
         Request::Status => answer.give(board.status()),
         Request::Cancel => answer.give(board.cancel()),
-        Request::Resolve(_) | Request::Quit => answer.refuse(
-            "no handover is in doubt; `sevferry cancel` ends a migration that is under way",
-        ),
-        Request::Report | Request::Migrate(_) => {
-            answer.refuse("a migration is under way; `sevferry status` shows how far");
+        Request::Resolve(_) => answer.refuse("no handover is in doubt"),
+        Request::Report | Request::Migrate(_) | Request::Quit => {
+            answer.refuse(match board.state() {
+                State::Waiting => "there is no guest yet",
+                State::Receiving => "the guest is still arriving; `sevferry status` shows how far",
+                State::InDoubt => {
+                    "the other host may run the guest; `sevferry resolve` decides that first"
+                }
+                State::Starting | State::Running | State::Migrating | State::Moved => {
+                    "a migration is under way; `sevferry status` shows how far"
+                }
+            });
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `sevferry migrate`: has a guest moved, shows how far that is, and says how it ended.
 
 use std::io::Error as IoError;
-use std::path::{Path, absolute};
+use std::path::absolute;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::Builder;
 use std::time::Duration;
@@ -44,7 +44,9 @@ pub(super) fn migrate(options: &MigrateOptions) -> Result<Exit, MigrateError> {
     Builder::new().name("owner".to_owned()).spawn(listen).map_err(MigrateError::Thread)?;
 
     let mut display = Display::new(options.json);
-    let (mut begun, mut cancelled) = (false, false);
+    let mut begun = false;
+    // Kept, so that the owner has somebody to answer; the migration's own end tells the rest.
+    let mut cancel = None;
     loop {
         match heard.recv_timeout(LOOK_EVERY) {
             Ok(News::Owner(Ok(Response::Accepted))) => begun = true,
@@ -53,11 +55,10 @@ pub(super) fn migrate(options: &MigrateOptions) -> Result<Exit, MigrateError> {
                 display.end(&outcome);
                 return Ok(exit_of(&outcome));
             }
-            Ok(News::Interrupted) if cancelled => return Err(MigrateError::LeftBehind),
+            Ok(News::Interrupted) if cancel.is_some() => return Err(MigrateError::LeftBehind),
             Ok(News::Interrupted) => {
-                cancelled = true;
                 display.say("cancelling; interrupt again to stop waiting for that");
-                cancel(&options.api_socket, &display);
+                cancel = Some(Client::ask(&options.api_socket, &Request::Cancel));
             }
             Err(RecvTimeoutError::Timeout) => {
                 // A look that fails says nothing: the owner's own word counts, and is on its way.
@@ -136,14 +137,6 @@ fn forward_interrupts(news: Sender<News>) -> Result<(), MigrateError> {
     };
     let spawned = Builder::new().name("signals".to_owned()).spawn(forward);
     spawned.map(|_detached| ()).map_err(MigrateError::Thread)
-}
-
-fn cancel(api_socket: &Path, display: &Display) {
-    match ask(api_socket, &Request::Cancel) {
-        Ok(Response::Accepted) => {}
-        Ok(Response::Refused { reason }) => display.say(&reason),
-        other => debug!("cancelling: {other:?}"),
-    }
 }
 
 /// Why the guest was not moved, or why that is not known.

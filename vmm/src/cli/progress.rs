@@ -6,8 +6,10 @@ use indicatif::ProgressBar;
 use log::debug;
 use rustix::termios::isatty;
 use serde::Serialize;
+use serde_json::{Value, from_value};
 
 use crate::control::api::{Outcome, Progress, StatusReply};
+use crate::migration::progress;
 
 /// Where the progress goes.
 #[derive(Debug)]
@@ -43,12 +45,11 @@ impl Display {
                 }
             }
             Self::Lines { last } => {
-                let now = status.migration.as_ref().map(line);
-                if now != *last {
-                    if let Some(line) = &now {
-                        eprintln!("sevferry: {line}");
-                    }
-                    *last = now;
+                let Some(now) = &status.migration else { return };
+                let step = now.get("phase").zip(now.get("round")).map(|step| format!("{step:?}"));
+                if step != *last {
+                    eprintln!("sevferry: {}", line(now));
+                    *last = step;
                 }
             }
         }
@@ -70,7 +71,7 @@ impl Display {
             Self::Lines { .. } => {}
         }
         match outcome {
-            Outcome::Moved { summary } => println!("the guest has moved: {summary}"),
+            Outcome::Moved { summary } => println!("{}", summary_text(summary)),
             Outcome::Stayed { reason } => {
                 eprintln!("sevferry: the guest did not move, and runs on: {reason}");
             }
@@ -82,7 +83,13 @@ impl Display {
 }
 
 fn line(progress: &Progress) -> String {
-    progress.to_string()
+    let parsed: Result<progress::Progress, _> = from_value(progress.clone());
+    parsed.map_or_else(|_not_begun| "beginning".to_owned(), |progress| progress.to_string())
+}
+
+fn summary_text(summary: &Value) -> String {
+    let parsed: Result<progress::Summary, _> = from_value(summary.clone());
+    parsed.map_or_else(|_newer| summary.to_string(), |summary| summary.to_string())
 }
 
 fn print_json(value: &impl Serialize) {

@@ -18,6 +18,8 @@ use serde_json::{Error as JsonError, Value, from_slice, to_vec};
 use thiserror::Error;
 
 use crate::migration::Endpoint;
+pub use crate::migration::convergence::TimeoutStrategy;
+pub use crate::migration::handover::Resolution;
 
 /// The version of everything in this file.
 pub const VERSION: u32 = 1;
@@ -41,7 +43,7 @@ pub enum Request {
     Report,
     /// Move the guest to another host.
     Migrate(MigrateRequest),
-    /// Give up the migration that is under way; answered at any moment.
+    /// Give up the migration that is under way, and answer when the guest runs as before.
     Cancel,
     /// Decide a handover that is in doubt.
     Resolve(Resolution),
@@ -98,17 +100,6 @@ impl MigrateRequest {
     }
 }
 
-/// What happens when a migration has not come to its end in time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TimeoutStrategy {
-    /// The guest stays where it is.
-    #[default]
-    Cancel,
-    /// The guest is stopped and moved, however long it stands still.
-    Stop,
-}
-
 /// How many connections carry pages: 1 to [`Connections::MAX`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "u64", into = "u64")]
@@ -158,16 +149,6 @@ impl From<Connections> for u64 {
 pub struct BadConnections {
     /// How many were asked for.
     pub count: u64,
-}
-
-/// Who has the guest, when the two hosts cannot find out by themselves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Resolution {
-    /// The guest runs here; the user knows that it does not run, and never will, on the other host.
-    Keep,
-    /// The guest is gone from here; the user knows that the other host has it.
-    Discard,
 }
 
 /// What is answered.
@@ -224,6 +205,8 @@ pub enum State {
     Receiving,
     /// The other host may or may not run the guest; here it stands still until that is known.
     InDoubt,
+    /// The guest runs on another host; the process is about to end.
+    Moved,
 }
 
 /// Which pages are encrypted, in short.

@@ -2,7 +2,8 @@
 
 use std::process::id;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::api::{PagesReply, Progress, Response, State, StatusReply};
 use crate::machine::PageWatch;
@@ -11,6 +12,8 @@ use crate::machine::PageWatch;
 #[derive(Debug)]
 pub struct StatusBoard {
     shown: Mutex<Shown>,
+    /// Whenever the state changes.
+    changed: Condvar,
     /// Set only while a migration is under way.
     cancelled: AtomicBool,
 }
@@ -27,19 +30,32 @@ impl StatusBoard {
     #[must_use]
     pub fn new(state: State) -> Self {
         let shown = Shown { state, pages: None, migration: None };
-        Self { shown: Mutex::new(shown), cancelled: AtomicBool::new(false) }
+        Self {
+            shown: Mutex::new(shown),
+            changed: Condvar::new(),
+            cancelled: AtomicBool::new(false),
+        }
     }
 
     /// The guest is being put together, or its end is near: its pages are not looked at.
     pub fn show_starting(&self) {
         let mut shown = self.shown();
         (shown.state, shown.pages) = (State::Starting, None);
+        self.changed.notify_all();
     }
 
     /// The guest runs, and these are its pages.
     pub fn show_running(&self, pages: Option<PageWatch>) {
         let mut shown = self.shown();
         (shown.state, shown.pages) = (State::Running, pages);
+        self.changed.notify_all();
+    }
+
+    /// The guest runs on another host.
+    pub fn show_moved(&self) {
+        let mut shown = self.shown();
+        (shown.state, shown.pages) = (State::Moved, None);
+        self.changed.notify_all();
     }
 
     /// A migration begins, or comes to another state; nobody has cancelled it yet.
@@ -47,6 +63,7 @@ impl StatusBoard {
         let mut shown = self.shown();
         (shown.state, shown.migration) = (state, Some(progress));
         self.cancelled.store(false, Ordering::Release);
+        self.changed.notify_all();
     }
 
     /// What the owner does.
@@ -61,25 +78,41 @@ impl StatusBoard {
         self.cancelled.load(Ordering::Acquire)
     }
 
-    /// Answers [`Request::Cancel`](super::api::Request::Cancel).
+    /// Asks the owner to give up the migration that is under way; refused if there is none.
     #[must_use]
     pub fn cancel(&self) -> Response {
         let shown = self.shown();
-        let reason = match shown.state {
-            State::Migrating => {
-                self.cancelled.store(true, Ordering::Release);
-                return Response::Accepted;
+        if shown.state == State::Migrating {
+            self.cancelled.store(true, Ordering::Release);
+            return Response::Accepted;
+        }
+        Response::Refused { reason: why_not_cancelled(shown.state).to_owned() }
+    }
+
+    /// Answers [`Request::Cancel`](super::api::Request::Cancel): asks the owner, and waits for at
+    /// most `patience` until the migration has ended, one way or another.
+    #[must_use]
+    pub fn cancel_and_wait(&self, patience: Duration) -> Response {
+        let asked = self.cancel();
+        if asked != Response::Accepted {
+            return asked;
+        }
+        let migrating = |shown: &mut Shown| shown.state == State::Migrating;
+        let (shown, _timeout) = self
+            .changed
+            .wait_timeout_while(self.shown(), patience, migrating)
+            .unwrap_or_else(PoisonError::into_inner);
+        match shown.state {
+            State::Moved | State::InDoubt => {
+                let reason = format!("too late: {}", why_not_cancelled(shown.state));
+                Response::Refused { reason }
             }
-            State::InDoubt => {
-                "the handover is in doubt: the other host may run the guest already; `sevferry \
-                 resolve` decides"
-            }
-            State::Waiting | State::Receiving => {
-                "a migration is cancelled at its source; `sevferry quit` ends this process"
-            }
-            State::Starting | State::Running => "no migration is under way",
-        };
-        Response::Refused { reason: reason.to_owned() }
+            State::Starting
+            | State::Running
+            | State::Migrating
+            | State::Waiting
+            | State::Receiving => Response::Accepted,
+        }
     }
 
     /// Answers [`Request::Status`](super::api::Request::Status).
@@ -105,8 +138,25 @@ impl StatusBoard {
     }
 }
 
+fn why_not_cancelled(state: State) -> &'static str {
+    match state {
+        State::InDoubt => {
+            "the handover is in doubt, and the other host may run the guest; `sevferry resolve` \
+             decides"
+        }
+        State::Moved => "the guest runs on another host",
+        State::Waiting | State::Receiving => {
+            "a migration is cancelled at its source; `sevferry quit` ends this process"
+        }
+        State::Starting | State::Running | State::Migrating => "no migration is under way",
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::hint::spin_loop;
+    use std::thread::scope;
+
     use super::*;
 
     /// Only a migration that is under way can be cancelled, and the next one is not cancelled too.
@@ -139,6 +189,32 @@ mod tests {
             let Response::Refused { reason } = board.cancel() else { panic!("not refused") };
             assert!(reason.contains(hint), "{reason}");
             assert!(!board.is_cancelled());
+        }
+    }
+
+    /// Whoever cancels hears how it ended: the guest runs on, or it was too late.
+    #[test]
+    fn cancelling_waits_for_the_end() {
+        let refused = |response| matches!(response, Response::Refused { .. });
+        let board = StatusBoard::new(State::Starting);
+        let progress = Arc::new(Mutex::new(Progress::default()));
+        board.show_migration(State::Migrating, Arc::clone(&progress));
+        assert_eq!(board.cancel_and_wait(Duration::from_millis(1)), Response::Accepted);
+        for too_late in [false, true] {
+            board.show_migration(State::Migrating, Arc::clone(&progress));
+            let response = scope(|scope| {
+                let asker = scope.spawn(|| board.cancel_and_wait(Duration::from_secs(60)));
+                while !board.is_cancelled() {
+                    spin_loop();
+                }
+                if too_late {
+                    board.show_moved();
+                } else {
+                    board.show_running(None);
+                }
+                asker.join().unwrap()
+            });
+            assert_eq!(refused(response), too_late);
         }
     }
 }

@@ -108,7 +108,7 @@ pub enum ClientError {
         path: PathBuf,
     },
     /// There is a socket that nobody serves.
-    #[error("nobody serves {}: the process that did was killed, and its guest with it",
+    #[error("nobody serves {}: it is not a socket, or its process was killed, and the guest with it",
             path.display())]
     NobodyThere {
         /// The socket.

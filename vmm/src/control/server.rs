@@ -29,6 +29,9 @@ const CONNECTIONS_MAX: usize = 10;
 /// How long a client may take to send its request, or to take a response.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long to wait until a cancelled migration has ended; less than clients wait.
+const CANCEL_PATIENCE: Duration = Duration::from_secs(20);
+
 /// How long the last responses may take to reach their clients when the server ends.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -213,7 +216,7 @@ impl Reception {
         debug!("asked for {request:?}");
         match request {
             Request::Status => return send(stream, &self.board.status()),
-            Request::Cancel => return send(stream, &self.board.cancel()),
+            Request::Cancel => return send(stream, &self.board.cancel_and_wait(CANCEL_PATIENCE)),
             Request::Report | Request::Migrate(_) | Request::Resolve(_) | Request::Quit => {}
         }
         let (answer, answers) = Answer::channel();

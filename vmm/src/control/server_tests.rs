@@ -2,9 +2,11 @@
 
 use std::fs::{create_dir, write};
 use std::io::Read;
+use std::os::unix::fs::symlink;
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::mpsc::TryRecvError;
+use std::thread::yield_now;
 
 use vmm_sys_util::tempdir::TempDir;
 
@@ -56,8 +58,12 @@ fn status_needs_no_owner() {
     assert!(matches!(ask(&served.path, &Request::Cancel).unwrap(), Response::Refused { .. }));
     let progress = Arc::new(Mutex::new(Progress::default()));
     served.board.show_migration(State::Migrating, progress);
-    assert_eq!(ask(&served.path, &Request::Cancel).unwrap(), Response::Accepted);
-    assert!(served.board.is_cancelled());
+    let client = Client::ask(&served.path, &Request::Cancel).unwrap();
+    while !served.board.is_cancelled() {
+        yield_now();
+    }
+    served.board.show_running(None);
+    assert_eq!(client.responses().next(None).unwrap(), Response::Accepted);
     assert!(matches!(served.owner.try_recv(), Err(TryRecvError::Empty)));
 }
 
@@ -166,10 +172,25 @@ fn too_many_clients_are_turned_away() {
         drop(answer);
         client.responses().next(None).unwrap();
     }
+    wait_until_served(&served.path);
+}
+
+fn wait_until_served(path: &Path) {
     let deadline = Instant::now() + PATIENCE;
-    while !matches!(ask(&served.path, &Request::Status).unwrap(), Response::Status(_)) {
+    while !matches!(ask(path, &Request::Status).unwrap(), Response::Status(_)) {
         assert!(Instant::now() < deadline, "still busy");
     }
+}
+
+/// Clients that connect and say nothing do not add up, and when they have gone others are served.
+#[test]
+fn silent_clients_do_not_add_up() {
+    let served = serve();
+    let silent: Vec<_> = (0..300).map(|_| UnixStream::connect(&served.path).unwrap()).collect();
+    let answer = send_bytes(&served.path, b"");
+    assert!(answer.contains("busy"), "{answer}");
+    drop(silent);
+    wait_until_served(&served.path);
 }
 
 /// The socket is its user's alone.
@@ -206,33 +227,39 @@ fn another_user_is_refused() {
     assert!(said.contains("only the user who runs this guest"), "{said} {wrong}");
 }
 
-/// A socket that a dead process left is replaced; one that is served, and all else, is left alone.
+fn start(path: &Path) -> Result<Server, ServerError> {
+    let (events, _owner) = channel();
+    Server::start(path, Arc::new(StatusBoard::new(State::Starting)), events)
+}
+
+/// A socket that a dead process left is replaced; one that is served is not.
 #[test]
 fn only_dead_sockets_are_replaced() {
     let served = serve();
-    let start = |path: &Path| {
-        let (events, _owner) = channel();
-        Server::start(path, Arc::clone(&served.board), events)
-    };
     assert!(matches!(start(&served.path), Err(ServerError::InUse { .. })));
     assert!(matches!(ask(&served.path, &Request::Status), Ok(Response::Status(_))));
-
-    let directory = served.path.parent().unwrap();
-    let dead = directory.join("dead");
+    let dead = served.path.with_file_name("dead");
     drop(UnixListener::bind(&dead).unwrap());
     let server = start(&dead).unwrap();
     assert!(matches!(ask(&dead, &Request::Status), Ok(Response::Status(_))));
     drop(server);
     assert!(!dead.exists());
+}
 
-    let (file, folder) = (directory.join("file"), directory.join("folder"));
-    write(&file, "precious").unwrap();
-    create_dir(&folder).unwrap();
-    for path in [&file, &folder] {
-        assert!(matches!(start(path), Err(ServerError::NotASocket { .. })));
-        assert!(path.exists());
+/// What is not a socket is left alone, and links are not followed.
+#[test]
+fn nothing_but_a_socket_is_replaced() {
+    let served = serve();
+    let beside = |name| served.path.with_file_name(name);
+    write(beside("file"), "precious").unwrap();
+    create_dir(beside("folder")).unwrap();
+    symlink(&served.path, beside("link")).unwrap();
+    symlink("nowhere", beside("dangling")).unwrap();
+    for name in ["file", "folder", "link", "dangling"] {
+        assert!(matches!(start(&beside(name)), Err(ServerError::NotASocket { .. })), "{name}");
+        symlink_metadata(beside(name)).unwrap();
     }
-    assert!(matches!(start(&directory.join("no/such")), Err(ServerError::Start { .. })));
+    assert!(matches!(start(&beside("no/such")), Err(ServerError::Start { .. })));
 }
 
 /// What somebody else has put in the socket's place meanwhile is left alone.

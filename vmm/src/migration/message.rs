@@ -4,7 +4,8 @@ use std::fmt::{Debug, Display, Formatter, Result as FmtResult};
 use std::str::FromStr;
 
 use getrandom::Error as RandomError;
-use serde::{Serialize, Serializer};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
 use super::frame::Kind;
@@ -43,6 +44,13 @@ impl Serialize for VmId {
     }
 }
 
+impl<'de> Deserialize<'de> for VmId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(D::Error::custom)
+    }
+}
+
 impl FromStr for VmId {
     type Err = BadVmId;
 
@@ -66,7 +74,7 @@ pub struct BadVmId {
 
 /// One attempt to move one guest. Whoever owns the guest counts its attempts, so that nothing said
 /// in one attempt is taken for another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Transfer {
     /// The guest.
     pub vm: VmId,
@@ -213,8 +221,8 @@ pub struct RoundEnd {
 }
 
 /// Why a destination does not run a guest that it was given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum NotRunning {
     /// It has no such guest and its journal does not know it.
     Unknown,
@@ -238,7 +246,7 @@ impl Display for NotRunning {
 }
 
 /// Words for people, from a peer that is not trusted: short and without control characters.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]
 pub struct Reason(String);
 
 impl Reason {

@@ -1,19 +1,61 @@
 //! Moving a running guest to another host.
+//!
+//! ```text
+//! source                                                   destination
+//!   offer  ------------------------------------------------>  compare with this host
+//!   verify certificates, SEND_START  <------------- accept --
+//!   start  ------------------------------------------------>  RECEIVE_START
+//!   page connections, rounds of pages ====================>   checked, placed, round by round
+//!   pause, last round, region list, state  ----------------->  checked, RECEIVE_FINISH, prepared
+//!   handover: see `handover/mod.rs`
+//! ```
+//!
+//! A page's way: `machine/running.rs` (`ChangeLog`: dirty log and flips), `rounds.rs` (which pages),
+//! `sender.rs` (sealed, or as it is), `transport.rs`, `placer.rs` (checked and written),
+//! `intake.rs` (the end of a round), `arrivals.rs` (nothing missing, nothing from the wrong view).
 
+mod account;
+mod arrivals;
+mod certificates;
 mod codec;
 #[cfg(test)]
 mod codec_tests;
+pub mod convergence;
 mod cursor;
+pub mod destination;
 mod endpoint;
 pub mod frame;
 #[cfg(test)]
 mod frame_tests;
+pub mod handing_over;
 pub mod handover;
+mod intake;
 pub mod journal;
+mod link;
 mod malformed;
 pub mod message;
-mod stream;
+mod placer;
+pub mod progress;
+mod rounds;
+mod sender;
+pub mod source;
+pub mod taking_over;
+mod transport;
+
+use std::error::Error;
 
 pub use endpoint::{BadEndpoint, Endpoint};
 pub use malformed::Malformed;
-pub use stream::{Listener, Stream};
+pub use transport::{Listener, Stream};
+
+/// An error with its causes, in one line, for the other host.
+fn chain_of(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -218,7 +218,7 @@ mod tests {
 
     use super::*;
 
-    /// RAM with a hole: frames 0 to 0xc_0000 and 0x10_0000 to 0x10_0200.
+    /// RAM with a hole: frames `0..0xc_0000` and `0x10_0000..0x10_0200`.
     fn holed() -> RamLayout {
         RamLayout::new((3 << 30) + (2 << 20)).unwrap()
     }

@@ -18,7 +18,7 @@
 //! - The destination runs the guest only after `owner` is on its disk, which it writes only when
 //!   told `commit`, or when a person decides.
 //!
-//! So never do two run it, and none runs only while in doubt. `tests/handover_model.rs` drives
+//! So never do two run it, and none runs only while in doubt. `tests/handover_model` drives
 //! these functions through every order of losses, repeats, crashes and decisions.
 //!
 //! Outputs are carried out in their order, each before the next; the result of a journal write
@@ -32,14 +32,14 @@ mod tests;
 pub use destination::{Destination, DestinationInput, DestinationOutput, DestinationState};
 pub use source::{Doubt, Source, SourceInput, SourceOutput, SourceState};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::message::{Message, NotRunning, Reason, Transfer};
 
 /// What a journal says of a transfer. The last step counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Step {
     /// Source: the destination may own the guest from here on; the source resumes it no more.
     Committed,
@@ -54,7 +54,8 @@ pub enum Step {
 }
 
 /// What a person decides for a side that cannot know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Resolution {
     /// The guest runs here. The other side must have dropped it, or lost it for good, before.
     Keep,
@@ -86,7 +87,7 @@ pub enum Refusal {
 }
 
 /// What either side says in a handover.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Say {
     /// [`Message::Prepared`]
     Prepared(Transfer),

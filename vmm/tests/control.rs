@@ -1,0 +1,211 @@
+//! The commands that ask the process of a guest, and that process's answers, without KVM.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "what a test waits for in vain fails it")]
+
+use std::env::current_dir;
+use std::fs::read_dir;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::yield_now;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::{Value, from_str, json};
+use sevferry::control::api::{MigrateRequest, Outcome, Progress, Request, Response, State};
+use sevferry::control::{Answer, Event, Server, StatusBoard};
+use vmm::{Ended, Sevferry};
+use vmm_sys_util::tempdir::TempDir;
+
+#[expect(dead_code, reason = "each test file uses its part")]
+mod vmm;
+
+/// A process that owns a guest, played by the test.
+struct Owner {
+    board: Arc<StatusBoard>,
+    happened: Receiver<Event>,
+    _server: Server,
+    directory: TempDir,
+}
+
+impl Owner {
+    fn start() -> Self {
+        let directory = TempDir::new().unwrap();
+        let board = Arc::new(StatusBoard::new(State::Starting));
+        let (events, happened) = channel();
+        let server = Server::start(&socket(&directory), Arc::clone(&board), events).unwrap();
+        board.show_running(None);
+        Self { board, happened, _server: server, directory }
+    }
+
+    /// Starts `sevferry migrate`, and has its request.
+    fn asked_to_migrate(&self, options: &[&str]) -> (Sevferry, MigrateRequest, Answer) {
+        let path = socket(&self.directory);
+        let arguments = ["migrate", "--to", "tcp:b:1", "--api-socket", path.to_str().unwrap()];
+        let asker = Sevferry::start(arguments.into_iter().chain(options.iter().copied()));
+        let event = self.happened.recv_timeout(Duration::from_secs(60)).unwrap();
+        let Event::Request(Request::Migrate(request), answer) = event else { panic!("{event:?}") };
+        (asker, request, answer)
+    }
+
+    fn begin(&self, answer: &Answer) {
+        let progress = Arc::new(Mutex::new(Progress::default()));
+        self.board.show_migration(State::Migrating, progress);
+        answer.give(Response::Accepted);
+    }
+}
+
+fn socket(directory: &TempDir) -> PathBuf {
+    directory.as_path().join("api")
+}
+
+fn because() -> String {
+    "the dog ate it".to_owned()
+}
+
+fn ask(command: &str, api_socket: &Path) -> Ended {
+    let options = ["--api-socket", api_socket.to_str().unwrap()];
+    Sevferry::start(command.split(' ').chain(options)).end()
+}
+
+/// A destination that waits for its guest can be asked, and ended; it leaves no socket behind.
+#[test]
+fn a_waiting_destination_answers() {
+    let directory = TempDir::new().unwrap();
+    let api_socket = socket(&directory);
+    let listen = format!("unix:{}", directory.as_path().join("listen").display());
+    let receive = ["receive", "--serial", "null", "--listen", &listen];
+    let mut destination =
+        Sevferry::start(receive.into_iter().chain(["--api-socket", api_socket.to_str().unwrap()]));
+    destination.wait_for("waiting for a guest");
+
+    let status = ask("status", &api_socket).with_code(0);
+    let process = format!("(process {})", destination.id());
+    assert_eq!(status.out, format!("guest: none yet; waiting for one {process}\n"));
+    let status: Value = from_str(&ask("status --json", &api_socket).with_code(0).out).unwrap();
+    let expected = json!({
+        "state": "waiting", "process": destination.id(), "pages": null, "migration": null,
+    });
+    assert_eq!(status, expected);
+    ask("cancel", &api_socket).with_code(1).saying("cancelled at its source");
+    ask("report", &api_socket).with_code(1).saying("there is no guest yet");
+    ask("resolve keep", &api_socket).with_code(1).saying("no handover is in doubt");
+    ask("quit", &api_socket).with_code(0);
+    destination.end().with_code(0);
+    assert_eq!(read_dir(directory.as_path()).unwrap().count(), 0, "files are left");
+}
+
+/// A destination that was killed leaves its sockets; the next one at the same API socket starts.
+#[test]
+fn a_killed_process_is_replaced() {
+    let directory = TempDir::new().unwrap();
+    let api_socket = socket(&directory);
+    let start = |listen: &str| {
+        let listen = format!("unix:{}", directory.as_path().join(listen).display());
+        let receive = ["receive", "--serial", "null", "--listen", &listen, "--api-socket"];
+        Sevferry::start(receive.into_iter().chain([api_socket.to_str().unwrap()]))
+    };
+    let mut killed = start("one");
+    killed.wait_for("waiting for a guest");
+    start("two").end().with_code(1).saying("is served by another process");
+    killed.signal(Signal::KILL);
+    assert_eq!(killed.end().code, None);
+    ask("status", &api_socket).with_code(1).saying("its process was killed");
+    let mut next = start("two");
+    next.wait_for("waiting for a guest");
+    next.signal(Signal::TERM);
+    next.end().with_code(0);
+    ask("status", &api_socket).with_code(1).saying("does the guest run with --api-socket?");
+}
+
+/// The exit code says where the guest is.
+#[test]
+fn the_exit_code_says_where_the_guest_is() {
+    let owner = Owner::start();
+    let summary = json!({ "rounds": 3 });
+    for (outcome, code) in [
+        (Outcome::Moved { summary }, 0),
+        (Outcome::Stayed { reason: because() }, 10),
+        (Outcome::InDoubt { reason: because() }, 12),
+    ] {
+        let (asker, _request, answer) = owner.asked_to_migrate(&[]);
+        owner.begin(&answer);
+        answer.give(Response::Ended(outcome));
+        let ended = asker.end().with_code(code);
+        assert_eq!(ended.err.contains(&because()), code != 0, "{ended}");
+        owner.board.show_running(None);
+    }
+    let (asker, _request, answer) = owner.asked_to_migrate(&[]);
+    answer.refuse(because());
+    asker.end().with_code(10).saying("did not move, and runs on: the dog ate it");
+}
+
+/// A process that is gone before it has begun has moved nothing; after that nobody can know.
+#[test]
+fn a_lost_owner_is_a_doubt_only_after_the_beginning() {
+    let owner = Owner::start();
+    let (asker, _request, answer) = owner.asked_to_migrate(&[]);
+    drop(answer);
+    asker.end().with_code(1).saying("the guest ended before it was asked");
+    let (asker, _request, answer) = owner.asked_to_migrate(&[]);
+    owner.begin(&answer);
+    drop(answer);
+    asker.end().with_code(12).saying("ended without an answer").saying("sevferry status");
+}
+
+/// `--json` prints each status, then how it ended.
+#[test]
+fn json_is_one_object_per_line() {
+    let owner = Owner::start();
+    let (mut asker, _request, answer) = owner.asked_to_migrate(&["--json"]);
+    owner.begin(&answer);
+    asker.wait_for("\"migrating\"");
+    answer.give(Response::Ended(Outcome::Stayed { reason: because() }));
+    let ended = asker.end().with_code(10);
+    let lines: Vec<Value> = ended.out.lines().map(|line| from_str(line).unwrap()).collect();
+    assert_eq!(lines.last(), Some(&json!({ "stayed": { "reason": because() } })));
+    assert!(lines.iter().rev().skip(1).all(|line| line.get("state").is_some()), "{ended}");
+}
+
+/// Ctrl-C cancels the migration, and waits for its end; twice, and it waits no longer.
+#[test]
+fn an_interrupt_cancels() {
+    let owner = Owner::start();
+    for patient in [true, false] {
+        let (mut asker, _request, answer) = owner.asked_to_migrate(&["--json"]);
+        owner.begin(&answer);
+        asker.wait_for("\"migrating\"");
+        asker.signal(Signal::INT);
+        while !owner.board.is_cancelled() {
+            yield_now();
+        }
+        if patient {
+            owner.board.show_running(None);
+            answer.give(Response::Ended(Outcome::Stayed { reason: because() }));
+            asker.end().with_code(10);
+        } else {
+            asker.wait_for("cancelling");
+            asker.signal(Signal::INT);
+            asker.end().with_code(1).saying("the migration is being cancelled");
+        }
+    }
+}
+
+/// A relative path is relative to who gives it, not to the process of the guest.
+#[test]
+fn a_relative_destination_is_made_absolute() {
+    let owner = Owner::start();
+    let (asker, request, answer) = owner.asked_to_migrate(&["--connections", "3"]);
+    assert_eq!((request.to.to_string().as_str(), request.connections.get()), ("tcp:b:1", 3));
+    answer.refuse(because());
+    asker.end().with_code(10);
+
+    let path = socket(&owner.directory);
+    let arguments = ["migrate", "--to", "unix:b", "--api-socket", path.to_str().unwrap()];
+    let asker = Sevferry::start(arguments);
+    let event = owner.happened.recv_timeout(Duration::from_secs(60)).unwrap();
+    let Event::Request(Request::Migrate(request), answer) = event else { panic!("{event:?}") };
+    let here = current_dir().unwrap();
+    assert_eq!(request.to.to_string(), format!("unix:{}", here.join("b").display()));
+    answer.refuse(because());
+    asker.end().with_code(10);
+}
