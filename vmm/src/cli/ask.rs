@@ -1,7 +1,5 @@
 //! `sevferry status`, `report`, `cancel`, `resolve` and `quit`: one request, one answer.
 
-use std::fmt::Write;
-
 use serde_json::Error as JsonError;
 use thiserror::Error;
 
@@ -45,8 +43,7 @@ pub(super) fn status_text(status: &StatusReply) -> String {
         out.push_str(&pages_text(pages));
     }
     if let Some(migration) = &status.migration {
-        // Writing to a String cannot fail.
-        writeln!(out, "migration: {migration}").unwrap_or_default();
+        out.push_str(&format!("migration: {migration}\n"));
     }
     out
 }

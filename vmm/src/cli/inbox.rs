@@ -120,15 +120,12 @@ fn respond_while_busy(request: &Request, answer: &Answer, board: &StatusBoard) {
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc::{Sender, channel};
-    use std::sync::{Arc, Mutex};
 
     use super::*;
-    use crate::control::api::Progress;
 
     fn migrating(state: State) -> (Sender<Event>, Inbox, StatusBoard) {
         let (events, happened) = channel();
-        let board = StatusBoard::new(State::Starting);
-        board.show_migration(state, Arc::new(Mutex::new(Progress::default())));
+        let board = StatusBoard::new(state);
         (events, Inbox::new(happened), board)
     }
 

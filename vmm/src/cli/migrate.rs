@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use super::exit::Exit;
 use super::migration_arguments::MigrateOptions;
-use super::progress::Display;
+use super::progress::{Display, End};
 use crate::control::api::{Outcome, Request, Response};
 use crate::control::{Client, ClientError, PATIENCE, ask};
 use crate::migration::{BadEndpoint, Endpoint};
@@ -51,9 +51,9 @@ pub(super) fn migrate(options: &MigrateOptions) -> Result<Exit, MigrateError> {
         match heard.recv_timeout(LOOK_EVERY) {
             Ok(News::Owner(Ok(Response::Accepted))) => begun = true,
             Ok(News::Owner(answer)) => {
-                let outcome = outcome_of(answer, begun)?;
-                display.end(&outcome);
-                return Ok(exit_of(&outcome));
+                let end = end_of(answer, begun)?;
+                display.end(&end);
+                return Ok(exit_of(end.outcome()));
             }
             Ok(News::Interrupted) if cancel.is_some() => return Err(MigrateError::LeftBehind),
             Ok(News::Interrupted) => {
@@ -74,10 +74,10 @@ pub(super) fn migrate(options: &MigrateOptions) -> Result<Exit, MigrateError> {
 }
 
 /// What the owner's last word means.
-fn outcome_of(answer: Result<Response, ClientError>, begun: bool) -> Result<Outcome, MigrateError> {
+fn end_of(answer: Result<Response, ClientError>, begun: bool) -> Result<End, MigrateError> {
     match answer {
-        Ok(Response::Ended(outcome)) => Ok(outcome),
-        Ok(Response::Refused { reason }) => Ok(Outcome::Stayed { reason }),
+        Ok(Response::Ended(summary)) => Ok(End::Told(summary)),
+        Ok(Response::Refused { reason }) => Ok(End::Untold(Outcome::Kept(reason))),
         Ok(Response::Error { message }) => Err(MigrateError::Failed { message }),
         Ok(Response::Accepted | Response::Status(_) | Response::Report(_)) => {
             Err(MigrateError::AnotherAnswer)
@@ -86,7 +86,7 @@ fn outcome_of(answer: Result<Response, ClientError>, begun: bool) -> Result<Outc
             let reason = format!(
                 "{cause}; if the guest runs at the destination, `sevferry status` says so there"
             );
-            Ok(Outcome::InDoubt { reason })
+            Ok(End::Untold(Outcome::InDoubt(reason)))
         }
         Err(cause) => Err(cause.into()),
     }
@@ -94,9 +94,10 @@ fn outcome_of(answer: Result<Response, ClientError>, begun: bool) -> Result<Outc
 
 fn exit_of(outcome: &Outcome) -> Exit {
     match outcome {
-        Outcome::Moved { .. } => Exit::Success,
-        Outcome::Stayed { .. } => Exit::Stayed,
-        Outcome::InDoubt { .. } => Exit::InDoubt,
+        Outcome::Moved => Exit::Success,
+        Outcome::Kept(_) => Exit::Stayed,
+        Outcome::InDoubt(_) => Exit::InDoubt,
+        Outcome::Failed(_) => Exit::Failure,
     }
 }
 

@@ -104,7 +104,7 @@ impl Owner {
                     match send_guest(machine, &request, &answer, self) {
                         Sent::Stayed(running) => machine = *running,
                         Sent::Moved => {
-                            self.board.show_moved();
+                            self.board.show(State::Moved);
                             self.console.attach(None);
                             return Ok((Ending::Moved, None));
                         }
@@ -116,7 +116,7 @@ impl Owner {
                 }
             }
         };
-        self.board.show_starting();
+        self.board.show(State::Starting);
         self.console.attach(None);
         let last = machine.stop();
         outcome.map(|ending| (ending, Some(last)))
