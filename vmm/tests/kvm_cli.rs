@@ -11,6 +11,8 @@ mod terminal;
 use std::fs::{read, read_to_string};
 use std::path::Path;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use rustix::process::Signal;
 use scratch::Scratch;
 use sevferry::sev::Policy;
@@ -18,6 +20,7 @@ use sevferry::sev::session::OwnerSession;
 use sevferry::sev::software::Identity;
 use terminal::Terminal;
 use vmm::{Sevferry, asset, kernels};
+use zerocopy::IntoBytes;
 
 /// Arguments of `sevferry run` for guest-firmware: options, then the words of its scenario.
 fn firmware(options: &str, words: &str) -> Vec<String> {
@@ -53,7 +56,8 @@ fn a_reset_boots_again() {
     }
     sevferry.signal(Signal::TERM);
     sevferry.end().with_code(0);
-    Sevferry::start(firmware("", "then=triple-fault")).end().with_code(11);
+    let crashed = Sevferry::start(firmware("", "then=triple-fault")).end().with_code(11);
+    crashed.saying("sevferry: the guest crashed (triple fault)");
 }
 
 /// A user's signals end the guest in order, wherever it is.
@@ -234,8 +238,9 @@ fn a_guest_owner_has_a_session_with_one_platform_only() {
     let identity = Identity::load_or_create(Path::new(&platform)).expect("the identity");
     let owner =
         OwnerSession::new(identity.pdh_certificate(), Policy::default()).expect("a session");
-    let certificate = scratch.file("certificate", owner.certificate.to_base64());
-    let session = scratch.file("session", owner.session.to_base64());
+    let certificate =
+        scratch.file("certificate", BASE64_STANDARD.encode(owner.certificate.as_bytes()));
+    let session = scratch.file("session", BASE64_STANDARD.encode(owner.session.as_bytes()));
     let tik = scratch.file("tik", owner.keys.tik.as_bytes());
     let files = format!("dh_cert_file={certificate},session_file={session}");
 

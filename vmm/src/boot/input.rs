@@ -1,8 +1,11 @@
 //! A kernel or initramfs file: opened, its length known, its bytes read where asked.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{Error as IoError, ErrorKind, Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+use libc::O_NONBLOCK;
 
 use super::BootError;
 
@@ -20,7 +23,9 @@ pub(super) struct Input {
 impl Input {
     pub(super) fn open(path: &Path) -> Result<Self, BootError> {
         let failed = |cause| BootError::Read { path: path.into(), cause };
-        let file = File::open(path).map_err(failed)?;
+        // Opening a pipe would wait for its writer; regular files do not know this flag.
+        let file = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path);
+        let file = file.map_err(failed)?;
         let metadata = file.metadata().map_err(failed)?;
         if !metadata.is_file() {
             return Err(BootError::NotAFile { path: path.into() });
@@ -31,7 +36,7 @@ impl Input {
         }
     }
 
-    /// Fills `buffer` from `offset`; `None` if the file ends before that.
+    /// Fills `buffer` from `offset`; false if the file ends before that.
     pub(super) fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<bool, BootError> {
         let read =
             self.file.seek(SeekFrom::Start(offset)).and_then(|_| self.file.read_exact(buffer));

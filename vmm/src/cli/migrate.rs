@@ -14,12 +14,20 @@ use thiserror::Error;
 use super::exit::Exit;
 use super::migration_arguments::MigrateOptions;
 use super::progress::{Display, End};
-use crate::control::api::{Outcome, Request, Response};
+use crate::control::api::{Outcome, Request, Response, State};
 use crate::control::{Client, ClientError, PATIENCE, ask};
 use crate::migration::{BadEndpoint, Endpoint};
 
 /// How often the progress is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Looks in a row that find the handover in doubt before the user is told: a doubt of a moment is
+/// part of every migration.
+const DOUBT_AFTER: u64 = 20;
+
+/// What the user is told then.
+const IN_DOUBT: &str = "the destination does not say whether the guest runs there; it is asked \
+     again until it answers, or sevferry resolve decides at both hosts";
 
 /// What happens while a migration is waited for.
 #[derive(Debug)]
@@ -44,7 +52,7 @@ pub(super) fn migrate(options: &MigrateOptions) -> Result<Exit, MigrateError> {
     Builder::new().name("owner".to_owned()).spawn(listen).map_err(MigrateError::Thread)?;
 
     let mut display = Display::new(options.json);
-    let mut begun = false;
+    let (mut begun, mut doubtful) = (false, 0_u64);
     // Kept, so that the owner has somebody to answer; the migration's own end tells the rest.
     let mut cancel = None;
     loop {
@@ -63,7 +71,13 @@ pub(super) fn migrate(options: &MigrateOptions) -> Result<Exit, MigrateError> {
             Err(RecvTimeoutError::Timeout) => {
                 // A look that fails says nothing: the owner's own word counts, and is on its way.
                 match ask(&options.api_socket, &Request::Status) {
-                    Ok(Response::Status(status)) => display.show(&status),
+                    Ok(Response::Status(status)) => {
+                        doubtful = if status.state == State::InDoubt { doubtful + 1 } else { 0 };
+                        if doubtful == DOUBT_AFTER {
+                            display.say(IN_DOUBT);
+                        }
+                        display.show(&status);
+                    }
                     other => debug!("no status: {other:?}"),
                 }
             }

@@ -1,11 +1,15 @@
 //! The command line: from arguments to an exit code.
 
+#[macro_use]
+mod say;
+
 mod arguments;
 mod ask;
 mod digest;
 mod exit;
 mod inbox;
 mod incoming;
+mod journals;
 mod key_values;
 mod migrate;
 mod migration_arguments;
@@ -85,6 +89,18 @@ fn perform(task: Task) -> Exit {
             Err(cause) => failed(&cause, Exit::Unusable),
         },
     }
+}
+
+/// An error with its causes, in one line.
+fn chain_of(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
 }
 
 /// Prints an error and its causes, each of which adds what the one before does not say.

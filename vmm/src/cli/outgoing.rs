@@ -1,27 +1,87 @@
 //! A guest on its way out: what the owner does for `sevferry migrate`.
 
-use super::owner::Owner;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::inbox::Interruption;
+use super::journals::open_journal;
+use super::owner::{Owner, OwnerError};
 use crate::control::Answer;
-use crate::control::api::MigrateRequest;
+use crate::control::api::{MigrateRequest, Response, State};
 use crate::machine::RunningMachine;
+use crate::migration::handing_over::{Ended, send};
+use crate::migration::journal::Side;
+use crate::migration::message::Reason;
+use crate::migration::progress::Progress;
+use crate::migration::source::{Options, Wish};
 
 /// Where the guest is now.
 #[derive(Debug)]
 pub(super) enum Sent {
     /// At the destination.
-    #[expect(dead_code, reason = "nothing sends guests yet")]
     Moved,
     /// Still here, running.
     Stayed(Box<RunningMachine>),
+    /// It ended by itself meanwhile; the owner's inbox tells how.
+    Ended,
 }
 
 /// Sends the guest to `request.to`; tells the asker when it has begun and how it ended.
+///
+/// # Errors
+/// [`OwnerError::Vcpu`] if the guest could not be resumed after a migration that failed.
 pub(super) fn send_guest(
     machine: RunningMachine,
     request: &MigrateRequest,
     answer: &Answer,
-    _owner: &Owner,
-) -> Sent {
-    answer.refuse(format!("this version cannot send a guest to {} yet", request.to));
-    Sent::Stayed(Box::new(machine))
+    owner: &Owner,
+) -> Result<Sent, OwnerError> {
+    let transfer = owner.next_transfer();
+    let mut journal =
+        match open_journal(owner.options.journal.as_deref(), transfer.vm, Side::Source) {
+            Ok(journal) => journal,
+            Err(cause) => {
+                answer.refuse(cause.to_string());
+                return Ok(Sent::Stayed(Box::new(machine)));
+            }
+        };
+    let options = Options {
+        to: request.to.clone(),
+        connections: request.connections.get().into(),
+        goal: request.goal(),
+        transfer,
+        allow_unchecked: request.allow_unchecked,
+    };
+    let progress = Arc::new(Mutex::new(Progress::new(transfer, Side::Source)));
+    owner.board.show_migration(State::Migrating, Arc::clone(&progress));
+    answer.give(Response::Accepted);
+    let mut wish = |now: &Progress, in_doubt: bool| {
+        now.clone_into(&mut progress.lock().unwrap_or_else(PoisonError::into_inner));
+        if in_doubt {
+            owner.board.show(State::InDoubt);
+        }
+        owner.inbox.interruption(&owner.board).and_then(wish_of)
+    };
+    let (sent, summary) = match send(machine, &options, &mut journal, &owner.events, &mut wish) {
+        Ok(Ended::Moved(summary)) => (Sent::Moved, summary),
+        Ok(Ended::Stayed { machine, summary }) => {
+            (machine.map_or(Sent::Ended, Sent::Stayed), summary)
+        }
+        Err(cause) => {
+            answer.give(Response::Error { message: super::chain_of(&cause) });
+            return Err(OwnerError::Vcpu(cause));
+        }
+    };
+    eprintln!("sevferry: {summary}");
+    answer.give(Response::Ended(summary));
+    Ok(sent)
+}
+
+fn wish_of(interruption: Interruption) -> Option<Wish> {
+    let cancel = |reason| Some(Wish::Cancel(Reason::new(reason)));
+    match interruption {
+        Interruption::GuestStopped => cancel("the guest stopped"),
+        Interruption::Quit => cancel("sevferry is to end"),
+        Interruption::Cancelled => cancel("the user cancelled it"),
+        Interruption::Resolved(resolution) => Some(Wish::Resolve(resolution)),
+    }
 }

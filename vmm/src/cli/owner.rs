@@ -1,5 +1,6 @@
 //! The owner of a guest: one thread that waits for what happens, and for what is asked.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{Error as IoError, Write, sink, stdout};
 use std::path::PathBuf;
@@ -7,6 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::Builder;
 
+use getrandom::Error as RandomError;
 use log::debug;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
@@ -23,6 +25,7 @@ use crate::control::{Event, Server, ServerError, StatusBoard};
 use crate::devices::SerialPort;
 use crate::machine::config::{PlatformKind, Serial};
 use crate::machine::{Report, RunningMachine};
+use crate::migration::message::{Transfer, VmId};
 use crate::vcpu::{Stop, VcpuError};
 
 /// Printed whenever the software platform is used.
@@ -40,6 +43,8 @@ pub(super) struct Owner {
     terminal: Option<RawTerminal>,
     _server: Option<Server>,
     pub(super) options: OwnerOptions,
+    /// The guest's identity, and the last attempt to move it.
+    transfer: Cell<Transfer>,
 }
 
 /// How a guest ended, and what could be said about it last; nothing if it is gone.
@@ -69,7 +74,22 @@ impl Owner {
             eprintln!("sevferry: Ctrl-A x ends the guest, Ctrl-A h helps");
         }
         let inbox = Inbox::new(happened);
-        Ok(Self { inbox, events, board, console, terminal, _server: server, options })
+        let vm = VmId::random().map_err(OwnerError::Identity)?;
+        let transfer = Cell::new(Transfer { vm, epoch: 0 });
+        Ok(Self { inbox, events, board, console, terminal, _server: server, options, transfer })
+    }
+
+    /// The next attempt to move the guest.
+    pub(super) fn next_transfer(&self) -> Transfer {
+        let Transfer { vm, epoch } = self.transfer.get();
+        let next = Transfer { vm, epoch: epoch.saturating_add(1) };
+        self.transfer.set(next);
+        next
+    }
+
+    /// The guest came with this transfer, and keeps its identity.
+    pub(super) fn adopt(&self, transfer: Transfer) {
+        self.transfer.set(transfer);
     }
 
     /// The terminal is as it was before: what is printed from now on is ours.
@@ -101,8 +121,16 @@ impl Owner {
                     break Ok(Ending::Quit);
                 }
                 Event::Request(Request::Migrate(request), answer) => {
-                    match send_guest(machine, &request, &answer, self) {
+                    match send_guest(machine, &request, &answer, self)? {
                         Sent::Stayed(running) => machine = *running,
+                        Sent::Ended => {
+                            self.console.attach(None);
+                            return self
+                                .inbox
+                                .stopped()
+                                .map_or(Ok(Ending::Quit), ending_of)
+                                .map(|ending| (ending, None));
+                        }
                         Sent::Moved => {
                             self.board.show(State::Moved);
                             self.console.attach(None);
@@ -139,7 +167,10 @@ fn ending_of(stop: Stop) -> Result<Ending, OwnerError> {
     match stop {
         Stop::PowerOff => Ok(Ending::PowerOff),
         Stop::Reset => Ok(Ending::Reset),
-        Stop::TripleFault => Ok(Ending::TripleFault),
+        Stop::TripleFault => {
+            eprintln!("sevferry: the guest crashed (triple fault)");
+            Ok(Ending::TripleFault)
+        }
         Stop::Failed(cause) => Err(OwnerError::Vcpu(cause)),
     }
 }
@@ -202,6 +233,9 @@ pub(super) enum OwnerError {
     /// The API socket.
     #[error(transparent)]
     Server(#[from] ServerError),
+    /// No randomness.
+    #[error("choosing an identity for the guest")]
+    Identity(#[source] RandomError),
     /// A vCPU.
     #[error(transparent)]
     Vcpu(VcpuError),

@@ -6,11 +6,14 @@ use thiserror::Error;
 
 use super::exit::Ending;
 use super::incoming::receive_guest;
+use super::journals::NoJournal;
 use super::migration_arguments::ReceiveOptions;
 use super::owner::{Owner, OwnerError, warn_about};
 use super::report;
 use crate::control::api::State;
+use crate::migration::taking_over::keep_answering;
 use crate::migration::{Endpoint, Listener};
+use crate::vcpu::VcpuError;
 
 /// Waits for a guest and stays until it or the user ends it, or it has moved away.
 ///
@@ -22,12 +25,12 @@ pub(super) fn receive(options: &ReceiveOptions) -> Result<Ending, ReceiveError> 
     let listener = Listener::bind(&options.listen).map_err(listen)?;
     let mut owner = Owner::prepare(&options.serial, options.owner.clone(), State::Waiting)?;
     eprintln!("sevferry: waiting for a guest at {}", options.listen);
-    let Some((machine, serial)) = receive_guest(&listener, options, &owner)? else {
+    let Some((machine, side)) = receive_guest(&listener, options, &owner)? else {
         return Ok(Ending::Quit);
     };
-    // The next guest is another process's.
-    drop(listener);
-    owner.attach_console(serial);
+    // The source may not have heard that its guest runs here. The next guest is another process's.
+    keep_answering(listener, side).map_err(ReceiveError::Accept)?;
+    owner.attach_console(machine.serial());
     let ended = owner.wait(machine);
     // Before anything else is printed, and whatever the ending.
     owner.leave_terminal();
@@ -59,7 +62,10 @@ pub(super) enum ReceiveError {
     /// The listener is of no use any more.
     #[error("accepting connections")]
     Accept(#[source] IoError),
-    /// The engine is not there.
-    #[error("this version cannot take over a guest yet")]
-    NotYet,
+    /// No journal.
+    #[error(transparent)]
+    Journal(#[from] NoJournal),
+    /// The guest that came cannot run.
+    #[error(transparent)]
+    Vcpu(VcpuError),
 }

@@ -440,6 +440,12 @@ impl RoundDigest {
         self.frames = self.frames.saturating_add(1);
     }
 
+    /// Page frames taken in since the round began.
+    #[must_use]
+    pub fn frames(&self) -> u64 {
+        self.frames
+    }
+
     /// Ends `round` and begins anew.
     pub fn end(&mut self, round: u32) -> RoundEnd {
         let ended = std::mem::take(self);

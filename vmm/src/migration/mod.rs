@@ -1,33 +1,61 @@
 //! Moving a running guest to another host.
 //!
-//! `docs/protocol.md` shows the messages and who owns the guest at each fault.
-//! Only [`journal`], [`Stream`] and [`Listener`] do I/O.
+//! ```text
+//! source                                                   destination
+//!   offer  ------------------------------------------------>  compare with this host
+//!   verify certificates, SEND_START  <------------- accept --
+//!   start  ------------------------------------------------>  RECEIVE_START
+//!   page connections, rounds of pages ====================>   checked, placed, round by round
+//!   pause, last round, region list, state  ----------------->  checked, RECEIVE_FINISH, prepared
+//!   handover: see `handover/mod.rs`
+//! ```
 //!
-//! | module | owns |
-//! |---|---|
-//! | [`message`] | what the two sides say, as plain data |
-//! | [`frame`] | frames and page frames: bytes, caps, digests |
-//! | [`handover`] | who owns the guest, as two state machines |
-//! | [`journal`] | what a host remembers of that through a crash |
-//! | [`convergence`] | another round, pause now, or give up |
-//! | [`progress`] | how it goes and how it went |
+//! A page's way: `machine/running.rs` (`ChangeLog`: dirty log and flips), `rounds.rs` (which pages),
+//! `sender.rs` (sealed, or as it is), `transport.rs`, `placer.rs` (checked and written),
+//! `intake.rs` (the end of a round), `arrivals.rs` (nothing missing, nothing from the wrong view).
 
+mod account;
+mod arrivals;
+mod certificates;
 mod codec;
 #[cfg(test)]
 mod codec_tests;
 pub mod convergence;
 mod cursor;
+pub mod destination;
 mod endpoint;
 pub mod frame;
 #[cfg(test)]
 mod frame_tests;
+pub mod handing_over;
 pub mod handover;
+mod intake;
 pub mod journal;
+mod link;
 mod malformed;
 pub mod message;
+mod placer;
 pub mod progress;
-mod stream;
+mod rounds;
+mod sender;
+pub mod source;
+pub mod taking_over;
+mod transport;
+
+use std::error::Error;
 
 pub use endpoint::{BadEndpoint, Endpoint};
 pub use malformed::Malformed;
-pub use stream::{Listener, Stream};
+pub use transport::{Listener, Stream};
+
+/// An error with its causes, in one line, for the other host.
+fn chain_of(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

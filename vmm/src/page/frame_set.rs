@@ -209,3 +209,136 @@ impl FrameSet {
 fn length(run: PageRange) -> usize {
     usize::try_from(run.pages()).unwrap_or(usize::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// RAM with a hole: frames `0..0xc_0000` and `0x10_0000..0x10_0200`.
+    fn holed() -> RamLayout {
+        RamLayout::new((3 << 30) + (2 << 20)).unwrap()
+    }
+
+    fn range(base: u64, limit: u64) -> PageRange {
+        PageRange::new(Frame(base), Frame(limit)).unwrap()
+    }
+
+    #[derive(Debug, Clone)]
+    enum Change {
+        Insert(u64),
+        Remove(u64),
+        InsertRange(u64, u64),
+        RemoveRange(u64, u64),
+        /// Frames of one run of RAM, as KVM's log says them.
+        Bits(bool, Vec<u64>),
+        Merge(Vec<u64>),
+        Clear,
+    }
+
+    /// Frames near every edge of RAM.
+    fn frame() -> impl Strategy<Value = u64> {
+        prop_oneof![0_u64..200, 0xb_ff80_u64..0xc_0040, 0xf_ffc0_u64..0x10_0240]
+    }
+
+    fn change() -> impl Strategy<Value = Change> {
+        let bits = prop::collection::vec(prop_oneof![Just(0), any::<u64>()], 1..10);
+        prop_oneof![
+            frame().prop_map(Change::Insert),
+            frame().prop_map(Change::Remove),
+            (frame(), 1_u64..300).prop_map(|(base, pages)| Change::InsertRange(base, base + pages)),
+            (frame(), 1_u64..300).prop_map(|(base, pages)| Change::RemoveRange(base, base + pages)),
+            (any::<bool>(), bits).prop_map(|(high, bits)| Change::Bits(high, bits)),
+            prop::collection::vec(frame(), 0..5).prop_map(Change::Merge),
+            Just(Change::Clear),
+        ]
+    }
+
+    /// The same change, to a plain set of the frames that are RAM.
+    fn change_plainly(set: &mut BTreeSet<u64>, change: &Change) {
+        let is_ram = |frame: &u64| holed().ranges().any(|ram| ram.contains(Frame(*frame)));
+        match change {
+            Change::Insert(frame) => set.extend(Some(*frame).filter(is_ram)),
+            Change::Remove(frame) => set.retain(|other| other != frame),
+            Change::InsertRange(base, limit) => set.extend((*base..*limit).filter(is_ram)),
+            Change::RemoveRange(base, limit) => set.retain(|f| !(*base..*limit).contains(f)),
+            Change::Bits(high, words) => {
+                let ram = holed().ranges().nth(usize::from(*high)).unwrap();
+                for bit in 0..words.len() as u64 * 64 {
+                    let frame = ram.base().0 + bit;
+                    let is_set = words[usize::try_from(bit / 64).unwrap()] >> (bit % 64) & 1 == 1;
+                    set.extend(Some(frame).filter(|&f| is_set && ram.contains(Frame(f))));
+                }
+            }
+            Change::Merge(frames) => set.extend(frames.iter().copied().filter(is_ram)),
+            Change::Clear => set.clear(),
+        }
+    }
+
+    fn change_cleverly(set: &mut FrameSet, change: &Change) {
+        match change {
+            Change::Insert(frame) => set.insert(Frame(*frame)),
+            Change::Remove(frame) => set.remove(Frame(*frame)),
+            Change::InsertRange(base, limit) => set.insert_range(range(*base, *limit)),
+            Change::RemoveRange(base, limit) => set.remove_range(range(*base, *limit)),
+            Change::Bits(high, words) => {
+                let ram = holed().ranges().nth(usize::from(*high)).unwrap();
+                set.insert_bits(ram, words);
+            }
+            Change::Merge(frames) => {
+                let mut other = FrameSet::new(holed());
+                frames.iter().for_each(|frame| other.insert(Frame(*frame)));
+                set.merge(&other);
+            }
+            Change::Clear => set.clear(),
+        }
+    }
+
+    proptest! {
+        /// The set agrees with a plain set of numbers, after any changes, in all that it answers.
+        #[test]
+        fn agrees_with_a_plain_set(changes in prop::collection::vec(change(), 1..40)) {
+            let (mut set, mut plain) = (FrameSet::new(holed()), BTreeSet::new());
+            for change in &changes {
+                change_cleverly(&mut set, change);
+                change_plainly(&mut plain, change);
+            }
+            let frames: Vec<_> = set.frames().map(|frame| frame.0).collect();
+            prop_assert_eq!(&frames, &plain.iter().copied().collect::<Vec<_>>());
+            prop_assert_eq!(set.count(), plain.len() as u64);
+            prop_assert_eq!(set.is_empty(), plain.is_empty());
+            for probe in (0..200).chain(0xb_ff80..0xc_0040).chain(0xf_ffc0..0x10_0240) {
+                prop_assert_eq!(set.contains(Frame(probe)), plain.contains(&probe));
+            }
+            let runs: Vec<_> = set.runs().collect();
+            for pair in runs.windows(2) {
+                let apart = pair[0].limit() < pair[1].base();
+                let hole = pair[0].limit() <= Frame(0xc_0000) && pair[1].base() >= Frame(0x10_0000);
+                prop_assert!(apart || hole, "{} and {}", pair[0], pair[1]);
+            }
+        }
+
+        /// A log of any run of RAM, wherever it starts, lands on the frames that it names.
+        #[test]
+        fn a_log_may_start_anywhere(base in 0_u64..300, pages in 1_u64..200, word in any::<u64>()) {
+            let run = range(base, base + pages);
+            let mut set = FrameSet::new(holed());
+            set.insert_bits(run, &[word; 4]);
+            let expected: Vec<_> =
+                run.frames().filter(|frame| word >> ((frame.0 - base) % 64) & 1 == 1).collect();
+            prop_assert_eq!(set.frames().collect::<Vec<_>>(), expected);
+        }
+    }
+
+    /// All of RAM is in the full set, and nothing else.
+    #[test]
+    fn the_full_set_is_all_of_ram() {
+        let full = FrameSet::full(holed());
+        assert_eq!(full.count(), holed().pages());
+        assert_eq!(full.runs().collect::<Vec<_>>(), holed().ranges().collect::<Vec<_>>());
+        assert_eq!(full.memory_bytes() as u64, holed().bytes() / 32768);
+    }
+}

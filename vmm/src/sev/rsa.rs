@@ -134,3 +134,38 @@ fn raise(base: &[u8], exponent: &[u8], modulus: &[u8]) -> Option<Vec<u8>> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("the RSA signature does not verify")]
 pub struct WrongSignature;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sev::software::vendor_chain;
+
+    /// The software platform's own signing key, whose private half everybody knows.
+    const PRIVATE: &[u8] = include_bytes!("software/root/ask.private");
+
+    /// What was signed verifies, and nothing else: another message, another hash, a changed bit, a
+    /// signature that is no number below the modulus.
+    #[test]
+    fn verifies_what_it_signs() {
+        let ask = vendor_chain().ask;
+        let (modulus, exponent) = ask.key();
+        let check = |hash, message: &[u8], signature: &[u8]| {
+            verify(hash, (modulus, exponent), message, signature)
+        };
+        let signature = sign((modulus, PRIVATE), b"message", &[5; 32]).unwrap();
+        check(Hash::Sha256, b"message", &signature).unwrap();
+        assert!(check(Hash::Sha256, b"massage", &signature).is_err());
+        assert!(check(Hash::Sha384, b"message", &signature).is_err());
+        for at in (0..signature.len()).step_by(15) {
+            let mut changed = signature.clone();
+            changed[at] ^= 1;
+            assert!(check(Hash::Sha256, b"message", &changed).is_err(), "byte {at}");
+        }
+        for bad in [[0; 256].as_slice(), &[1; 256], &[0xff; 256], modulus, &signature[..255], &[]] {
+            assert!(check(Hash::Sha256, b"message", bad).is_err());
+        }
+        for bad in [[0; 256].as_slice(), &[2; 256], &[0xfe; 256], &[1; 256], &[]] {
+            assert!(verify(Hash::Sha256, (bad, exponent), b"message", &signature).is_err());
+        }
+    }
+}

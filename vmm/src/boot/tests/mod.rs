@@ -7,8 +7,11 @@ use std::env::temp_dir;
 use std::error::Error;
 use std::fs::{remove_file, write};
 use std::path::{Path, PathBuf};
-use std::process::id;
+use std::process::{Command, id};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::channel;
+use std::thread::spawn;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use sha2::{Digest, Sha256};
@@ -162,6 +165,18 @@ fn measured_bytes_are_stable() {
     };
     assert_eq!(digest(&bz), "78806da8d697dd8d384596c4832453dd4860d6d5efc2dea82e9fa6027d9ca3a8");
     assert_eq!(digest(&elf), "2cbf0ba3297a47fe6046513fb589d61a1b5ab2e5dbe2852b95336c137c4a1b48");
+}
+
+/// Opening a pipe must not wait for somebody to write to it: signals do nothing by then.
+#[test]
+fn a_pipe_is_refused_at_once() {
+    let pipe = TestFile::new(b"");
+    remove_file(&pipe.0).unwrap();
+    assert!(Command::new("mkfifo").arg(&pipe.0).status().unwrap().success());
+    let (path, (sender, answer)) = (pipe.0.clone(), channel());
+    spawn(move || sender.send(Input::open(&path).unwrap_err()));
+    let refused = answer.recv_timeout(Duration::from_secs(10)).unwrap();
+    assert!(matches!(refused, BootError::NotAFile { .. }), "{refused}");
 }
 
 /// A file is named and its fault too, before anything is tried with it.

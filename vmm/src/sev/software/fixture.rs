@@ -1,5 +1,7 @@
 //! A software host, its device and one VM with a little RAM, for tests.
 
+use p384::SecretKey;
+
 use crate::memory::{GuestRam, GuestView};
 use crate::page::{PAGE_SIZE, RamLayout};
 use crate::sev::launch::{Initialised, Launched};
@@ -25,6 +27,11 @@ pub(crate) struct Fixture {
 impl Fixture {
     pub(crate) fn new() -> Self {
         Self::with(Identity::ephemeral().unwrap())
+    }
+
+    /// A host that has the same owner as others made with `oca`.
+    pub(crate) fn owned_by(oca: &SecretKey) -> Self {
+        Self::with(Identity::owned_by(oca).unwrap())
     }
 
     fn with(identity: Identity) -> Self {

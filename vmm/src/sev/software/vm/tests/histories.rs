@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use sha2::{Digest, Sha256};
 use zerocopy::FromZeros;
 
+use super::transfer::{receiving, sending};
 use super::*;
 use crate::sev::measurement::AttestationReport;
 
@@ -135,9 +136,14 @@ proptest! {
     #[test]
     fn no_command_breaks_the_platform(
         commands in vec((0..26_u32, any::<[u8; 3]>(), vec(any::<u32>(), 3)), 1..24),
-        started in any::<bool>(),
+        state in 0..4_u8,
     ) {
-        let mut vm = if started { Vm::launching(0) } else { Vm::initialised() };
+        let mut vm = match state {
+            0 => Vm::initialised(),
+            1 => Vm::launching(0),
+            2 => sending().0,
+            _ => receiving().0,
+        };
         let mut scratch = vec![0; 0x1_0000];
         for (id, places, lens) in commands {
             let len = |at: usize| length_near_a_limit(lens[at]);

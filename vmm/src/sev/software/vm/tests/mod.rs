@@ -2,6 +2,8 @@
 
 mod arguments;
 mod histories;
+mod transfer;
+mod transfer_arguments;
 
 use super::*;
 use crate::sev::certificate::Certificate;

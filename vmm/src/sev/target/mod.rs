@@ -226,3 +226,6 @@ pub enum RefusedTarget {
     )]
     Unattested,
 }
+
+#[cfg(test)]
+mod tests;

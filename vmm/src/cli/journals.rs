@@ -1,0 +1,61 @@
+//! Where the journals of handovers are kept.
+
+use std::env::var_os;
+use std::fs::DirBuilder;
+use std::io::Error as IoError;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use rustix::process::geteuid;
+use thiserror::Error;
+
+use crate::migration::journal::{Journal, JournalError, Side};
+use crate::migration::message::VmId;
+
+/// Root's journals.
+const SYSTEM_DIRECTORY: &str = "/var/lib/sevferry";
+
+/// Opens the journal of `vm` in `directory`, or where this user's journals are, making it if needed.
+///
+/// # Errors
+/// [`NoJournal`]: without a journal a crash could leave two guests running, so nothing is begun.
+pub(super) fn open_journal(
+    directory: Option<&Path>,
+    vm: VmId,
+    side: Side,
+) -> Result<Journal, NoJournal> {
+    let directory = directory.map_or_else(default_directory, Path::to_owned);
+    let mut builder = DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    builder
+        .create(&directory)
+        .map_err(|cause| NoJournal::Directory { path: directory.clone(), cause })?;
+    Ok(Journal::open(&directory, vm, side)?)
+}
+
+/// Survives a restart of the host: a handover that is in doubt must.
+fn default_directory() -> PathBuf {
+    let home = || var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
+    if geteuid().is_root() {
+        return SYSTEM_DIRECTORY.into();
+    }
+    let state = var_os("XDG_STATE_HOME").map(PathBuf::from).or_else(home);
+    state.unwrap_or_else(|| "/var/tmp".into()).join("sevferry")
+}
+
+/// Why there is no journal.
+#[derive(Debug, Error)]
+pub(super) enum NoJournal {
+    /// Its directory.
+    #[error("making the directory {} for the journal; name another with --journal", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: IoError,
+    },
+    /// Its file.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}

@@ -1,0 +1,118 @@
+//! What the source keeps count of while it sends, for decisions, progress and the summary.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::convergence::{Convergence, Decision, GaveUp, Goal, Left, Round, Share};
+use super::journal::Side;
+use super::message::Transfer;
+use super::progress::{Carried, Outcome, Phase, PhaseClock, Progress, Summary};
+use super::sender::Sent;
+
+/// One attempt's account.
+#[derive(Debug)]
+pub(super) struct Account {
+    begun: Instant,
+    paused: Option<Instant>,
+    clock: PhaseClock,
+    convergence: Convergence,
+    progress: Progress,
+    connections: u16,
+    /// What had been sent when the last round ended.
+    before: (Carried, Duration),
+}
+
+impl Account {
+    pub(super) fn new(transfer: Transfer, connections: u16, goal: Goal) -> Self {
+        Self {
+            begun: Instant::now(),
+            paused: None,
+            clock: PhaseClock::new(),
+            convergence: Convergence::new(goal),
+            progress: Progress::new(transfer, Side::Source),
+            connections,
+            before: (Carried::default(), Duration::ZERO),
+        }
+    }
+
+    /// A phase begins.
+    pub(super) fn enter(&mut self, phase: Phase) {
+        self.clock.enter(phase, self.begun.elapsed());
+        self.progress.phase = phase;
+        if phase == Phase::LastRound {
+            self.paused = Some(Instant::now());
+        }
+    }
+
+    /// A round begins with this much to send.
+    pub(super) fn begin_round(&mut self, left: Left) {
+        self.progress.round = self.progress.round.saturating_add(1);
+        self.progress.left = left;
+    }
+
+    /// How things stand, with what the senders have counted.
+    pub(super) fn progress(&mut self, sent: &Sent) -> &Progress {
+        self.progress.elapsed_ms =
+            u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.progress.carried = carried(sent);
+        &self.progress
+    }
+
+    /// Whether the time is over in the middle of a round.
+    pub(super) fn check(&self) -> Result<(), GaveUp> {
+        self.convergence.check(self.begun.elapsed())
+    }
+
+    /// A round took `elapsed`, and `left` has changed meanwhile.
+    pub(super) fn end_round(&mut self, sent: &Sent, elapsed: Duration, left: Left) -> Decision {
+        let now = (carried(sent), Duration::from_nanos(sent.sealing_ns.load(Ordering::Relaxed)));
+        let sealing = (now.1 - self.before.1) / u32::from(self.connections.max(1));
+        let round = Round {
+            private: Share {
+                pages: now.0.private_pages - self.before.0.private_pages,
+                took: sealing,
+            },
+            shared: Share {
+                pages: now.0.shared_pages - self.before.0.shared_pages,
+                took: elapsed.saturating_sub(sealing),
+            },
+        };
+        self.before = now;
+        let decision = self.convergence.decide(self.begun.elapsed(), &round, left);
+        self.progress.rates = Some(self.convergence.rates());
+        self.progress.expected_downtime_ms = self
+            .convergence
+            .expected_downtime()
+            .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        self.progress.is_stalled = self.convergence.is_stalled();
+        let changed = left.private_pages.saturating_add(left.shared_pages);
+        let per_second = u128::from(changed) * 1_000_000 / elapsed.as_micros().max(1);
+        self.progress.dirty_pages_per_s = u64::try_from(per_second).ok();
+        decision
+    }
+
+    /// It is over.
+    pub(super) fn summary(&mut self, sent: &Sent, outcome: Outcome) -> Summary {
+        let downtime = self.paused.map(|paused| paused.elapsed());
+        self.enter(Phase::Done);
+        Summary {
+            transfer: self.progress.transfer,
+            side: Side::Source,
+            outcome,
+            rounds: self.progress.round,
+            connections: self.connections,
+            carried: carried(sent),
+            phases: self.clock.times(),
+            downtime_us: downtime.map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
+        }
+    }
+}
+
+fn carried(sent: &Sent) -> Carried {
+    Carried {
+        private_pages: sent.private.load(Ordering::Relaxed),
+        shared_pages: sent.shared.load(Ordering::Relaxed),
+        zero_pages: sent.zero.load(Ordering::Relaxed),
+        wire_bytes: sent.bytes.load(Ordering::Relaxed),
+    }
+}

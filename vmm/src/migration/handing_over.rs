@@ -1,0 +1,232 @@
+//! The source's handover: carries out what `handover/source.rs` decides.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::Sender;
+use std::thread::park_timeout;
+use std::time::{Duration, Instant};
+
+use log::{info, warn};
+
+use super::handover::{Refusal, Source, SourceInput, SourceOutput, SourceState};
+use super::journal::Journal;
+use super::link::Link;
+use super::message::{Message, Reason};
+use super::progress::{Outcome, Phase, Summary};
+use super::source::{Attempt, Guest, Options, SourceError, Wish, Wishes};
+use super::transport::Stream;
+use crate::machine::RunningMachine;
+use crate::vcpu::{Stop, VcpuError};
+
+/// How long the destination may take to load the guest.
+const PREPARE_MAX: Duration = Duration::from_secs(60);
+
+/// How often a commit that is not answered is said again, and a connection tried.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How often waiting looks up.
+const LOOK_UP: Duration = Duration::from_millis(50);
+
+/// How an attempt ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// The guest runs at the destination, and nothing of it is left here.
+    Moved(Box<Summary>),
+    /// The guest runs here.
+    Stayed {
+        /// The guest; `None` if it ended by itself.
+        machine: Option<Box<RunningMachine>>,
+        /// What was done, and why it was not sent.
+        summary: Box<Summary>,
+    },
+}
+
+/// Sends `machine`. `wish` is asked now and then; `refused` hears why a wish is not granted.
+///
+/// # Errors
+/// [`VcpuError`] if the guest could not be resumed: it is lost.
+pub fn send<E>(
+    machine: RunningMachine,
+    options: &Options,
+    journal: &mut Journal,
+    events: &Sender<E>,
+    wish: &mut Wishes<'_>,
+) -> Result<Ended, VcpuError>
+where
+    E: From<Stop> + Send + 'static,
+{
+    let mut attempt = Attempt::new(machine, options);
+    if let Err(cause) = attempt.send_all(wish) {
+        let reason = super::chain_of(&cause);
+        let machine = attempt.give_up(&reason, events)?.map(Box::new);
+        let summary = attempt.summary(stayed(machine.is_some(), reason));
+        return Ok(Ended::Stayed { machine, summary });
+    }
+    hand_over(attempt, journal, events, wish)
+}
+
+fn hand_over<E>(
+    mut attempt: Attempt<'_>,
+    journal: &mut Journal,
+    events: &Sender<E>,
+    wish: &mut Wishes<'_>,
+) -> Result<Ended, VcpuError>
+where
+    E: From<Stop> + Send + 'static,
+{
+    attempt.account.enter(Phase::Handover);
+    let mut side = Source::new(attempt.options.transfer);
+    let mut inputs = VecDeque::new();
+    let (mut since, mut running, mut why) = (Instant::now(), None, None);
+    loop {
+        let input = match inputs.pop_front() {
+            Some(input) => input,
+            None => match next_input(&mut attempt, &side, since, wish) {
+                Some(input) => input,
+                None => continue,
+            },
+        };
+        if let SourceInput::Abort(reason) = &input {
+            why = Some(reason.clone());
+        }
+        since = Instant::now();
+        let (next, outputs) = side.on(input);
+        side = next;
+        for output in outputs {
+            match output {
+                SourceOutput::ResumeGuest => running = attempt.back_to_running(events)?,
+                SourceOutput::SendCancel => {} // Part of `back_to_running`.
+                output @ (SourceOutput::WriteJournal(_)
+                | SourceOutput::Send(_)
+                | SourceOutput::Reconnect
+                | SourceOutput::SendFinish
+                | SourceOutput::TearDown
+                | SourceOutput::Refuse(_)) => inputs.extend(attempt.perform(output, journal)),
+            }
+        }
+        match side.state {
+            SourceState::Resumed => {
+                let reason = why.unwrap_or_else(|| Reason::new("the connection was lost"));
+                let reason = super::chain_of(&SourceError::Cancelled(reason));
+                let summary = attempt.summary(stayed(running.is_some(), reason));
+                return Ok(Ended::Stayed { machine: running.map(Box::new), summary });
+            }
+            SourceState::Released => {
+                return Ok(Ended::Moved(attempt.summary(Outcome::Moved)));
+            }
+            SourceState::Waiting
+            | SourceState::Committing { .. }
+            | SourceState::InDoubt(_)
+            | SourceState::Keeping(_) => {}
+        }
+    }
+}
+
+/// A guest that was not sent runs here, or ended while it was being sent.
+fn stayed(runs: bool, reason: String) -> Outcome {
+    if runs { Outcome::Kept(reason) } else { Outcome::Failed(reason) }
+}
+
+/// What the destination or the user says next, or that a while has passed.
+fn next_input(
+    attempt: &mut Attempt<'_>,
+    side: &Source,
+    since: Instant,
+    wish: &mut Wishes<'_>,
+) -> Option<SourceInput> {
+    match wish(attempt.account.progress(&attempt.sent), side.is_in_doubt()) {
+        Some(Wish::Cancel(reason)) => return Some(SourceInput::Abort(reason)),
+        Some(Wish::Resolve(resolution)) => return Some(SourceInput::Resolve(resolution)),
+        None => {}
+    }
+    let Some(link) = &mut attempt.link else {
+        park_timeout(LOOK_UP);
+        return (since.elapsed() > RETRY).then_some(SourceInput::ConnectionLost);
+    };
+    let message = match link.receive(LOOK_UP, &mut || false) {
+        Ok(message) => message,
+        Err(cause) => {
+            warn!("{cause}");
+            return Some(SourceInput::ConnectionLost);
+        }
+    };
+    match message {
+        Some(Message::Prepared(transfer)) => Some(SourceInput::Prepared(transfer)),
+        Some(Message::Running(transfer)) => Some(SourceInput::Running(transfer)),
+        Some(Message::NotRunning { transfer, because }) => {
+            warn!("{because}");
+            Some(SourceInput::NotRunning(transfer, because))
+        }
+        Some(Message::Refuse { reason } | Message::Abandon { reason, .. }) => {
+            Some(SourceInput::Abort(reason))
+        }
+        Some(other) => {
+            warn!("the destination sent {:?} during the handover", other.kind());
+            Some(SourceInput::ConnectionLost)
+        }
+        None if side.is_in_doubt() && since.elapsed() > RETRY => Some(SourceInput::Retry),
+        None if side.state == SourceState::Waiting && since.elapsed() > PREPARE_MAX => {
+            Some(SourceInput::Abort(Reason::new("the destination did not get ready in time")))
+        }
+        None => None,
+    }
+}
+
+impl Attempt<'_> {
+    /// Carries out one output; what comes of it is the next input.
+    fn perform(&mut self, output: SourceOutput, journal: &mut Journal) -> Option<SourceInput> {
+        let transfer = self.options.transfer;
+        match output {
+            SourceOutput::WriteJournal(step) => {
+                let peer = self.options.to.to_string();
+                match journal.append(transfer, step, &peer) {
+                    Ok(()) => Some(SourceInput::JournalWritten),
+                    Err(cause) => {
+                        warn!("{cause}");
+                        Some(SourceInput::JournalFailed)
+                    }
+                }
+            }
+            SourceOutput::Send(say) => {
+                let sent = self.link.as_mut().map(|link| link.send(&say.into()));
+                (!matches!(sent, Some(Ok(())))).then_some(SourceInput::ConnectionLost)
+            }
+            SourceOutput::Reconnect => self.reconnect(),
+            SourceOutput::SendFinish => {
+                if let Some(Err(cause)) = self.sending.take().map(|sending| sending.finish()) {
+                    warn!("{cause}; the guest is the destination's all the same");
+                }
+                None
+            }
+            SourceOutput::TearDown => {
+                self.guest = Guest::Nowhere;
+                None
+            }
+            SourceOutput::Refuse(refusal) => {
+                report(refusal);
+                None
+            }
+            SourceOutput::SendCancel | SourceOutput::ResumeGuest => None,
+        }
+    }
+
+    /// One try; the next comes when this one's failure is reported.
+    fn reconnect(&mut self) -> Option<SourceInput> {
+        self.link = None;
+        match Stream::connect(&self.options.to) {
+            Ok(stream) => {
+                info!("connected to {} again", self.options.to);
+                self.link = Some(Link::new(stream));
+                Some(SourceInput::Connected)
+            }
+            Err(cause) => {
+                warn!("connecting to {} again: {cause}", self.options.to);
+                None
+            }
+        }
+    }
+}
+
+/// A wish that was not granted.
+fn report(refusal: Refusal) {
+    warn!("{refusal}");
+}

@@ -1,0 +1,164 @@
+//! Which pages each round sends: what has changed since the round before, by the status of now.
+//!
+//! Order matters, and [`ChangeLog`] keeps it: the dirty log is taken first, then the pages whose
+//! status flipped, and with them the status by which the round sends. A page that flips afterwards
+//! is in the next round, so no page stays sent from the wrong view; the last round, with vCPUs
+//! paused, is exact. Three races come from breaking this rule: a write before its hypercall, a
+//! status older than the dirty log, a flip between the two reads.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+use super::convergence::Left;
+use super::sender::{PageSender, Round, SenderError, Sent};
+use crate::encryption::{Incomplete, PageStatus};
+use crate::machine::ChangeLog;
+use crate::memory::{GuestRam, RamError};
+use crate::page::FrameSet;
+use crate::sev::send::Sending;
+
+/// How often a running round looks up.
+const LOOK_UP: Duration = Duration::from_millis(20);
+
+/// What changes, as rounds.
+#[derive(Debug)]
+pub(super) struct Rounds {
+    ram: Arc<GuestRam>,
+    log: ChangeLog,
+    /// Frames that the next round sends.
+    changed: FrameSet,
+    /// Frames that are shared, as of the same moment.
+    shared: FrameSet,
+    status: Option<PageStatus>,
+    number: u32,
+}
+
+impl Rounds {
+    /// The first round sends all of RAM.
+    pub(super) fn start(ram: Arc<GuestRam>, mut log: ChangeLog) -> Result<Self, RoundsError> {
+        let layout = ram.layout();
+        let mut changed = FrameSet::full(layout);
+        let status = log.take(&mut changed)?;
+        let shared = FrameSet::new(layout);
+        let mut rounds = Self { ram, log, changed, shared, status, number: 0 };
+        rounds.sample_shared()?;
+        Ok(rounds)
+    }
+
+    /// Adds what has changed since the last time.
+    pub(super) fn take_changes(&mut self) -> Result<(), RoundsError> {
+        self.status = self.log.take(&mut self.changed)?;
+        self.sample_shared()
+    }
+
+    /// Pages that the next round sends, private and shared.
+    pub(super) fn left(&self) -> Left {
+        let all = self.changed.count();
+        if self.status.is_none() {
+            return Left { private_pages: 0, shared_pages: all };
+        }
+        let shared = self.changed.frames().filter(|&frame| self.shared.contains(frame)).count();
+        Left { private_pages: all.saturating_sub(shared as u64), shared_pages: shared as u64 }
+    }
+
+    /// Sends all that has changed over all connections, and forgets it.
+    ///
+    /// `look_up` is asked now and then whether to stop.
+    pub(super) fn send(
+        &mut self,
+        senders: &mut [PageSender],
+        sending: Option<&Sending>,
+        sent: &Sent,
+        look_up: &mut dyn FnMut() -> bool,
+    ) -> Result<Duration, SenderError> {
+        self.number = self.number.saturating_add(1);
+        let (stop, begun) = (AtomicBool::new(false), Instant::now());
+        let round = Round {
+            number: self.number,
+            ram: &self.ram,
+            frames: &self.changed,
+            shared: &self.shared,
+            sending,
+            stop: &stop,
+            cursor: AtomicU64::new(0),
+            sent,
+        };
+        send_on_all(senders, &round, look_up)?;
+        self.changed.clear();
+        Ok(begun.elapsed())
+    }
+
+    /// The round that was sent last, from 1.
+    pub(super) fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Stops to record changes.
+    pub(super) fn stop(self) -> Result<(), RoundsError> {
+        Ok(self.log.stop()?)
+    }
+
+    fn sample_shared(&mut self) -> Result<(), RoundsError> {
+        self.shared.clear();
+        let Some(status) = &self.status else { return Ok(()) };
+        for region in status.shared_regions()? {
+            self.shared.insert_range(region);
+        }
+        Ok(())
+    }
+}
+
+/// One thread per connection; the first failure stops the others.
+fn send_on_all(
+    senders: &mut [PageSender],
+    round: &Round<'_>,
+    look_up: &mut dyn FnMut() -> bool,
+) -> Result<(), SenderError> {
+    thread::scope(|scope| {
+        let (done, finished) = channel();
+        for sender in senders {
+            let done = done.clone();
+            scope.spawn(move || {
+                let result = sender.send_round(round);
+                if result.is_err() {
+                    round.stop.store(true, Ordering::Relaxed);
+                }
+                // Fails only if nobody counts any more.
+                done.send(result).unwrap_or_default();
+            });
+        }
+        drop(done);
+        let mut failure = None;
+        loop {
+            match finished.recv_timeout(LOOK_UP) {
+                Ok(Ok(_end)) => {}
+                // The others were stopped because of the first.
+                Ok(Err(SenderError::Stopped)) if failure.is_some() => {}
+                Ok(Err(cause)) => failure = Some(cause),
+                Err(RecvTimeoutError::Timeout) => {
+                    if look_up() {
+                        round.stop.store(true, Ordering::Relaxed);
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        failure.map_or(Ok(()), Err)
+    })
+}
+
+/// Why changes are not known.
+#[derive(Debug, Error)]
+pub enum RoundsError {
+    /// The dirty log.
+    #[error("recording which pages the guest writes")]
+    Log(#[from] RamError),
+    /// The guest's page status.
+    #[error(transparent)]
+    Incomplete(#[from] Incomplete),
+}

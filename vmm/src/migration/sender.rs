@@ -1,0 +1,264 @@
+//! Pages out of guest RAM onto one connection: seal what is private, skip what is zero, send.
+//!
+//! Each connection has a [`PageSender`] on a thread of its own for a round. Nothing is allocated per
+//! page: the buffers of a batch live as long as the connection.
+
+use std::io::{Error as IoError, IoSlice};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use thiserror::Error;
+use vm_memory::{Bytes, GuestAddress};
+use zerocopy::FromZeros;
+
+use super::frame::{
+    PAGES_MAX, PageKind, PagesHeader, Payload, PayloadDigest, RoundDigest, encode_numbers,
+};
+use super::malformed::Malformed;
+use super::message::{Message, RoundEnd};
+use super::transport::Stream;
+use crate::memory::{GuestRam, RamError};
+use crate::page::{Frame, FrameSet, PAGE_SIZE, PageRange, RamLayout};
+use crate::sev::send::{SealedPage, SendError, Sending};
+
+/// Frames that a sender takes at a time: 2 MiB, enough that taking costs nothing.
+const WINDOW_FRAMES: u64 = 512;
+
+/// Bytes of a page.
+const PAGE_LEN: usize = 4096;
+const _: () = assert!(PAGE_LEN as u64 == PAGE_SIZE);
+
+/// One round, as all its senders share it.
+#[derive(Debug)]
+pub(super) struct Round<'a> {
+    pub(super) number: u32,
+    pub(super) ram: &'a GuestRam,
+    /// Frames to send.
+    pub(super) frames: &'a FrameSet,
+    /// Frames that were shared when the round began, after the dirty log was taken.
+    pub(super) shared: &'a FrameSet,
+    /// Seals private pages; `None` for a plain VM, all of whose pages are shared.
+    pub(super) sending: Option<&'a Sending>,
+    /// Set to stop early: the round is then of no use.
+    pub(super) stop: &'a AtomicBool,
+    /// Where the next window starts, in frames of RAM.
+    pub(super) cursor: AtomicU64,
+    /// What was sent so far.
+    pub(super) sent: &'a Sent,
+}
+
+/// Pages and bytes sent, counted by all senders, read by whoever shows progress.
+#[derive(Debug, Default)]
+pub(super) struct Sent {
+    pub(super) shared: AtomicU64,
+    pub(super) zero: AtomicU64,
+    pub(super) private: AtomicU64,
+    pub(super) bytes: AtomicU64,
+    /// Nanoseconds that all senders together spent on sealing.
+    pub(super) sealing_ns: AtomicU64,
+}
+
+impl Round<'_> {
+    /// The next run of RAM that nobody has taken.
+    fn take_window(&self) -> Option<PageRange> {
+        let mut start = self.cursor.fetch_add(WINDOW_FRAMES, Ordering::Relaxed);
+        let layout: RamLayout = self.ram.layout();
+        // Windows do not cross from low to high RAM: low RAM, where there is high, is whole windows.
+        for run in layout.ranges() {
+            if start < run.pages() {
+                let base = run.base().0 + start;
+                let limit = Frame((base + WINDOW_FRAMES).min(run.limit().0));
+                return PageRange::new(Frame(base), limit).ok();
+            }
+            start -= run.pages();
+        }
+        None
+    }
+}
+
+/// The sending end of a page connection.
+#[derive(Debug)]
+pub(super) struct PageSender {
+    stream: Stream,
+    session: u64,
+    sequence: u64,
+    digest: RoundDigest,
+    page: Box<[u8; PAGE_LEN]>,
+    sealed: Box<SealedPage>,
+    shared: Batch,
+    zero: Batch,
+    private: Batch,
+}
+
+impl PageSender {
+    /// Introduces the connection as `index` of `session`.
+    pub(super) fn join(mut stream: Stream, session: u64, index: u16) -> Result<Self, SenderError> {
+        let join = Message::Join { session, index }.encode()?;
+        stream.send(&mut [IoSlice::new(&join)])?;
+        Ok(Self {
+            stream,
+            session,
+            sequence: 0,
+            digest: RoundDigest::default(),
+            page: Box::new([0; PAGE_LEN]),
+            sealed: Box::new(SealedPage::new_zeroed()),
+            shared: Batch::new(PageKind::Shared),
+            zero: Batch::new(PageKind::Zero),
+            private: Batch::new(PageKind::Private),
+        })
+    }
+
+    /// Sends this connection's part of a round, then its end.
+    pub(super) fn send_round(&mut self, round: &Round<'_>) -> Result<RoundEnd, SenderError> {
+        while let Some(window) = round.take_window() {
+            if round.stop.load(Ordering::Relaxed) {
+                return Err(SenderError::Stopped);
+            }
+            let mut rest = Some(window);
+            while let Some(run) = rest.and_then(|rest| round.frames.first_run(rest)) {
+                for frame in run.frames() {
+                    self.add(frame, round)?;
+                }
+                rest = PageRange::new(run.limit(), window.limit()).ok();
+            }
+        }
+        for kind in [PageKind::Shared, PageKind::Zero, PageKind::Private] {
+            self.flush(kind, round)?;
+        }
+        let end = self.digest.end(round.number);
+        let message = Message::RoundEnd(end).encode()?;
+        self.stream.send(&mut [IoSlice::new(&message)])?;
+        Ok(end)
+    }
+
+    /// Puts a page into the batch of its kind, and sends the batch when it is full.
+    fn add(&mut self, frame: Frame, round: &Round<'_>) -> Result<(), SenderError> {
+        let private = round.sending.filter(|_| !round.shared.contains(frame));
+        let batch = if let Some(sending) = private {
+            let one = PageRange::new(frame, Frame(frame.0 + 1))
+                .map_err(|_last_frame| SenderError::Read { frame })?;
+            let address = round.ram.user_address(one)?;
+            let begun = Instant::now();
+            sending
+                .seal(address, &mut self.sealed)
+                .map_err(|cause| SenderError::Seal { frame, cause })?;
+            let took = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            round.sent.sealing_ns.fetch_add(took, Ordering::Relaxed);
+            self.private.packet_headers.extend(&self.sealed.header);
+            self.private.pages.extend(&self.sealed.data);
+            &mut self.private
+        } else {
+            let start = GuestAddress(frame.0 * PAGE_SIZE);
+            round
+                .ram
+                .host()
+                .read_slice(self.page.as_mut_slice(), start)
+                .map_err(|_outside| SenderError::Read { frame })?;
+            if is_zero(&self.page) {
+                &mut self.zero
+            } else {
+                self.shared.pages.extend(self.page.as_slice());
+                &mut self.shared
+            }
+        };
+        batch.frames.push(frame);
+        let kind = batch.kind;
+        if batch.frames.len() == PAGES_MAX { self.flush(kind, round) } else { Ok(()) }
+    }
+
+    fn flush(&mut self, kind: PageKind, round: &Round<'_>) -> Result<(), SenderError> {
+        let (batch, counter) = match kind {
+            PageKind::Shared => (&mut self.shared, &round.sent.shared),
+            PageKind::Zero => (&mut self.zero, &round.sent.zero),
+            PageKind::Private => (&mut self.private, &round.sent.private),
+        };
+        let Ok(count @ 1..) = u8::try_from(batch.frames.len()) else { return Ok(()) };
+        batch.numbers.clear();
+        encode_numbers(&batch.frames, &mut batch.numbers);
+        let digest = PayloadDigest::of(&batch.numbers, &batch.packet_headers, &batch.pages);
+        let header = PagesHeader {
+            session: self.session,
+            sequence: self.sequence,
+            round: round.number,
+            kind,
+            count,
+            digest,
+        };
+        let head = header.encode();
+        let parts = [head.as_slice(), &batch.numbers, &batch.packet_headers, &batch.pages];
+        self.stream.send(&mut parts.map(IoSlice::new))?;
+        self.digest.add(&head);
+        self.sequence += 1;
+        counter.fetch_add(u64::from(count), Ordering::Relaxed);
+        let bytes = parts.iter().map(|part| part.len() as u64).sum();
+        round.sent.bytes.fetch_add(bytes, Ordering::Relaxed);
+        batch.clear();
+        Ok(())
+    }
+}
+
+/// Pages of one kind on their way into one frame.
+#[derive(Debug)]
+struct Batch {
+    kind: PageKind,
+    frames: Vec<Frame>,
+    numbers: Vec<u8>,
+    packet_headers: Vec<u8>,
+    pages: Vec<u8>,
+}
+
+impl Batch {
+    fn new(kind: PageKind) -> Self {
+        let room = Payload::new(kind, PAGES_MAX);
+        Self {
+            kind,
+            frames: Vec::with_capacity(PAGES_MAX),
+            numbers: Vec::with_capacity(room.numbers),
+            packet_headers: Vec::with_capacity(room.packet_headers),
+            pages: Vec::with_capacity(room.pages),
+        }
+    }
+
+    fn clear(&mut self) {
+        self.frames.clear();
+        self.packet_headers.clear();
+        self.pages.clear();
+    }
+}
+
+/// Whether a page is all zero; the compiler makes vector instructions of it.
+fn is_zero(page: &[u8; PAGE_LEN]) -> bool {
+    page.chunks_exact(256).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
+}
+
+/// Why pages could not be sent.
+#[derive(Debug, Error)]
+pub enum SenderError {
+    /// The round was given up.
+    #[error("the round was given up")]
+    Stopped,
+    /// The connection.
+    #[error("sending pages to the destination")]
+    Send(#[from] IoError),
+    /// A message of ours beyond its own cap.
+    #[error(transparent)]
+    Encode(#[from] Malformed),
+    /// The firmware.
+    #[error("sealing private frame {frame}")]
+    Seal {
+        /// The frame.
+        frame: Frame,
+        /// Why.
+        #[source]
+        cause: SendError,
+    },
+    /// Not RAM, though the set of frames said so.
+    #[error("reading frame {frame} of guest RAM")]
+    Read {
+        /// The frame.
+        frame: Frame,
+    },
+    /// Not RAM, though the set of frames said so.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+}

@@ -1,0 +1,427 @@
+//! The outgoing half: a list of phases, and one way out when any of them fails.
+//!
+//! offer -> verify the destination -> `SEND_START` -> rounds -> pause -> last round -> state, then
+//! the handover in `handing_over.rs`.
+
+use std::io::Error as IoError;
+use std::mem::replace;
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use log::warn;
+use rmp_serde::encode::Error as EncodeError;
+use thiserror::Error;
+use zerocopy::IntoBytes;
+
+use super::account::Account;
+use super::certificates::{CertificatesError, from_wire, of_this_host};
+use super::convergence::{Decision, GaveUp, Goal};
+use super::endpoint::Endpoint;
+use super::handover::Resolution;
+use super::link::{Link, LinkError};
+use super::malformed::Malformed;
+use super::message::{Message, Offer, Reason, SessionBytes, Transfer};
+use super::progress::{Outcome, Phase, Progress, Summary};
+use super::rounds::{Rounds, RoundsError};
+use super::sender::{PageSender, SenderError, Sent};
+use super::transport::Stream;
+use crate::encryption::NotMigratable;
+use crate::machine::compatibility::PlatformName;
+use crate::machine::{PausedMachine, RunningMachine, SaveError, Unpaused};
+use crate::memory::RamError;
+use crate::sev::send::{SendError, Sending};
+use crate::sev::session::random;
+use crate::sev::target::{PlatformCertificates, RefusedTarget, verify_target};
+use crate::sev::{BadPolicy, Policy};
+use crate::vcpu::{Stop, VcpuError};
+
+/// How long the destination may take to answer between phases.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+
+/// What the user wants meanwhile.
+#[derive(Debug, Clone)]
+pub enum Wish {
+    /// Give up, if that is still possible.
+    Cancel(Reason),
+    /// End a doubt.
+    Resolve(Resolution),
+}
+
+/// How to send.
+#[derive(Debug)]
+pub struct Options {
+    /// Where to.
+    pub to: Endpoint,
+    /// Page connections.
+    pub connections: u16,
+    /// When to pause the guest.
+    pub goal: Goal,
+    /// Which guest, and which attempt.
+    pub transfer: Transfer,
+    /// Send also a guest whose policy lets the firmware send it to any destination.
+    pub allow_unchecked: bool,
+}
+
+/// What the user wants, given what has been done and whether the handover is in doubt.
+pub type Wishes<'a> = dyn FnMut(&Progress, bool) -> Option<Wish> + 'a;
+
+/// Where the guest is, at any moment of an attempt.
+#[derive(Debug)]
+pub(super) enum Guest {
+    Running(RunningMachine),
+    Paused(PausedMachine),
+    /// On its way between the two, or lost; never seen from outside.
+    Nowhere,
+}
+
+/// One attempt to send a guest.
+#[derive(Debug)]
+pub(super) struct Attempt<'a> {
+    pub(super) guest: Guest,
+    pub(super) sending: Option<Sending>,
+    pub(super) link: Option<Link>,
+    senders: Vec<PageSender>,
+    rounds: Option<Rounds>,
+    pub(super) options: &'a Options,
+    pub(super) account: Account,
+    pub(super) sent: Sent,
+    session: u64,
+}
+
+impl<'a> Attempt<'a> {
+    pub(super) fn new(machine: RunningMachine, options: &'a Options) -> Self {
+        Self {
+            guest: Guest::Running(machine),
+            sending: None,
+            link: None,
+            senders: Vec::new(),
+            rounds: None,
+            options,
+            account: Account::new(options.transfer, options.connections, options.goal),
+            sent: Sent::default(),
+            session: 0,
+        }
+    }
+
+    /// Everything up to the handover. What fails leaves the guest to [`Attempt::give_up`].
+    pub(super) fn send_all(&mut self, wish: &mut Wishes<'_>) -> Result<(), SourceError> {
+        self.account.enter(Phase::Offer);
+        self.offer()?;
+        self.join()?;
+        self.account.enter(Phase::Rounds);
+        self.send_rounds(wish)?;
+        self.account.enter(Phase::LastRound);
+        self.pause()?;
+        self.send_last_round(wish)?;
+        self.account.enter(Phase::State);
+        self.send_state()
+    }
+
+    /// Offers the guest; the destination says what it is, and is verified before anything is sent.
+    fn offer(&mut self) -> Result<(), SourceError> {
+        let machine = self.running()?;
+        machine.migratable()?;
+        let offer = machine.offer();
+        let machine = offer.to_bytes()?;
+        let (transfer, connections) = (self.options.transfer, self.options.connections);
+        let session = u64::from_le_bytes(random().map_err(SourceError::Random)?);
+        let stream = Stream::connect(&self.options.to)
+            .map_err(|cause| SourceError::Connect { to: self.options.to.clone(), cause })?;
+        let link = self.link.insert(Link::new(stream));
+        link.send(&Message::Offer(Offer { transfer, session, connections, machine }))?;
+        let Message::Accept { platform } = link.answer("an acceptance", ANSWER_MAX)? else {
+            return Err(LinkError::unexpected("an acceptance").into());
+        };
+        self.session = session;
+        self.account.enter(Phase::Attest);
+        let encryption = match (offer.sev, platform) {
+            (None, _) => None,
+            (Some(_), None) => return Err(SourceError::NoPlatform),
+            (Some(sev), Some(platform)) => {
+                let policy = Policy::new(sev.policy)?;
+                Some(self.start_sending(&from_wire(&platform)?, sev.platform, policy)?)
+            }
+        };
+        let link = self.link.as_mut().ok_or(SourceError::Gone)?;
+        link.send(&Message::Start { encryption })?;
+        if link.answer("a start", ANSWER_MAX)? == Message::Started {
+            return Ok(());
+        }
+        Err(LinkError::unexpected("a start").into())
+    }
+
+    /// `SEND_START`, to a platform whose certificates hold.
+    fn start_sending(
+        &mut self,
+        target: &PlatformCertificates,
+        platform: PlatformName,
+        policy: Policy,
+    ) -> Result<SessionBytes, SourceError> {
+        let Guest::Running(machine) = &mut self.guest else { return Err(SourceError::Gone) };
+        let device = machine.sev_device().ok_or(SourceError::Gone)?;
+        let own = of_this_host(device, platform)?;
+        match verify_target(target, policy, &own) {
+            Err(RefusedTarget::Unattested) if self.options.allow_unchecked => {
+                warn!("the guest's policy does not make the firmware check its destinations");
+            }
+            verified => verified?,
+        }
+        let launched = machine.take_launched().ok_or(SourceError::Gone)?;
+        match launched.start_send(target, own.pdh) {
+            Ok(sending) => {
+                let session = sending.session();
+                let bytes = SessionBytes {
+                    policy: session.policy,
+                    pdh: session.source_pdh.as_bytes().to_vec(),
+                    session: session.session.as_bytes().to_vec(),
+                };
+                self.sending = Some(sending);
+                Ok(bytes)
+            }
+            Err(refused) => {
+                machine.put_launched_back(refused.launched);
+                Err(SourceError::Send(refused.cause))
+            }
+        }
+    }
+
+    /// Opens the page connections.
+    fn join(&mut self) -> Result<(), SourceError> {
+        for index in 0..self.options.connections {
+            let stream = Stream::connect(&self.options.to)
+                .map_err(|cause| SourceError::Connect { to: self.options.to.clone(), cause })?;
+            self.senders.push(PageSender::join(stream, self.session, index)?);
+        }
+        Ok(())
+    }
+
+    /// Sends all of RAM, then what changed meanwhile, until the rest fits into the downtime.
+    fn send_rounds(&mut self, wish: &mut Wishes<'_>) -> Result<(), SourceError> {
+        let machine = self.running()?;
+        let rounds = Rounds::start(machine.ram().clone(), machine.log_changes()?)?;
+        self.rounds = Some(rounds);
+        loop {
+            let elapsed = self.send_round(wish)?;
+            let machine = self.running()?;
+            machine.migratable()?;
+            let rounds = self.rounds.as_mut().ok_or(SourceError::Gone)?;
+            rounds.take_changes()?;
+            let left = rounds.left();
+            match self.account.end_round(&self.sent, elapsed, left) {
+                Decision::PauseNow => return Ok(()),
+                Decision::GiveUp(why) => return Err(why.into()),
+                // KVM has no throttle of its own yet: a stalled guest runs on at full speed.
+                Decision::AnotherRound { .. } => {}
+            }
+        }
+    }
+
+    /// One round on all connections, and the destination's word that it arrived whole.
+    fn send_round(&mut self, wish: &mut Wishes<'_>) -> Result<Duration, SourceError> {
+        let rounds = self.rounds.as_mut().ok_or(SourceError::Gone)?;
+        self.account.begin_round(rounds.left());
+        let (mut ended, account, counters) = (None, &mut self.account, &self.sent);
+        let mut look_up = || {
+            if let Some(Wish::Cancel(reason)) = wish(account.progress(counters), false) {
+                ended = Some(SourceError::Cancelled(reason));
+            } else if let Err(why) = account.check() {
+                ended = Some(why.into());
+            }
+            ended.is_some()
+        };
+        let sent = rounds.send(&mut self.senders, self.sending.as_ref(), counters, &mut look_up);
+        if let Some(cause) = ended {
+            return Err(cause);
+        }
+        let elapsed = sent.map_err(|cause| self.explain(cause))?;
+        let number = self.rounds.as_ref().map_or(0, Rounds::number);
+        let link = self.link.as_mut().ok_or(SourceError::Gone)?;
+        if link.answer("the end of a round", ANSWER_MAX)? == (Message::RoundOk { round: number }) {
+            return Ok(elapsed);
+        }
+        Err(LinkError::unexpected("the end of a round").into())
+    }
+
+    /// A destination that refuses closes its connections after it has said why.
+    fn explain(&mut self, cause: SenderError) -> SourceError {
+        let said = self.link.as_mut().map(|link| link.answer("nothing", Duration::from_secs(1)));
+        match said {
+            Some(Err(LinkError::Refused(reason))) => LinkError::Refused(reason).into(),
+            _ => cause.into(),
+        }
+    }
+
+    fn pause(&mut self) -> Result<(), SourceError> {
+        let Guest::Running(machine) = replace(&mut self.guest, Guest::Nowhere) else {
+            return Err(SourceError::Gone);
+        };
+        match machine.pause() {
+            Ok(paused) => {
+                self.guest = Guest::Paused(paused);
+                Ok(())
+            }
+            Err(Unpaused::Busy(machine)) => {
+                self.guest = Guest::Running(*machine);
+                Err(SourceError::Busy)
+            }
+            Err(Unpaused::Stopped(_report)) => Err(SourceError::GuestEnded),
+            Err(Unpaused::Lost(cause, _report)) => Err(SourceError::Vcpu(cause)),
+        }
+    }
+
+    /// The changes since the round before: exact, because nothing runs.
+    fn send_last_round(&mut self, wish: &mut Wishes<'_>) -> Result<(), SourceError> {
+        let rounds = self.rounds.as_mut().ok_or(SourceError::Gone)?;
+        rounds.take_changes()?;
+        self.send_round(wish).map(|_elapsed| ())
+    }
+
+    /// The region list, and what the machine is beside its memory.
+    fn send_state(&mut self) -> Result<(), SourceError> {
+        let Guest::Paused(machine) = &self.guest else { return Err(SourceError::Gone) };
+        let state = machine.save()?.to_bytes()?;
+        let status = machine.page_status().map(|status| status.to_bytes());
+        let link = self.link.as_mut().ok_or(SourceError::Gone)?;
+        if let Some(status) = status {
+            link.send(&Message::StatusList(status))?;
+        }
+        Ok(link.send(&Message::State(state))?)
+    }
+
+    /// The one way out before the handover: the guest runs on here, and the firmware and the
+    /// destination know. `None` if there is no guest any more.
+    pub(super) fn give_up<E>(
+        &mut self,
+        reason: &str,
+        events: &Sender<E>,
+    ) -> Result<Option<RunningMachine>, VcpuError>
+    where
+        E: From<Stop> + Send + 'static,
+    {
+        let machine = self.back_to_running(events)?;
+        if let Some(link) = &mut self.link {
+            let transfer = self.options.transfer;
+            let abandon = Message::Abandon { transfer, reason: Reason::new(reason) };
+            // It may be gone: then it gives up by itself.
+            link.send(&abandon).unwrap_or_default();
+        }
+        Ok(machine)
+    }
+
+    /// It is over.
+    pub(super) fn summary(&mut self, outcome: Outcome) -> Box<Summary> {
+        Box::new(self.account.summary(&self.sent, outcome))
+    }
+
+    /// `SEND_CANCEL`, no more dirty log, and the vCPUs run.
+    pub(super) fn back_to_running<E>(
+        &mut self,
+        events: &Sender<E>,
+    ) -> Result<Option<RunningMachine>, VcpuError>
+    where
+        E: From<Stop> + Send + 'static,
+    {
+        if let Some(rounds) = self.rounds.take()
+            && let Err(cause) = rounds.stop()
+        {
+            warn!("stopping to log the guest's writes: {cause}");
+        }
+        let launched = self.sending.take().and_then(|sending| match sending.cancel() {
+            Ok(launched) => Some(launched),
+            Err(refused) => {
+                warn!("{}; the guest runs on, but cannot be sent again", refused.cause);
+                None
+            }
+        });
+        let mut machine = match replace(&mut self.guest, Guest::Nowhere) {
+            Guest::Running(machine) => machine,
+            Guest::Paused(paused) => paused.resume(events)?,
+            Guest::Nowhere => return Ok(None),
+        };
+        if let Some(launched) = launched {
+            machine.put_launched_back(launched);
+        }
+        Ok(Some(machine))
+    }
+
+    fn running(&mut self) -> Result<&mut RunningMachine, SourceError> {
+        match &mut self.guest {
+            Guest::Running(machine) => Ok(machine),
+            Guest::Paused(_) | Guest::Nowhere => Err(SourceError::Gone),
+        }
+    }
+}
+
+/// Why a guest was not sent.
+#[derive(Debug, Error)]
+pub enum SourceError {
+    /// The guest does not allow it.
+    #[error(transparent)]
+    NotMigratable(#[from] NotMigratable),
+    /// Nobody there.
+    #[error("connecting to {to}; is `sevferry receive` running there?")]
+    Connect {
+        /// Where.
+        to: Endpoint,
+        /// Why.
+        #[source]
+        cause: IoError,
+    },
+    /// The control connection.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// A message of ours beyond its cap.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// The offer or the state as bytes.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    /// No randomness.
+    #[error("choosing a session number")]
+    Random(#[source] getrandom::Error),
+    /// A plain VM's destination.
+    #[error("the destination has no SEV platform; start it with --platform")]
+    NoPlatform,
+    /// Certificates.
+    #[error(transparent)]
+    Certificates(#[from] CertificatesError),
+    /// A destination that this guest must not be sent to.
+    #[error("the destination was refused before anything was sent")]
+    Refused(#[from] RefusedTarget),
+    /// The guest's policy has bits that mean nothing.
+    #[error(transparent)]
+    Policy(#[from] BadPolicy),
+    /// The firmware.
+    #[error(transparent)]
+    Send(SendError),
+    /// Pages.
+    #[error(transparent)]
+    Pages(#[from] SenderError),
+    /// What changed.
+    #[error(transparent)]
+    Rounds(#[from] RoundsError),
+    /// The dirty log.
+    #[error("recording which pages the guest writes")]
+    Log(#[from] RamError),
+    /// It would take too long.
+    #[error(transparent)]
+    Plan(#[from] GaveUp),
+    /// The user wants no more.
+    #[error("cancelled: {0}")]
+    Cancelled(Reason),
+    /// A vCPU does not come out of the guest.
+    #[error("pausing the guest: a vCPU does not stop")]
+    Busy,
+    /// The guest ended by itself.
+    #[error("the guest ended during the migration")]
+    GuestEnded,
+    /// vCPUs.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    /// The machine's state.
+    #[error(transparent)]
+    Save(#[from] SaveError),
+    /// A phase out of order: a bug.
+    #[error("the guest is not where this phase needs it; please report this")]
+    Gone,
+}

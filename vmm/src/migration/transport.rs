@@ -1,0 +1,325 @@
+//! Byte streams between two hosts, with a deadline on everything.
+
+use std::fs::remove_file;
+use std::io::{Error as IoError, ErrorKind, IoSlice, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream, ToSocketAddrs};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use super::endpoint::Endpoint;
+
+/// How long a peer may be silent in the middle of something.
+const IDLE_MAX: Duration = Duration::from_secs(10);
+
+/// A socket that listens.
+#[derive(Debug)]
+pub enum Listener {
+    /// TCP.
+    Tcp(TcpListener),
+    /// A socket file, removed when this is dropped.
+    Unix(UnixListener, PathBuf),
+}
+
+impl Listener {
+    /// Listens at `endpoint`.
+    ///
+    /// # Errors
+    /// From the socket calls; the address in use, most often.
+    pub fn bind(endpoint: &Endpoint) -> Result<Self, IoError> {
+        let listener = match endpoint {
+            Endpoint::Tcp { host, port } => Self::Tcp(TcpListener::bind((host.as_str(), *port))?),
+            Endpoint::Unix { path } => Self::Unix(bind_unix(Path::new(path))?, path.into()),
+        };
+        match &listener {
+            Self::Tcp(socket) => socket.set_nonblocking(true)?,
+            Self::Unix(socket, _) => socket.set_nonblocking(true)?,
+        }
+        Ok(listener)
+    }
+
+    /// The next connection; `None` if none came within `patience`.
+    ///
+    /// # Errors
+    /// From the socket calls.
+    pub fn accept(&self, patience: Duration) -> Result<Option<Stream>, IoError> {
+        let descriptor = match self {
+            Self::Tcp(socket) => socket.as_fd(),
+            Self::Unix(socket, _) => socket.as_fd(),
+        };
+        if !readable(descriptor, patience)? {
+            return Ok(None);
+        }
+        let stream = match self {
+            Self::Tcp(socket) => socket.accept().map(|(stream, _peer)| Stream::Tcp(stream)),
+            Self::Unix(socket, _) => socket.accept().map(|(stream, _peer)| Stream::Unix(stream)),
+        };
+        match stream {
+            Ok(stream) => stream.prepared().map(Some),
+            // The peer has gone again.
+            Err(gone) if gone.kind() == ErrorKind::WouldBlock => Ok(None),
+            Err(cause) => Err(cause),
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Self::Unix(_, path) = self {
+            // Somebody else may have removed it; there is nothing to do about it.
+            remove_file(path).unwrap_or_default();
+        }
+    }
+}
+
+/// A socket file that nobody listens on any more is replaced; one that is in use is not.
+fn bind_unix(path: &Path) -> Result<UnixListener, IoError> {
+    match UnixListener::bind(path) {
+        Err(cause)
+            if cause.kind() == ErrorKind::AddrInUse && UnixStream::connect(path).is_err() =>
+        {
+            remove_file(path)?;
+            UnixListener::bind(path)
+        }
+        bound => bound,
+    }
+}
+
+/// A connection.
+#[derive(Debug)]
+pub enum Stream {
+    /// TCP.
+    Tcp(TcpStream),
+    /// A unix socket.
+    Unix(UnixStream),
+}
+
+impl Stream {
+    /// Connects within [`IDLE_MAX`].
+    ///
+    /// # Errors
+    /// From the socket calls, or if the name has no address.
+    pub fn connect(endpoint: &Endpoint) -> Result<Self, IoError> {
+        match endpoint {
+            Endpoint::Unix { path } => Self::Unix(UnixStream::connect(path)?).prepared(),
+            Endpoint::Tcp { host, port } => {
+                let mut last = IoError::new(ErrorKind::NotFound, "the name has no address");
+                for address in (host.as_str(), *port).to_socket_addrs()? {
+                    match TcpStream::connect_timeout(&address, IDLE_MAX) {
+                        Ok(stream) => return Self::Tcp(stream).prepared(),
+                        Err(cause) => last = cause,
+                    }
+                }
+                Err(last)
+            }
+        }
+    }
+
+    /// Small messages must not wait for more, and a silent peer must not hold us.
+    fn prepared(self) -> Result<Self, IoError> {
+        match &self {
+            Self::Tcp(stream) => {
+                stream.set_nonblocking(false)?;
+                stream.set_nodelay(true)?;
+                stream.set_read_timeout(Some(IDLE_MAX))?;
+                stream.set_write_timeout(Some(IDLE_MAX))?;
+            }
+            Self::Unix(stream) => {
+                stream.set_nonblocking(false)?;
+                stream.set_read_timeout(Some(IDLE_MAX))?;
+                stream.set_write_timeout(Some(IDLE_MAX))?;
+            }
+        }
+        Ok(self)
+    }
+
+    /// Another handle on the same connection, to shut it down from elsewhere.
+    ///
+    /// # Errors
+    /// From `dup`.
+    pub fn try_clone(&self) -> Result<Self, IoError> {
+        Ok(match self {
+            Self::Tcp(stream) => Self::Tcp(stream.try_clone()?),
+            Self::Unix(stream) => Self::Unix(stream.try_clone()?),
+        })
+    }
+
+    /// Ends the connection in both directions: whoever reads or writes it stops.
+    pub fn shut_down(&self) {
+        // It may be gone already, which is what is wanted.
+        match self {
+            Self::Tcp(stream) => stream.shutdown(Shutdown::Both).unwrap_or_default(),
+            Self::Unix(stream) => stream.shutdown(Shutdown::Both).unwrap_or_default(),
+        }
+    }
+
+    /// Whether something can be read within `patience`; also true at the end of the stream.
+    ///
+    /// # Errors
+    /// From `poll`.
+    pub fn readable(&self, patience: Duration) -> Result<bool, IoError> {
+        match self {
+            Self::Tcp(stream) => readable(stream.as_fd(), patience),
+            Self::Unix(stream) => readable(stream.as_fd(), patience),
+        }
+    }
+
+    /// Fills `buffer`; `false` if the stream ended before its first byte.
+    ///
+    /// # Errors
+    /// [`ErrorKind::UnexpectedEof`] in the middle, [`ErrorKind::TimedOut`] at `deadline` or when
+    /// nothing came for [`IDLE_MAX`].
+    pub fn fill(&mut self, buffer: &mut [u8], deadline: Instant) -> Result<bool, IoError> {
+        let mut done = 0;
+        while let Some(rest @ [_, ..]) = buffer.get_mut(done..) {
+            match self.read(rest) {
+                Ok(0) if done == 0 => return Ok(false),
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(count) => done += count,
+                Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
+                Err(cause) if cause.kind() == ErrorKind::WouldBlock => return Err(timed_out()),
+                Err(cause) => return Err(cause),
+            }
+            if Instant::now() > deadline && done < buffer.len() {
+                return Err(timed_out());
+            }
+        }
+        Ok(true)
+    }
+
+    /// Writes all of `parts`, in order.
+    ///
+    /// # Errors
+    /// From the socket; [`ErrorKind::TimedOut`] when the peer took nothing for [`IDLE_MAX`].
+    pub fn send(&mut self, parts: &mut [IoSlice<'_>]) -> Result<(), IoError> {
+        let mut parts = parts;
+        IoSlice::advance_slices(&mut parts, 0);
+        while !parts.is_empty() {
+            match self.write_vectored(parts) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(count) => IoSlice::advance_slices(&mut parts, count),
+                Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
+                Err(cause) if cause.kind() == ErrorKind::WouldBlock => return Err(timed_out()),
+                Err(cause) => return Err(cause),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, IoError> {
+        match self {
+            Self::Tcp(stream) => stream.read(buffer),
+            Self::Unix(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> Result<usize, IoError> {
+        match self {
+            Self::Tcp(stream) => stream.write(bytes),
+            Self::Unix(stream) => stream.write(bytes),
+        }
+    }
+
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> Result<usize, IoError> {
+        match self {
+            Self::Tcp(stream) => stream.write_vectored(parts),
+            Self::Unix(stream) => stream.write_vectored(parts),
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), IoError> {
+        Ok(())
+    }
+}
+
+fn readable(descriptor: BorrowedFd<'_>, patience: Duration) -> Result<bool, IoError> {
+    let mut polled = [PollFd::new(&descriptor, PollFlags::IN)];
+    let timeout = Timespec::try_from(patience).ok();
+    match poll(&mut polled, timeout.as_ref()) {
+        Ok(count) => Ok(count > 0),
+        Err(Errno::INTR) => Ok(false),
+        Err(cause) => Err(cause.into()),
+    }
+}
+
+fn timed_out() -> IoError {
+    IoError::new(ErrorKind::TimedOut, "the peer is silent")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    fn pair() -> (Stream, Stream) {
+        let (one, other) = UnixStream::pair().unwrap();
+        (Stream::Unix(one).prepared().unwrap(), Stream::Unix(other).prepared().unwrap())
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(5)
+    }
+
+    /// Several parts arrive as one run of bytes, also where the socket takes them piecemeal.
+    #[test]
+    fn parts_arrive_whole_and_in_order() {
+        let (mut sender, mut receiver) = pair();
+        let large = vec![7; 4 << 20];
+        thread::scope(|scope| {
+            let sending = scope.spawn(|| {
+                sender.send(&mut [IoSlice::new(b"head"), IoSlice::new(&[]), IoSlice::new(&large)])
+            });
+            let mut got = vec![0; 4 + large.len()];
+            assert!(receiver.fill(&mut got, soon()).unwrap());
+            assert_eq!(&got[..4], b"head");
+            assert_eq!(got[4..], large);
+            sending.join().unwrap().unwrap();
+        });
+    }
+
+    /// The end of the stream between messages is an end; in the middle it is an error.
+    #[test]
+    fn an_end_in_the_middle_is_an_error() {
+        let (mut sender, mut receiver) = pair();
+        sender.send(&mut [IoSlice::new(b"abc")]).unwrap();
+        drop(sender);
+        let cut = receiver.fill(&mut [0; 4], soon()).unwrap_err();
+        assert_eq!(cut.kind(), ErrorKind::UnexpectedEof);
+        assert!(!receiver.fill(&mut [0; 4], soon()).unwrap());
+    }
+
+    /// A peer that sends a byte now and then does not get more time than the deadline gives.
+    #[test]
+    fn a_slow_peer_runs_into_the_deadline() {
+        let (mut sender, mut receiver) = pair();
+        sender.send(&mut [IoSlice::new(b"a")]).unwrap();
+        let slow = receiver.fill(&mut [0; 4], Instant::now()).unwrap_err();
+        assert_eq!(slow.kind(), ErrorKind::TimedOut);
+    }
+
+    /// A socket file left by a process that is gone is replaced; one in use is not.
+    #[test]
+    fn a_stale_socket_file_is_replaced() {
+        let path = std::env::temp_dir().join(format!("sevferry-transport-{}", std::process::id()));
+        let endpoint: Endpoint = format!("unix:{}", path.display()).parse().unwrap();
+        // std does not remove the file when the listener is dropped.
+        drop(UnixListener::bind(&path).unwrap());
+        let listener = Listener::bind(&endpoint).unwrap();
+        let taken = Listener::bind(&endpoint).unwrap_err();
+        assert_eq!(taken.kind(), ErrorKind::AddrInUse);
+        let _client = Stream::connect(&endpoint).unwrap();
+        assert!(listener.accept(Duration::from_secs(5)).unwrap().is_some());
+        assert!(listener.accept(Duration::from_millis(1)).unwrap().is_some(), "the probing client");
+        drop(listener);
+        assert!(!path.exists());
+    }
+}
