@@ -1,0 +1,401 @@
+//! Machines that are paused, saved and made anew in the same process, while real guests work.
+//!
+//! What a migration does to a machine, without its stream: shared pages are copied, private ones
+//! sealed and opened, the rest goes through its serial form.
+#![expect(clippy::panic, reason = "what a test waits for in vain fails it")]
+
+use std::env;
+use std::io::{Error as IoError, Write};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use sevferry::encryption::{Overflow, PageStatus, Status};
+use sevferry::machine::compatibility::{HostOffer, MachineOffer, compare};
+use sevferry::machine::config::{
+    OwnerInput, PlatformKind, Serial, SevConfig, VcpuCount, ram_layout,
+};
+use sevferry::machine::{
+    Config, Machine, MachineState, PausedMachine, ReceivingMachine, RunningMachine,
+};
+use sevferry::page::{Frame, FrameSet, PAGE_SIZE, PageRange};
+use sevferry::sev::Policy;
+use sevferry::sev::device::export_pdh;
+use sevferry::sev::launch::Launched;
+use sevferry::sev::send::{PAGE_LEN, SealedPage};
+use sevferry::sev::software::vendor_chain;
+use sevferry::sev::target::PlatformCertificates;
+use sevferry::vcpu::Stop;
+
+/// Between two lines of a guest, and until its end. Generous: the lab is emulated.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A guest's serial output, line by line, with when each came, and how the guest ended.
+struct Console {
+    lines: Receiver<(Instant, String)>,
+    line_sender: Sender<(Instant, String)>,
+    ends: Receiver<Stop>,
+    end_sender: Sender<Stop>,
+    seen: Vec<(Instant, String)>,
+}
+
+/// The other end of a serial port.
+struct Output {
+    lines: Sender<(Instant, String)>,
+    line: Vec<u8>,
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> Result<usize, IoError> {
+        for &byte in bytes {
+            if byte == b'\n' {
+                let text = String::from_utf8_lossy(&self.line).trim_end().to_owned();
+                self.lines.send((Instant::now(), text)).map_err(IoError::other)?;
+                self.line.clear();
+            } else {
+                self.line.push(byte);
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> Result<(), IoError> {
+        Ok(())
+    }
+}
+
+impl Console {
+    fn new() -> Self {
+        let (line_sender, lines) = channel();
+        let (end_sender, ends) = channel();
+        Self { lines, line_sender, ends, end_sender, seen: Vec::new() }
+    }
+
+    /// An end for the serial port of a machine; the lines of all machines come here.
+    fn output(&self) -> Box<Output> {
+        Box::new(Output { lines: self.line_sender.clone(), line: Vec::new() })
+    }
+
+    fn boot(&self, config: &Config) -> RunningMachine {
+        let machine = Machine::build(config, self.output()).expect("the machine can be built");
+        machine.run(&self.end_sender).expect("threads for vCPUs")
+    }
+
+    fn resume(&self, paused: PausedMachine) -> RunningMachine {
+        paused.resume(&self.end_sender).expect("threads for vCPUs")
+    }
+
+    /// The next line that contains `text`.
+    #[track_caller]
+    fn wait_for(&mut self, text: &str) -> String {
+        loop {
+            match self.lines.recv_timeout(PATIENCE) {
+                Ok((when, line)) => {
+                    self.seen.push((when, line.clone()));
+                    if line.contains(text) {
+                        return line;
+                    }
+                }
+                Err(_) => panic!("no '{text}' came; {}", self.transcript()),
+            }
+        }
+    }
+
+    /// Waits until the guest has passed and powered off.
+    #[track_caller]
+    fn wait_for_pass(&mut self) {
+        assert_eq!(
+            self.wait_for("guest-firmware: "),
+            "guest-firmware: PASS",
+            "{}",
+            self.transcript()
+        );
+        let end = self.ends.recv_timeout(PATIENCE);
+        assert!(matches!(end, Ok(Stop::PowerOff)), "{end:?}; {}", self.transcript());
+    }
+
+    /// The numbers of all lines `count: N` so far.
+    fn counted(&self) -> Vec<u64> {
+        let numbers = self.seen.iter().filter_map(|(_, line)| line.strip_prefix("count: "));
+        numbers.map(|number| number.parse().expect("a number")).collect()
+    }
+
+    fn transcript(&self) -> String {
+        let lines: Vec<_> = self.seen.iter().map(|(_, line)| line.as_str()).collect();
+        format!("the guest printed:\n{}", lines.join("\n"))
+    }
+}
+
+fn asset(name: &str) -> PathBuf {
+    let directory = env::var("SEVFERRY_ASSETS")
+        .expect("SEVFERRY_ASSETS names the guests' files: run this through scripts/test");
+    Path::new(&directory).join(name)
+}
+
+fn software() -> PlatformKind {
+    PlatformKind::Software { identity: None }
+}
+
+fn as_sev() -> Option<SevConfig> {
+    Some(SevConfig {
+        platform: software(),
+        policy: Policy::default(),
+        overflow: Overflow::Promote,
+        owner: OwnerInput::Own,
+    })
+}
+
+fn firmware(words: &str, vcpus: u64, sev: Option<SevConfig>) -> Config {
+    Config {
+        kernel: asset("guest-firmware.elf"),
+        initramfs: None,
+        cmdline: words.to_owned(),
+        vcpus: VcpuCount::new(vcpus).expect("a number of vCPUs"),
+        ram: ram_layout(16 << 20).expect("a size of RAM"),
+        serial: Serial::Null,
+        sev,
+    }
+}
+
+/// The machine elsewhere: paused there, and gone here.
+fn moved(mut from: PausedMachine, console: &Console) -> PausedMachine {
+    let bytes = from.offer().to_bytes().expect("an offer can be encoded");
+    let offer = MachineOffer::from_bytes(&bytes).expect("an offer can be decoded");
+    let platform = from.launch().map(|_| software());
+    let here = HostOffer::read(platform.as_ref()).expect("KVM answers");
+    compare(&offer, &here).expect("a host is compatible with itself");
+    let mut to = ReceivingMachine::build(&offer, platform.as_ref(), console.output())
+        .expect("the machine can be built");
+
+    let status = from.page_status();
+    let launched = status.as_ref().map(|status| send_private(&mut from, &mut to, status));
+    let mut page = vec![0; PAGE_LEN];
+    for frame in from.ram().layout().ranges().flat_map(PageRange::frames) {
+        if is_shared(status.as_ref(), frame) {
+            from.ram().read_pages(one(frame), &mut page).expect("RAM");
+            to.ram().write_pages(one(frame), &page).expect("RAM");
+        }
+    }
+    let bytes = from.save().expect("the state can be read").to_bytes().expect("and encoded");
+    let state = MachineState::from_bytes(&bytes).expect("a state can be decoded");
+    let pages = status.map(|status| {
+        PageStatus::from_bytes(&status.to_bytes(), *status.layout(), Overflow::Promote)
+            .expect("page status can be decoded")
+    });
+    drop(from);
+    to.finish(&state, pages, launched).expect("the state can be restored")
+}
+
+/// Sends every private page through the firmware of both sides.
+fn send_private(
+    from: &mut PausedMachine,
+    to: &mut ReceivingMachine,
+    status: &PageStatus,
+) -> Launched {
+    let device = to.sev_device().expect("an SEV guest");
+    let target = PlatformCertificates::export(device, vendor_chain(), None).expect("it exports");
+    let (pdh, _chain) = export_pdh(from.sev_device().expect("an SEV guest")).expect("it exports");
+    let launched = from.take_launched().expect("it was launched");
+    let sending = launched.start_send(&target, pdh).expect("SEND_START");
+    let initialised = to.take_initialised().expect("nothing was received");
+    let receiving = initialised.start_receive(sending.session()).expect("RECEIVE_START");
+    let mut packet = SealedPage { header: [0; 52], data: [0; PAGE_LEN] };
+    for frame in from.ram().layout().ranges().flat_map(PageRange::frames) {
+        if !is_shared(Some(status), frame) {
+            let address = from.ram().user_address(one(frame)).expect("RAM");
+            sending.seal(address, &mut packet).expect("SEND_UPDATE_DATA");
+            let address = to.ram().user_address(one(frame)).expect("RAM");
+            receiving.open(address, &packet.header, &packet.data).expect("RECEIVE_UPDATE_DATA");
+        }
+    }
+    sending.finish().expect("SEND_FINISH");
+    receiving.finish().expect("RECEIVE_FINISH")
+}
+
+fn is_shared(status: Option<&PageStatus>, frame: Frame) -> bool {
+    status.is_none_or(|status| status.status(frame) == Ok(Status::Shared))
+}
+
+fn one(frame: Frame) -> PageRange {
+    pages(frame.0 * PAGE_SIZE, 1)
+}
+
+fn pages(gpa: u64, count: u64) -> PageRange {
+    let base = gpa / PAGE_SIZE;
+    PageRange::new(Frame(base), Frame(base + count)).expect("some pages")
+}
+
+/// A guest that is paused and resumed a hundred times counts on without a gap.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_state"]
+fn a_guest_does_not_notice_pauses() {
+    let mut console = Console::new();
+    let mut machine = console.boot(&firmware("count=3000", 1, None));
+    for _ in 0..100 {
+        console.wait_for("count: ");
+        machine = console.resume(machine.pause().expect("it pauses"));
+    }
+    console.wait_for_pass();
+    assert_eq!(console.counted(), (1..=3000).collect::<Vec<_>>());
+    machine.stop();
+}
+
+/// Pausing finishes every exit: an SEV guest whose processors convert pages all the time finds the
+/// answer to every hypercall, and all contents, as it should.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_state"]
+fn processors_that_convert_pages_do_not_notice_pauses() {
+    let mut console = Console::new();
+    let words = "cpus=2 storm-smp=8M+500:3,3000";
+    let mut machine = console.boot(&firmware(words, 2, as_sev()));
+    console.wait_for("cpus: ");
+    for _ in 0..30 {
+        machine = console.resume(machine.pause().expect("it pauses"));
+    }
+    console.wait_for_pass();
+    machine.stop();
+}
+
+/// A plain VM, moved twice in the middle of its work, has its memory and goes on where it was.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_state"]
+fn a_plain_machine_goes_on_elsewhere() {
+    let mut console = Console::new();
+    let words = "fill=4M+512:1 count=1000 check=4M+512:1 fill=4M+512:2 check=4M+512:2";
+    let mut machine = console.boot(&firmware(words, 1, None));
+    for stop in ["count: 100", "count: 500"] {
+        console.wait_for(stop);
+        let paused = moved(machine.pause().expect("it pauses"), &console);
+        machine = console.resume(paused);
+    }
+    console.wait_for_pass();
+    assert_eq!(console.counted(), (1..=1000).collect::<Vec<_>>());
+    machine.stop();
+}
+
+/// An SEV guest with two processors, moved while both convert and rewrite pages: every page is
+/// there, with its content and its status, and what was launched is still known.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_state"]
+fn an_sev_guest_goes_on_elsewhere() {
+    let mut console = Console::new();
+    let words = "ready share=3M+16 fill=3M+16:9 fill=4M+64:1 cpus=2 storm-smp=8M+400:3,1500
+                 storm=8M+400:4,500 check=3M+16:9 check=4M+64:1 tables";
+    let mut machine = console.boot(&firmware(words, 2, as_sev()));
+    let launched = *machine.launch().expect("an SEV guest");
+    for stop in ["cpus: ", "storm: ", "storm: "] {
+        console.wait_for(stop);
+        assert_eq!(machine.migratable(), Ok(()));
+        let paused = moved(machine.pause().expect("it pauses"), &console);
+        machine = console.resume(paused);
+    }
+    console.wait_for_pass();
+    let report = machine.stop().sev.expect("an SEV guest");
+    assert_eq!(report.launch.digest, launched.digest);
+    assert_eq!(report.launch.measurement, launched.measurement);
+    assert!(report.guest.is_some(), "the firmware knows the guest");
+    assert_eq!(report.pages.migratable, Ok(()));
+}
+
+/// What the guest writes, through either view, and what it converts is logged once, and page
+/// status comes with it.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_state"]
+fn changes_are_logged_whatever_view_they_are_made_through() {
+    for sev in [None, as_sev()] {
+        let mut console = Console::new();
+        let converts = sev.is_some();
+        let words = "count=20 fill=4M+100:7 share=6M+4 fill=6M+4:2 count=2000 check=4M+100:7";
+        let machine = console.boot(&firmware(words, 1, sev));
+        console.wait_for("count: 1");
+        let mut changed = FrameSet::new(machine.ram().layout());
+        let mut log = machine.log_changes().expect("KVM can log");
+        console.wait_for("fill: 0x600000+4");
+        let status = log.take(&mut changed).expect("KVM tells");
+        for frame in pages(4 << 20, 100).frames().chain(pages(6 << 20, 4).frames()) {
+            assert!(changed.contains(frame), "{frame} was written; SEV: {converts}");
+        }
+        assert!(changed.count() < 1000, "{} frames were not all written", changed.count());
+        let shared = status.map(|status| status.status(Frame(0x600)));
+        assert_eq!(shared, converts.then_some(Ok(Status::Shared)));
+        changed.clear();
+        log.take(&mut changed).expect("KVM tells");
+        assert!(!changed.contains(Frame(0x410)), "it was logged once; SEV: {converts}");
+        log.stop().expect("KVM stops");
+        console.wait_for_pass();
+        machine.stop();
+    }
+}
+
+/// Debian with two processors, moved while it prints its clocks: its lines neither repeat nor miss,
+/// its clocks go on with the host's, it still hears its serial port, and its kernel has nothing to
+/// complain of.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_state"]
+fn linux_goes_on_elsewhere_and_its_clocks_do_not_jump() {
+    let mut console = Console::new();
+    let kernel = ["vmlinuz-6.1", "vmlinuz-6.12"].map(asset).into_iter().find(|path| path.exists());
+    let config = Config {
+        kernel: kernel.expect("a kernel among the assets: scripts/fetch gets them"),
+        initramfs: Some(asset("guest.cpio.gz")),
+        cmdline: "console=ttyS0".to_owned(),
+        ram: ram_layout(192 << 20).expect("a size of RAM"),
+        ..firmware("", 2, None)
+    };
+    let mut machine = console.boot(&config);
+    console.wait_for("sevferry-guest: ready=");
+    // From here on no prompt and no echo, which would come between the lines.
+    type_line(
+        &machine,
+        "stty -echo; dmesg -c >/dev/null; while read line; do eval \"$line\"; done",
+    );
+    type_line(
+        &machine,
+        "n=0; while n=$((n + 1)); do read up rest </proc/uptime; \
+                         echo clock $n $up $(date +%s); usleep 50000; done & clock=$!",
+    );
+    for _ in 0..3 {
+        (0..5).for_each(|_| drop(console.wait_for("clock ")));
+        machine = console.resume(moved(machine.pause().expect("it pauses"), &console));
+    }
+    (0..5).for_each(|_| drop(console.wait_for("clock ")));
+    type_line(
+        &machine,
+        "kill $clock; echo; dmesg; echo complaints=$(dmesg | \
+                         grep -ciE 'lockup|stall|unstable|bug|warning'); poweroff -f",
+    );
+    let complaints = console.wait_for("complaints=");
+    let end = console.ends.recv_timeout(PATIENCE);
+    assert!(matches!(end, Ok(Stop::PowerOff)), "{end:?}; {}", console.transcript());
+    machine.stop();
+    assert_eq!(complaints, "complaints=0", "{}", console.transcript());
+    assert_clocks(&console);
+}
+
+fn type_line(machine: &RunningMachine, text: &str) {
+    let input = format!("{text}\n");
+    let deadline = Instant::now() + PATIENCE;
+    let gone = || Instant::now() > deadline;
+    machine.serial().receive(input.as_bytes(), &gone).expect("the guest reads");
+}
+
+/// Lines `clock N UPTIME EPOCH` are numbered without a gap, and both clocks go as far from line to
+/// line as the host's, give or take a second.
+#[track_caller]
+fn assert_clocks(console: &Console) {
+    let parse = |(when, line): &(Instant, String)| {
+        let mut words = line.strip_prefix("clock ")?.split(' ');
+        let mut number = || words.next()?.parse::<f64>().ok();
+        Some((*when, number()?, number()?, number()?))
+    };
+    let clocks: Vec<_> = console.seen.iter().filter_map(parse).collect();
+    assert!(clocks.len() >= 15, "{}", console.transcript());
+    for ((when, count, uptime, epoch), next) in clocks.iter().zip(clocks.iter().skip(1)) {
+        let passed = next.0.duration_since(*when).as_secs_f64();
+        let fail = || format!("{count} after {passed} s; {}", console.transcript());
+        assert!((next.1 - count - 1.0).abs() < f64::EPSILON, "{}", fail());
+        for (clock, tolerance) in [(next.2 - uptime, 1.0), (next.3 - epoch, 2.0)] {
+            assert!(clock >= 0.0 && (clock - passed).abs() <= tolerance, "{}", fail());
+        }
+    }
+}
