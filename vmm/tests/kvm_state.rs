@@ -16,7 +16,7 @@ use sevferry::machine::config::{
     OwnerInput, PlatformKind, Serial, SevConfig, VcpuCount, ram_layout,
 };
 use sevferry::machine::{
-    Config, Machine, MachineState, PausedMachine, ReceivingMachine, RunningMachine,
+    Config, Machine, MachineState, PausedMachine, ReceivingMachine, RunningMachine, Unpaused,
 };
 use sevferry::page::{Frame, FrameSet, PAGE_SIZE, PageRange};
 use sevferry::sev::Policy;
@@ -238,6 +238,61 @@ fn a_guest_does_not_notice_pauses() {
     console.wait_for_pass();
     assert_eq!(console.counted(), (1..=3000).collect::<Vec<_>>());
     machine.stop();
+}
+
+/// A serial output that blocks after some lines, until its gate is gone.
+struct Blocking {
+    output: Box<Output>,
+    lines_left: usize,
+    gate: Receiver<()>,
+}
+
+impl Write for Blocking {
+    fn write(&mut self, bytes: &[u8]) -> Result<usize, IoError> {
+        if bytes.contains(&b'\n') {
+            self.lines_left = self.lines_left.saturating_sub(1);
+        }
+        let written = self.output.write(bytes);
+        if self.lines_left == 0 {
+            self.gate.recv().expect_err("the other end goes without a word");
+        }
+        written
+    }
+
+    fn flush(&mut self) -> Result<(), IoError> {
+        Ok(())
+    }
+}
+
+/// A processor that hangs in a write to a blocked console cannot be paused; the machine says so,
+/// and once the console moves, all its processors go on.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_state"]
+fn a_machine_that_cannot_be_paused_runs_on() {
+    let mut console = Console::new();
+    let (open, gate) = channel();
+    let output = Blocking { output: console.output(), lines_left: 50, gate };
+    let config = firmware("cpus=2 count=100 storm-smp=8M+100:1,100", 2, None);
+    let machine = Machine::build(&config, Box::new(output)).expect("the machine can be built");
+    let machine = machine.run(&console.end_sender).expect("threads for vCPUs");
+    console.wait_for("count: 40");
+    let Err(Unpaused::Busy(machine)) = machine.pause() else {
+        panic!("a blocked vCPU was paused; {}", console.transcript());
+    };
+    drop(open);
+    console.wait_for_pass();
+    assert_eq!(console.counted(), (1..=100).collect::<Vec<_>>());
+    machine.stop();
+}
+
+/// A guest that has powered off cannot be paused, and that is no failure of the machine's.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_state"]
+fn a_machine_that_has_stopped_is_not_paused() {
+    let mut console = Console::new();
+    let machine = console.boot(&firmware("count=1", 2, None));
+    console.wait_for_pass();
+    assert!(matches!(machine.pause(), Err(Unpaused::Stopped(_))));
 }
 
 /// Pausing finishes every exit: an SEV guest whose processors convert pages all the time finds the

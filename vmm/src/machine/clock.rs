@@ -14,6 +14,7 @@ const LONGEST: Duration = Duration::from_secs(60 * 60);
 
 /// kvmclock at a time of day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(Default))]
 pub(super) struct ClockState {
     /// What kvmclock showed, in nanoseconds.
     kvmclock_ns: u64,

@@ -212,8 +212,8 @@ pub fn compare(offer: &MachineOffer, host: &HostOffer) -> Result<(), Incompatibl
 
 fn compare_cpuid(offer: &MachineOffer, host: &HostOffer, differences: &mut Vec<Difference>) {
     let count = u8::try_from(offer.cpuid.len()).unwrap_or(u8::MAX);
-    // The offered bit, so that a wrong one is reported once, below.
-    let c_bit = offer.sev.as_ref().and(host.c_bit());
+    // Without a platform here its features are not what is missing: that is reported below.
+    let c_bit = offer.sev.map(|sev| host.c_bit().unwrap_or(sev.c_bit));
     let mut invariant_tsc = false;
     for (index, offered) in (0_u8..).zip(&offer.cpuid) {
         let offered: Vec<_> = offered.iter().map(|entry| entry.0).collect();

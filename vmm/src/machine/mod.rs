@@ -11,6 +11,8 @@
 
 mod clock;
 pub mod compatibility;
+#[cfg(test)]
+mod compatibility_tests;
 pub mod config;
 mod encrypted;
 mod host;

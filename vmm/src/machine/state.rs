@@ -202,3 +202,74 @@ pub enum RestoreError {
     #[error(transparent)]
     Serial(#[from] SerialError),
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::sink;
+
+    use proptest::prelude::*;
+    use vmm_sys_util::eventfd::EventFd;
+
+    use super::super::wire::MACHINE_BYTES_MAX;
+    use super::*;
+
+    fn state() -> MachineState {
+        let serial = SerialPort::new(EventFd::new(0).unwrap(), Box::new(sink()));
+        MachineState {
+            version: MACHINE_VERSION,
+            vcpus: vec![VcpuState::default(), VcpuState::default()],
+            irqchips: <[KernelStruct<kvm_irqchip>; 3]>::default(),
+            pit: KernelStruct(kvm_pit_state2::default()),
+            clock: ClockState::default(),
+            serial: serial.save(),
+            launch: Some(LaunchState {
+                c_bit: 51,
+                policy: 0x21,
+                firmware: [1, 55, 7],
+                digest: [1; 32],
+                measure: [2; 32],
+                nonce: [3; 16],
+                verified: true,
+            }),
+        }
+    }
+
+    /// What is written is read back, the launch record too, and eight vCPUs fit well.
+    #[test]
+    fn a_state_survives_its_serial_form() {
+        let bytes = state().to_bytes().unwrap();
+        let read = MachineState::from_bytes(&bytes).unwrap();
+        assert_eq!(read, state());
+        let record = read.launch().unwrap().unwrap();
+        assert_eq!(LaunchState::from(&record), state().launch.unwrap());
+        assert!(bytes.len() * 4 < MACHINE_BYTES_MAX / 4, "{} bytes", bytes.len());
+    }
+
+    /// Another version is refused, with both versions named.
+    #[test]
+    fn another_version_is_refused() {
+        let bytes = MachineState { version: 2, ..state() }.to_bytes().unwrap();
+        let text = MachineState::from_bytes(&bytes).unwrap_err().to_string();
+        assert_eq!(text, "a machine in version 2; this program reads version 1");
+    }
+
+    proptest! {
+        /// Damaged bytes are refused or are another state; a cut is always refused.
+        #[test]
+        fn damage_is_survived(
+            cut in any::<prop::sample::Index>(),
+            hits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+        ) {
+            let bytes = state().to_bytes().unwrap();
+            prop_assert!(MachineState::from_bytes(&bytes[..cut.index(bytes.len())]).is_err());
+            let mut damaged = bytes;
+            for (at, value) in hits {
+                let at = at.index(damaged.len());
+                damaged[at] = value;
+            }
+            if let Ok(state) = MachineState::from_bytes(&damaged) {
+                prop_assert_eq!(state.version, MACHINE_VERSION);
+            }
+        }
+    }
+}

@@ -106,3 +106,48 @@ impl Pages {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::encryption::{KVM_HC_MAP_GPA_RANGE, Overflow};
+    use crate::page::{Frame, RamLayout};
+
+    const SHARED: u64 = 0;
+    const PRIVATE: u64 = 1 << 4;
+
+    fn pages() -> Pages {
+        let layout = RamLayout::new(16 << 20).unwrap();
+        let (ram, _firmware) = GuestRam::split(layout, 47).unwrap();
+        Pages::new(PageStatus::new(layout, Overflow::Promote), Arc::new(ram))
+    }
+
+    fn report(pages: &mut Pages, frame: u64, count: u64, attributes: u64) {
+        let args = [frame << 12, count, attributes, 0, 0, 0];
+        assert_eq!(pages.hypercall(KVM_HC_MAP_GPA_RANGE, &args), 0);
+    }
+
+    fn flipped(pages: &mut Pages) -> Vec<Frame> {
+        let mut set = FrameSet::new(*pages.status().layout());
+        pages.take_flipped(&mut set);
+        set.frames().collect()
+    }
+
+    /// A page that flips while the guest is migrated must be sent again, even if it flipped back;
+    /// it is named once.
+    #[test]
+    fn flips_are_remembered_while_migrating() {
+        let mut pages = pages();
+        report(&mut pages, 0x300, 4, SHARED);
+        assert_eq!(flipped(&mut pages), []);
+        pages.track_flips();
+        report(&mut pages, 0x302, 4, SHARED);
+        report(&mut pages, 0x305, 1, PRIVATE);
+        assert_eq!(flipped(&mut pages), [Frame(0x304), Frame(0x305)]);
+        assert_eq!(flipped(&mut pages), []);
+        report(&mut pages, 0x304, 1, PRIVATE);
+        pages.forget_flips();
+        report(&mut pages, 0x300, 1, PRIVATE);
+        assert_eq!(flipped(&mut pages), []);
+    }
+}

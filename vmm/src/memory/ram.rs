@@ -308,6 +308,7 @@ mod tests {
     use vm_memory::Bytes;
 
     use super::*;
+    use crate::encryption::{MapGpaRange, Overflow, Status};
     use crate::page::{Frame, PAGE_SIZE};
 
     const MIB: u64 = 1 << 20;
@@ -385,6 +386,34 @@ mod tests {
         firmware.write(address, &[5; 4096]).unwrap();
         ram.show(pages(8, 1), false, &|_| true).unwrap();
         assert_eq!(seen_without_c_bit(&ram, 8 * PAGE_SIZE), 5);
+    }
+
+    /// Restoring page status shows what it says, and leaves both memories as they came: nothing is
+    /// copied from one to the other.
+    #[test]
+    fn restored_status_is_shown_and_copies_nothing() {
+        let (ram, firmware) = split();
+        let layout = ram.layout();
+        let mut status = PageStatus::new(layout, Overflow::Promote);
+        let mut report = |base, count, kind| {
+            let range = pages(base, count);
+            status.apply(MapGpaRange { range, status: kind }, &mut |_| ());
+        };
+        report(8, 1, Status::Shared);
+        report(0x400, 1, Status::Shared);
+        for page in [8, 9, 0x300, 0x400] {
+            let range = pages(page, 1);
+            ram.host().write_obj(1_u8, GuestAddress(range.start().0)).unwrap();
+            firmware.write(ram.user_address(range).unwrap(), &[2]).unwrap();
+        }
+        // Something else was shown before.
+        ram.show(pages(0x300, 1), true, &|_| true).unwrap();
+        ram.host().write_obj(1_u8, GuestAddress(0x300 << 12)).unwrap();
+        ram.show_restored(&status).unwrap();
+        let seen = [8, 9, 0x300, 0x400].map(|page| seen_without_c_bit(&ram, page << 12));
+        assert_eq!(seen, [1, 2, 2, 1]);
+        let host = |page: u64| ram.host().read_obj::<u8>(GuestAddress(page << 12)).unwrap();
+        assert_eq!([8, 9, 0x300, 0x400].map(host), [1; 4]);
     }
 
     /// A user address outside guest RAM, or a length that leaves it, is refused.

@@ -15,6 +15,7 @@ use super::xsave;
 
 /// The state of one vCPU that is outside `KVM_RUN`, with no exit of it unfinished.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(Default))]
 pub struct VcpuState {
     mp_state: KernelStruct<kvm_mp_state>,
     regs: KernelStruct<kvm_regs>,
@@ -118,4 +119,23 @@ pub enum StateError {
     /// An MSR.
     #[error("restoring the MSRs")]
     Msr(#[from] MsrError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The TSC goes on with the time that passed, however long; no other register changes.
+    #[test]
+    fn the_tsc_goes_on() {
+        let state = |tsc, tsc_khz| VcpuState {
+            msrs: vec![(MSR_TSC, tsc), (0x174, 5)],
+            tsc_khz,
+            ..VcpuState::default()
+        };
+        let moved = state(1000, 2_500_000).msrs_after(1_000_000_000);
+        assert_eq!(moved, [(MSR_TSC, 1000 + 2_500_000_000), (0x174, 5)]);
+        assert_eq!(state(7, 2_500_000).msrs_after(0), [(MSR_TSC, 7), (0x174, 5)]);
+        state(u64::MAX, u32::MAX).msrs_after(u64::MAX);
+    }
 }
