@@ -24,7 +24,7 @@ fn a_bad_option_is_named_and_explained() {
         ("--memory 512M", "unknown key \"512M\"; write key=value,... with the keys size"),
         ("--memory size=0", "0 bytes of memory; a machine needs at least 16 MiB"),
         ("--memory size=15M", "at least 16 MiB"),
-        ("--memory size=65T", "a machine has at most 64 TiB"),
+        ("--memory size=65T", "a machine has at most 8 TiB"),
         ("--memory size=16777217", "not whole pages of 4096 bytes"),
         ("--memory size=99999999999999999999", memory),
         ("--memory size=-1", memory),

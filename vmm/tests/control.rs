@@ -11,13 +11,20 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::{Value, from_str, json};
-use sevferry::control::api::{MigrateRequest, Outcome, Progress, Request, Response, State};
+use sevferry::control::api::{
+    MigrateRequest, Outcome, Progress, Request, Response, State, Summary,
+};
 use sevferry::control::{Answer, Event, Server, StatusBoard};
+use sevferry::migration::journal::Side;
+use sevferry::migration::message::{Transfer, VmId};
+use sevferry::migration::progress::{Carried, Phase};
 use vmm::{Ended, Sevferry};
 use vmm_sys_util::tempdir::TempDir;
 
 #[expect(dead_code, reason = "each test file uses its part")]
 mod vmm;
+
+const TRANSFER: Transfer = Transfer { vm: VmId([0xab; 16]), epoch: 2 };
 
 /// A process that owns a guest, played by the test.
 struct Owner {
@@ -48,14 +55,28 @@ impl Owner {
     }
 
     fn begin(&self, answer: &Answer) {
-        let progress = Arc::new(Mutex::new(Progress::default()));
-        self.board.show_migration(State::Migrating, progress);
+        let mut progress = Progress::new(TRANSFER, Side::Source);
+        (progress.phase, progress.round) = (Phase::Rounds, 2);
+        self.board.show_migration(State::Migrating, Arc::new(Mutex::new(progress)));
         answer.give(Response::Accepted);
     }
 }
 
 fn socket(directory: &TempDir) -> PathBuf {
     directory.as_path().join("api")
+}
+
+fn ended(outcome: Outcome) -> Response {
+    Response::Ended(Box::new(Summary {
+        transfer: TRANSFER,
+        side: Side::Source,
+        outcome,
+        rounds: 3,
+        connections: 2,
+        carried: Carried::default(),
+        phases: Vec::new(),
+        downtime_us: None,
+    }))
 }
 
 fn because() -> String {
@@ -117,26 +138,28 @@ fn a_killed_process_is_replaced() {
     ask("status", &api_socket).with_code(1).saying("does the guest run with --api-socket?");
 }
 
-/// The exit code says where the guest is.
+/// The exit code says where the guest is, and the summary how it came there.
 #[test]
 fn the_exit_code_says_where_the_guest_is() {
     let owner = Owner::start();
-    let summary = json!({ "rounds": 3 });
-    for (outcome, code) in [
-        (Outcome::Moved { summary }, 0),
-        (Outcome::Stayed { reason: because() }, 10),
-        (Outcome::InDoubt { reason: because() }, 12),
+    for (outcome, code, said) in [
+        (Outcome::Moved, 0, "moved: the guest runs at the destination\n"),
+        (Outcome::Kept(because()), 10, "not moved: the guest runs on here: the dog ate it\n"),
+        (Outcome::InDoubt(because()), 12, "in doubt: the dog ate it\n"),
+        (Outcome::Failed(because()), 1, "failed: the dog ate it\n"),
     ] {
-        let (asker, _request, answer) = owner.asked_to_migrate(&[]);
+        let (mut asker, _request, answer) = owner.asked_to_migrate(&[]);
         owner.begin(&answer);
-        answer.give(Response::Ended(outcome));
-        let ended = asker.end().with_code(code);
-        assert_eq!(ended.err.contains(&because()), code != 0, "{ended}");
+        asker.wait_for("sevferry: 0.0 s, rounds, round 2, left 0 private and 0 shared pages");
+        answer.give(ended(outcome));
+        let end = asker.end().with_code(code);
+        assert!(end.out.starts_with(said), "{end}");
+        assert!(end.out.contains("rounds    3 over 2 connections"), "{end}");
         owner.board.show_running(None);
     }
     let (asker, _request, answer) = owner.asked_to_migrate(&[]);
     answer.refuse(because());
-    asker.end().with_code(10).saying("did not move, and runs on: the dog ate it");
+    asker.end().with_code(10).saying("not moved, the guest runs on: the dog ate it");
 }
 
 /// A process that is gone before it has begun has moved nothing; after that nobody can know.
@@ -159,11 +182,24 @@ fn json_is_one_object_per_line() {
     let (mut asker, _request, answer) = owner.asked_to_migrate(&["--json"]);
     owner.begin(&answer);
     asker.wait_for("\"migrating\"");
-    answer.give(Response::Ended(Outcome::Stayed { reason: because() }));
-    let ended = asker.end().with_code(10);
-    let lines: Vec<Value> = ended.out.lines().map(|line| from_str(line).unwrap()).collect();
-    assert_eq!(lines.last(), Some(&json!({ "stayed": { "reason": because() } })));
-    assert!(lines.iter().rev().skip(1).all(|line| line.get("state").is_some()), "{ended}");
+    answer.give(ended(Outcome::Kept(because())));
+    let end = asker.end().with_code(10);
+    let lines: Vec<Value> = end.out.lines().map(|line| from_str(line).unwrap()).collect();
+    let (last, statuses) = lines.split_last().unwrap();
+    assert_eq!((&last["outcome"], &last["reason"]), (&json!("kept"), &json!(because())));
+    assert!(!statuses.is_empty(), "{end}");
+    for status in statuses {
+        assert_eq!(
+            (&status["state"], &status["migration"]["round"]),
+            (&json!("migrating"), &json!(2))
+        );
+    }
+
+    let (asker, _request, answer) = owner.asked_to_migrate(&["--json"]);
+    answer.refuse(because());
+    let end = asker.end().with_code(10);
+    let last: Value = from_str(end.out.lines().last().unwrap()).unwrap();
+    assert_eq!(last, json!({ "outcome": "kept", "reason": because() }));
 }
 
 /// Ctrl-C cancels the migration, and waits for its end; twice, and it waits no longer.
@@ -180,7 +216,7 @@ fn an_interrupt_cancels() {
         }
         if patient {
             owner.board.show_running(None);
-            answer.give(Response::Ended(Outcome::Stayed { reason: because() }));
+            answer.give(ended(Outcome::Kept(because())));
             asker.end().with_code(10);
         } else {
             asker.wait_for("cancelling");

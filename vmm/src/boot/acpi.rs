@@ -1,7 +1,7 @@
 //! The ACPI tables: which processors there are, the I/O APIC, the serial port, and how to stop.
 //!
 //! Hardware-reduced ACPI: no PM timer, no SCI, no legacy interrupt controllers. The guest resets
-//! and powers off by one byte written to [`POWER_PORT`]. The bytes depend on the number of
+//! and powers off by one byte written to [`ACPI_PORT`]. The bytes depend on the number of
 //! processors alone, because they are measured.
 
 use acpi_tables::Aml;
@@ -17,8 +17,8 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 
-use super::layout::{ACPI, IO_APIC, LOCAL_APIC, POWER_PORT, POWER_RESET, SERIAL_PORT};
-use crate::devices::COM1_IRQ;
+use super::layout::{ACPI, IO_APIC, LOCAL_APIC};
+use crate::devices::{ACPI_PORT, ACPI_RESET, COM1_IRQ, COM1_PORT};
 
 /// Who made the tables.
 const OEM: [u8; 6] = *b"SVFRRY";
@@ -61,7 +61,7 @@ fn append(bytes: &mut Vec<u8>, table: &dyn Aml) -> u64 {
 }
 
 fn fadt(dsdt: u64) -> FADT {
-    let power = GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, POWER_PORT.into());
+    let power = GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, ACPI_PORT.into());
     let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
         .dsdt_64(dsdt)
         .flag(Flags::Wbinvd)
@@ -70,7 +70,7 @@ fn fadt(dsdt: u64) -> FADT {
         .flag(Flags::Headless);
     fadt.iapc_boot_arch = BOOT_FLAGS.into();
     fadt.reset_reg = power;
-    fadt.reset_value = POWER_RESET;
+    fadt.reset_value = ACPI_RESET;
     fadt.sleep_control_reg = power;
     fadt.sleep_status_reg = power;
     fadt.finalize()
@@ -98,7 +98,7 @@ fn dsdt(vcpus: u8) -> Sdt {
     }
     let hid = Name::new("_HID".into(), &EISAName::new("PNP0501"));
     let uid = Name::new("_UID".into(), &0u8);
-    let ports = IO::new(SERIAL_PORT, SERIAL_PORT, 1, 8);
+    let ports = IO::new(COM1_PORT, COM1_PORT, 1, 8);
     // ISA interrupts are edge triggered and active high.
     let interrupt = Interrupt::new(true, true, false, false, COM1_IRQ);
     let resources = Name::new("_CRS".into(), &ResourceTemplate::new(vec![&ports, &interrupt]));
@@ -121,7 +121,7 @@ mod tests {
     use vmm_sys_util::eventfd::EventFd;
 
     use super::*;
-    use crate::boot::layout::{ACPI_MAX, POWER_OFF};
+    use crate::boot::layout::ACPI_MAX;
     use crate::devices::{Ports, PowerEvent, SerialPort};
 
     /// A table of `bytes` by its guest-physical address, its checksum checked.
@@ -175,15 +175,14 @@ mod tests {
         assert_eq!(flags & (1 << 20 | 1 << 10), 1 << 20 | 1 << 10);
         let register = [1, 8, 0, 1, 0, 6, 0, 0, 0, 0, 0, 0];
         assert_eq!(fadt[116..128], register);
-        assert_eq!(fadt[128], POWER_RESET);
+        assert_eq!(fadt[128], ACPI_RESET);
         assert_eq!(fadt[244..256], register);
         assert_eq!(fadt[256..268], register);
         let serial = Arc::new(SerialPort::new(EventFd::new(0).unwrap(), Box::new(sink())));
         let ports = Ports::new(serial);
-        assert_eq!(ports.write(POWER_PORT, &[POWER_RESET]), Some(PowerEvent::Reset));
-        assert_eq!(ports.write(POWER_PORT, &[POWER_OFF]), Some(PowerEvent::PowerOff));
+        assert_eq!(ports.write(ACPI_PORT, &[ACPI_RESET]), Some(PowerEvent::Reset));
         // Sleep type 5 in bits 2 to 4, and the bit that enables it.
-        assert_eq!(POWER_OFF, 5 << 2 | 1 << 5);
+        assert_eq!(ports.write(ACPI_PORT, &[5 << 2 | 1 << 5]), Some(PowerEvent::PowerOff));
         let dsdt = table(&bytes, address(fadt, 140));
         assert_eq!(count(dsdt, b"\x08_S5_\x12\x04\x01\x0a\x05"), 1);
     }

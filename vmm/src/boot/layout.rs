@@ -84,18 +84,6 @@ pub const LOCAL_APIC: Gpa = Gpa(0xfee0_0000);
 /// The I/O APIC.
 pub const IO_APIC: Gpa = Gpa(0xfec0_0000);
 
-/// I/O port of the reset, sleep control and sleep status registers, one byte.
-pub const POWER_PORT: u16 = 0x600;
-
-/// What the guest writes to [`POWER_PORT`] to reset.
-pub const POWER_RESET: u8 = 0x01;
-
-/// What the guest writes to [`POWER_PORT`] to power off: sleep type 5 and the enable bit.
-pub const POWER_OFF: u8 = 0x34;
-
-/// I/O port of the first serial port.
-pub const SERIAL_PORT: u16 = 0x3f8;
-
 const _: () = assert!(STACK_TOP.0 >= PAGE_TABLES.0 + (PAGE_TABLES_PAGES + 1) * PAGE_SIZE);
 
 #[cfg(test)]

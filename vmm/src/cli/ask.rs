@@ -1,7 +1,5 @@
 //! `sevferry status`, `report`, `cancel`, `resolve` and `quit`: one request, one answer.
 
-use std::fmt::Write;
-
 use serde_json::Error as JsonError;
 use thiserror::Error;
 
@@ -18,7 +16,7 @@ pub(super) fn ask(options: &AskOptions) -> Result<(), AskError> {
         Response::Status(status) if options.json => {
             println!("{}", serde_json::to_string(&status)?);
         }
-        Response::Status(status) => print!("{}", status_text(&status)),
+        Response::Status(status) => println!("{}", status_text(&status)),
         Response::Report(report) => println!("{report}"),
         Response::Accepted => eprintln!("sevferry: {}", accepted(&options.request)),
         Response::Refused { reason } => return Err(AskError::Refused { reason }),
@@ -40,13 +38,12 @@ fn accepted(request: &Request) -> &'static str {
 
 /// A status for people.
 pub(super) fn status_text(status: &StatusReply) -> String {
-    let mut out = format!("guest: {} (process {})\n", name_of(status.state), status.process);
+    let mut out = format!("guest: {} (process {})", name_of(status.state), status.process);
     if let Some(pages) = &status.pages {
         out.push_str(&pages_text(pages));
     }
     if let Some(migration) = &status.migration {
-        // Writing to a String cannot fail.
-        writeln!(out, "migration: {migration}").unwrap_or_default();
+        out.push_str(&format!("\nmigration: {migration}"));
     }
     out
 }
@@ -60,7 +57,7 @@ fn pages_text(pages: &PagesReply) -> String {
         None => "can be migrated".to_owned(),
         Some(reason) => format!("cannot be migrated now: {reason}"),
     };
-    format!("pages: {counts}; {readiness}\n")
+    format!("\npages: {counts}; {readiness}")
 }
 
 /// A state for people.

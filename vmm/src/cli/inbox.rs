@@ -4,9 +4,14 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::mpsc::Receiver;
 
+use log::warn;
+
 use crate::control::api::{Request, Resolution, Response, State};
 use crate::control::{Answer, Event, StatusBoard};
 use crate::vcpu::Stop;
+
+/// What is said to those who want anything else in a doubt.
+const DOUBT: &str = "the other host may run the guest; `sevferry resolve` decides that first";
 
 /// The owner's queue.
 #[derive(Debug)]
@@ -53,30 +58,33 @@ impl Inbox {
         self.deferred.borrow_mut().stops.pop_front()
     }
 
-    /// What the migration must heed now, without waiting.
+    /// What the migration must heed now, without waiting. In doubt that is a decision and nothing
+    /// else: a process that ended then might take the only copy of the guest with it.
     ///
     /// Requests that need an idle owner are refused here, so that nobody waits for hours.
     pub(super) fn interruption(&self, board: &StatusBoard) -> Option<Interruption> {
         let mut deferred = self.deferred.borrow_mut();
+        let in_doubt = board.state() == State::InDoubt;
         while let Ok(event) = self.happened.try_recv() {
             match event {
                 Event::Stopped(stop) => deferred.stops.push_back(stop),
+                Event::Quit if in_doubt => warn!("{DOUBT}"),
                 Event::Quit => deferred.quit = true,
                 Event::Report => deferred.report = true,
-                Event::Request(Request::Quit, answer) => {
+                Event::Request(Request::Quit, answer) if !in_doubt => {
                     answer.give(Response::Accepted);
                     deferred.quit = true;
                 }
-                Event::Request(Request::Resolve(resolution), answer)
-                    if board.state() == State::InDoubt =>
-                {
+                Event::Request(Request::Resolve(resolution), answer) if in_doubt => {
                     answer.give(Response::Accepted);
                     return Some(Interruption::Resolved(resolution));
                 }
                 Event::Request(request, answer) => respond_while_busy(&request, &answer, board),
             }
         }
-        if !deferred.stops.is_empty() {
+        if in_doubt {
+            None
+        } else if !deferred.stops.is_empty() {
             Some(Interruption::GuestStopped)
         } else if deferred.quit {
             Some(Interruption::Quit)
@@ -111,9 +119,7 @@ fn respond_while_busy(request: &Request, answer: &Answer, board: &StatusBoard) {
             answer.refuse(match board.state() {
                 State::Waiting => "there is no guest yet",
                 State::Receiving => "the guest is still arriving; `sevferry status` shows how far",
-                State::InDoubt => {
-                    "the other host may run the guest; `sevferry resolve` decides that first"
-                }
+                State::InDoubt => DOUBT,
                 State::Starting | State::Running | State::Migrating | State::Moved => {
                     "a migration is under way; `sevferry status` shows how far"
                 }
@@ -125,15 +131,12 @@ fn respond_while_busy(request: &Request, answer: &Answer, board: &StatusBoard) {
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc::{Sender, channel};
-    use std::sync::{Arc, Mutex};
 
     use super::*;
-    use crate::control::api::Progress;
 
     fn migrating(state: State) -> (Sender<Event>, Inbox, StatusBoard) {
         let (events, happened) = channel();
-        let board = StatusBoard::new(State::Starting);
-        board.show_migration(state, Arc::new(Mutex::new(Progress::default())));
+        let board = StatusBoard::new(state);
         (events, Inbox::new(happened), board)
     }
 
@@ -194,5 +197,21 @@ mod tests {
         assert_eq!(inbox.interruption(&board), resolved);
         assert_eq!(resolve(), Response::Accepted);
         assert_eq!(inbox.interruption(&board), None);
+    }
+
+    /// In doubt, quitting and cancelling are not heeded, whether they came before or after.
+    #[test]
+    fn a_doubt_is_not_ended_by_quitting() {
+        let (events, inbox, board) = migrating(State::Migrating);
+        assert_eq!(board.cancel(), Response::Accepted);
+        board.show(State::InDoubt);
+        events.send(Event::Quit).unwrap();
+        let quit = ask(&events, Request::Quit);
+        assert_eq!(inbox.interruption(&board), None);
+        assert!(matches!(quit(), Response::Refused { .. }));
+        let resolve = ask(&events, Request::Resolve(Resolution::Keep));
+        let resolved = Some(Interruption::Resolved(Resolution::Keep));
+        assert_eq!(inbox.interruption(&board), resolved);
+        assert_eq!(resolve(), Response::Accepted);
     }
 }

@@ -41,7 +41,7 @@ pub(super) fn receive_guest(
         let transfer = prepared.transfer;
         let mut journal =
             open_journal(owner.options.journal.as_deref(), transfer.vm, Side::Destination)?;
-        owner.show_migration(State::InDoubt);
+        owner.board.show(State::InDoubt);
         let mut resolved = || match owner.inbox.interruption(&owner.board)? {
             Interruption::Resolved(resolution) => Some(resolution),
             Interruption::GuestStopped | Interruption::Quit | Interruption::Cancelled => None,
@@ -52,7 +52,7 @@ pub(super) fn receive_guest(
             owner.adopt(transfer);
             return Ok(Some(taken));
         }
-        owner.show_migration(State::Waiting);
+        owner.board.show(State::Waiting);
     }
 }
 
@@ -63,7 +63,7 @@ fn prepare(
     options: &ReceiveOptions,
     owner: &Owner,
 ) -> Option<Prepared> {
-    owner.show_migration(State::Receiving);
+    owner.board.show(State::Receiving);
     let platform = options.platform.as_ref().map(|platform| &platform.kind);
     let mut output = || serial_output(&options.serial).map_err(std::io::Error::other);
     let mut host = Host { platform, output: &mut output };
@@ -75,7 +75,7 @@ fn prepare(
         }
         Err(cause) => {
             eprintln!("sevferry: a guest was refused: {}", super::chain_of(&cause));
-            owner.show_migration(State::Waiting);
+            owner.board.show(State::Waiting);
             None
         }
     }

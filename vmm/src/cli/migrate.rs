@@ -13,13 +13,21 @@ use thiserror::Error;
 
 use super::exit::Exit;
 use super::migration_arguments::MigrateOptions;
-use super::progress::Display;
-use crate::control::api::{Outcome, Request, Response};
+use super::progress::{Display, End};
+use crate::control::api::{Outcome, Request, Response, State};
 use crate::control::{Client, ClientError, PATIENCE, ask};
 use crate::migration::{BadEndpoint, Endpoint};
 
 /// How often the progress is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Looks in a row that find the handover in doubt before the user is told: a doubt of a moment is
+/// part of every migration.
+const DOUBT_AFTER: u64 = 20;
+
+/// What the user is told then.
+const IN_DOUBT: &str = "the destination does not say whether the guest runs there; it is asked \
+     again until it answers, or sevferry resolve decides at both hosts";
 
 /// What happens while a migration is waited for.
 #[derive(Debug)]
@@ -44,16 +52,16 @@ pub(super) fn migrate(options: &MigrateOptions) -> Result<Exit, MigrateError> {
     Builder::new().name("owner".to_owned()).spawn(listen).map_err(MigrateError::Thread)?;
 
     let mut display = Display::new(options.json);
-    let mut begun = false;
+    let (mut begun, mut doubtful) = (false, 0_u64);
     // Kept, so that the owner has somebody to answer; the migration's own end tells the rest.
     let mut cancel = None;
     loop {
         match heard.recv_timeout(LOOK_EVERY) {
             Ok(News::Owner(Ok(Response::Accepted))) => begun = true,
             Ok(News::Owner(answer)) => {
-                let outcome = outcome_of(answer, begun)?;
-                display.end(&outcome);
-                return Ok(exit_of(&outcome));
+                let end = end_of(answer, begun)?;
+                display.end(&end);
+                return Ok(exit_of(end.outcome()));
             }
             Ok(News::Interrupted) if cancel.is_some() => return Err(MigrateError::LeftBehind),
             Ok(News::Interrupted) => {
@@ -63,7 +71,13 @@ pub(super) fn migrate(options: &MigrateOptions) -> Result<Exit, MigrateError> {
             Err(RecvTimeoutError::Timeout) => {
                 // A look that fails says nothing: the owner's own word counts, and is on its way.
                 match ask(&options.api_socket, &Request::Status) {
-                    Ok(Response::Status(status)) => display.show(&status),
+                    Ok(Response::Status(status)) => {
+                        doubtful = if status.state == State::InDoubt { doubtful + 1 } else { 0 };
+                        if doubtful == DOUBT_AFTER {
+                            display.say(IN_DOUBT);
+                        }
+                        display.show(&status);
+                    }
                     other => debug!("no status: {other:?}"),
                 }
             }
@@ -74,10 +88,10 @@ pub(super) fn migrate(options: &MigrateOptions) -> Result<Exit, MigrateError> {
 }
 
 /// What the owner's last word means.
-fn outcome_of(answer: Result<Response, ClientError>, begun: bool) -> Result<Outcome, MigrateError> {
+fn end_of(answer: Result<Response, ClientError>, begun: bool) -> Result<End, MigrateError> {
     match answer {
-        Ok(Response::Ended(outcome)) => Ok(outcome),
-        Ok(Response::Refused { reason }) => Ok(Outcome::Stayed { reason }),
+        Ok(Response::Ended(summary)) => Ok(End::Told(summary)),
+        Ok(Response::Refused { reason }) => Ok(End::Untold(Outcome::Kept(reason))),
         Ok(Response::Error { message }) => Err(MigrateError::Failed { message }),
         Ok(Response::Accepted | Response::Status(_) | Response::Report(_)) => {
             Err(MigrateError::AnotherAnswer)
@@ -86,7 +100,7 @@ fn outcome_of(answer: Result<Response, ClientError>, begun: bool) -> Result<Outc
             let reason = format!(
                 "{cause}; if the guest runs at the destination, `sevferry status` says so there"
             );
-            Ok(Outcome::InDoubt { reason })
+            Ok(End::Untold(Outcome::InDoubt(reason)))
         }
         Err(cause) => Err(cause.into()),
     }
@@ -94,9 +108,10 @@ fn outcome_of(answer: Result<Response, ClientError>, begun: bool) -> Result<Outc
 
 fn exit_of(outcome: &Outcome) -> Exit {
     match outcome {
-        Outcome::Moved { .. } => Exit::Success,
-        Outcome::Stayed { .. } => Exit::Stayed,
-        Outcome::InDoubt { .. } => Exit::InDoubt,
+        Outcome::Moved => Exit::Success,
+        Outcome::Kept(_) => Exit::Stayed,
+        Outcome::InDoubt(_) => Exit::InDoubt,
+        Outcome::Failed(_) => Exit::Failure,
     }
 }
 

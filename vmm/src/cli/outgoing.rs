@@ -2,16 +2,12 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use serde::Serialize;
-use serde_json::{Value, to_value};
-
 use super::inbox::Interruption;
 use super::journals::open_journal;
 use super::owner::{Owner, OwnerError};
 use crate::control::Answer;
-use crate::control::api::{MigrateRequest, Outcome, Response, State};
+use crate::control::api::{MigrateRequest, Response, State};
 use crate::machine::RunningMachine;
-use crate::migration::convergence::Goal;
 use crate::migration::handing_over::{Ended, send};
 use crate::migration::journal::Side;
 use crate::migration::message::Reason;
@@ -51,38 +47,33 @@ pub(super) fn send_guest(
     let options = Options {
         to: request.to.clone(),
         connections: request.connections.get().into(),
-        goal: goal(request),
+        goal: request.goal(),
         transfer,
         allow_unchecked: request.allow_unchecked,
     };
-    let progress = Arc::new(Mutex::new(Value::Null));
+    let progress = Arc::new(Mutex::new(Progress::new(transfer, Side::Source)));
     owner.board.show_migration(State::Migrating, Arc::clone(&progress));
     answer.give(Response::Accepted);
     let mut wish = |now: &Progress, in_doubt: bool| {
-        *progress.lock().unwrap_or_else(PoisonError::into_inner) = json(now);
-        if in_doubt && owner.board.state() != State::InDoubt {
-            owner.board.show_migration(State::InDoubt, Arc::clone(&progress));
+        now.clone_into(&mut progress.lock().unwrap_or_else(PoisonError::into_inner));
+        if in_doubt {
+            owner.board.show(State::InDoubt);
         }
-        wish_of(owner.inbox.interruption(&owner.board)?)
+        owner.inbox.interruption(&owner.board).and_then(wish_of)
     };
-    let ended = send(machine, &options, &mut journal, &owner.events, &mut wish);
-    let (sent, outcome) = match ended.map_err(OwnerError::Vcpu)? {
-        Ended::Moved(summary) => (Sent::Moved, Outcome::Moved { summary: json(&*summary) }),
-        Ended::Stayed { machine, cause } => {
-            let sent = machine.map_or(Sent::Ended, Sent::Stayed);
-            (sent, Outcome::Stayed { reason: super::chain_of(&cause) })
+    let (sent, summary) = match send(machine, &options, &mut journal, &owner.events, &mut wish) {
+        Ok(Ended::Moved(summary)) => (Sent::Moved, summary),
+        Ok(Ended::Stayed { machine, summary }) => {
+            (machine.map_or(Sent::Ended, Sent::Stayed), summary)
+        }
+        Err(cause) => {
+            answer.give(Response::Error { message: super::chain_of(&cause) });
+            return Err(OwnerError::Vcpu(cause));
         }
     };
-    answer.give(Response::Ended(outcome));
+    eprintln!("sevferry: {summary}");
+    answer.give(Response::Ended(summary));
     Ok(sent)
-}
-
-fn goal(request: &MigrateRequest) -> Goal {
-    Goal {
-        downtime: request.downtime(),
-        timeout: request.timeout(),
-        strategy: request.timeout_strategy,
-    }
 }
 
 fn wish_of(interruption: Interruption) -> Option<Wish> {
@@ -93,9 +84,4 @@ fn wish_of(interruption: Interruption) -> Option<Wish> {
         Interruption::Cancelled => cancel("the user cancelled it"),
         Interruption::Resolved(resolution) => Some(Wish::Resolve(resolution)),
     }
-}
-
-/// Plain figures always have a form in JSON.
-fn json(figures: &impl Serialize) -> Value {
-    to_value(figures).unwrap_or(Value::Null)
 }

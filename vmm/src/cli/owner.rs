@@ -4,13 +4,12 @@ use std::cell::Cell;
 use std::fs::File;
 use std::io::{Error as IoError, Write, sink, stdout};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex};
 use std::thread::Builder;
 
 use getrandom::Error as RandomError;
 use log::debug;
-use serde_json::Value;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use thiserror::Error;
@@ -93,11 +92,6 @@ impl Owner {
         self.transfer.set(transfer);
     }
 
-    /// What the process does with a guest that is not here yet.
-    pub(super) fn show_migration(&self, state: State) {
-        self.board.show_migration(state, Arc::new(Mutex::new(Value::Null)));
-    }
-
     /// The terminal is as it was before: what is printed from now on is ours.
     pub(super) fn leave_terminal(&mut self) {
         self.terminal = None;
@@ -138,7 +132,7 @@ impl Owner {
                                 .map(|ending| (ending, None));
                         }
                         Sent::Moved => {
-                            self.board.show_moved();
+                            self.board.show(State::Moved);
                             self.console.attach(None);
                             return Ok((Ending::Moved, None));
                         }
@@ -150,7 +144,7 @@ impl Owner {
                 }
             }
         };
-        self.board.show_starting();
+        self.board.show(State::Starting);
         self.console.attach(None);
         let last = machine.stop();
         outcome.map(|ending| (ending, Some(last)))

@@ -2,14 +2,16 @@
 
 use std::io::stderr;
 
-use indicatif::ProgressBar;
+use indicatif::{ProgressBar, ProgressStyle};
 use log::debug;
 use rustix::termios::isatty;
 use serde::Serialize;
-use serde_json::{Value, from_value};
 
-use crate::control::api::{Outcome, Progress, StatusReply};
-use crate::migration::progress;
+use crate::control::api::{Outcome, Progress, StatusReply, Summary};
+use crate::migration::progress::Phase;
+
+/// Pages of the round, then all that is known.
+const BAR: &str = "[{bar:24}] {wide_msg}";
 
 /// Where the progress goes.
 #[derive(Debug)]
@@ -17,41 +19,64 @@ pub(super) enum Display {
     /// Lines of JSON on standard output.
     Json,
     /// A bar on standard error.
-    Bar(ProgressBar),
-    /// A line on standard error whenever the round changes.
-    Lines { last: Option<String> },
+    Bar {
+        bar: ProgressBar,
+        /// The round that the bar shows.
+        round: u32,
+    },
+    /// A line on standard error for each phase and round.
+    Lines { last: Option<(Phase, u32)> },
+}
+
+/// How a migration ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// As the owner tells it.
+    Told(Box<Summary>),
+    /// It did not begin, or the owner is gone.
+    Untold(Outcome),
+}
+
+impl End {
+    /// In one word.
+    pub(super) fn outcome(&self) -> &Outcome {
+        match self {
+            Self::Told(summary) => &summary.outcome,
+            Self::Untold(outcome) => outcome,
+        }
+    }
 }
 
 impl Display {
     /// JSON if it is wanted, else what standard error can show.
     pub(super) fn new(json: bool) -> Self {
         if json {
-            Self::Json
-        } else if isatty(stderr()) {
-            Self::Bar(ProgressBar::new_spinner())
-        } else {
-            Self::Lines { last: None }
+            return Self::Json;
         }
+        if !isatty(stderr()) {
+            return Self::Lines { last: None };
+        }
+        let bar = ProgressBar::new(0);
+        match ProgressStyle::with_template(BAR) {
+            Ok(style) => bar.set_style(style.progress_chars("=> ")),
+            Err(cause) => debug!("the plain bar: {cause}"),
+        }
+        Self::Bar { bar, round: 0 }
     }
 
     /// How things stand now.
     pub(super) fn show(&mut self, status: &StatusReply) {
-        match self {
-            Self::Json => print_json(status),
-            Self::Bar(bar) => {
-                if let Some(progress) = &status.migration {
-                    bar.set_message(line(progress));
-                    bar.tick();
+        match (self, &status.migration) {
+            (Self::Json, _) => print_json(status),
+            (Self::Bar { bar, round }, Some(progress)) => draw(bar, round, progress),
+            (Self::Lines { last }, Some(progress)) => {
+                let now = Some((progress.phase, progress.round));
+                if *last != now {
+                    *last = now;
+                    eprintln!("sevferry: {progress}");
                 }
             }
-            Self::Lines { last } => {
-                let Some(now) = &status.migration else { return };
-                let step = now.get("phase").zip(now.get("round")).map(|step| format!("{step:?}"));
-                if step != *last {
-                    eprintln!("sevferry: {}", line(now));
-                    *last = step;
-                }
-            }
+            (Self::Bar { .. } | Self::Lines { .. }, None) => {}
         }
     }
 
@@ -59,42 +84,81 @@ impl Display {
     pub(super) fn say(&self, text: &str) {
         match self {
             Self::Json | Self::Lines { .. } => eprintln!("sevferry: {text}"),
-            Self::Bar(bar) => bar.println(format!("sevferry: {text}")),
+            Self::Bar { bar, .. } => bar.suspend(|| eprintln!("sevferry: {text}")),
         }
     }
 
     /// How it ended; nothing is shown after it.
-    pub(super) fn end(&mut self, outcome: &Outcome) {
-        match self {
-            Self::Json => return print_json(outcome),
-            Self::Bar(bar) => bar.finish_and_clear(),
-            Self::Lines { .. } => {}
+    pub(super) fn end(&self, end: &End) {
+        if let Self::Bar { bar, .. } = self {
+            bar.finish_and_clear();
         }
-        match outcome {
-            Outcome::Moved { summary } => println!("{}", summary_text(summary)),
-            Outcome::Stayed { reason } => {
-                eprintln!("sevferry: the guest did not move, and runs on: {reason}");
+        match (self, end) {
+            (Self::Json, End::Told(summary)) => print_json(summary),
+            (Self::Json, End::Untold(outcome)) => print_json(outcome),
+            (_, End::Told(summary)) => println!("{summary}"),
+            (_, End::Untold(Outcome::Moved)) => println!("moved"),
+            (_, End::Untold(Outcome::Kept(reason))) => {
+                eprintln!("sevferry: not moved, the guest runs on: {reason}");
             }
-            Outcome::InDoubt { reason } => {
-                eprintln!("sevferry: it is in doubt where the guest is: {reason}");
-            }
+            (_, End::Untold(Outcome::InDoubt(reason))) => eprintln!("sevferry: in doubt: {reason}"),
+            (_, End::Untold(Outcome::Failed(reason))) => eprintln!("sevferry: failed: {reason}"),
         }
     }
 }
 
-fn line(progress: &Progress) -> String {
-    let parsed: Result<progress::Progress, _> = from_value(progress.clone());
-    parsed.map_or_else(|_not_begun| "beginning".to_owned(), |progress| progress.to_string())
-}
-
-fn summary_text(summary: &Value) -> String {
-    let parsed: Result<progress::Summary, _> = from_value(summary.clone());
-    parsed.map_or_else(|_newer| summary.to_string(), |summary| summary.to_string())
+/// The bar is full when the round's pages are sent; what the guest writes meanwhile is the next's.
+fn draw(bar: &ProgressBar, round: &mut u32, progress: &Progress) {
+    let left = progress.left.private_pages.saturating_add(progress.left.shared_pages);
+    if *round != progress.round {
+        *round = progress.round;
+        bar.set_length(left);
+    }
+    let total = bar.length().unwrap_or_default().max(left);
+    bar.set_length(total);
+    bar.set_position(total - left);
+    bar.set_message(progress.to_string());
 }
 
 fn print_json(value: &impl Serialize) {
     match serde_json::to_string(value) {
         Ok(line) => println!("{line}"),
         Err(cause) => debug!("a status that is not JSON: {cause}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::migration::convergence::Left;
+    use crate::migration::journal::Side;
+    use crate::migration::message::{Transfer, VmId};
+
+    /// The bar fills with the pages of a round, starts again with the next, and never runs back
+    /// below nothing when a round grows.
+    #[test]
+    fn the_bar_shows_the_round() {
+        let transfer = Transfer { vm: VmId([7; 16]), epoch: 1 };
+        let mut progress = Progress::new(transfer, Side::Source);
+        let (bar, mut shown) = (ProgressBar::hidden(), 0);
+        for (round, left, position, length) in [
+            (1, 1000, 0, 1000),
+            (1, 250, 750, 1000),
+            (1, 1200, 0, 1200),
+            (2, 30, 0, 30),
+            (2, 0, 30, 30),
+        ] {
+            progress.round = round;
+            progress.left = Left { private_pages: left / 2, shared_pages: left - left / 2 };
+            draw(&bar, &mut shown, &progress);
+            assert_eq!((bar.position(), bar.length()), (position, Some(length)));
+            assert_eq!(bar.message(), progress.to_string());
+        }
+    }
+
+    /// The bar's layout is one that indicatif understands.
+    #[test]
+    fn the_bar_has_its_layout() {
+        ProgressStyle::with_template(BAR).unwrap();
     }
 }

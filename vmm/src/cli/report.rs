@@ -7,10 +7,10 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 
 use super::arguments::ReportFormat;
-use crate::machine::{LaunchRecord, PageReport, Report, SevReport};
+use crate::machine::{LaunchRecord, PageReport, REGIONS_MAX, Report, SevReport};
 use crate::page::PageRange;
 
-/// Regions of the table; the rest is counted. JSON has all.
+/// Regions of the table; the rest is counted. JSON has more.
 const TABLE_ROWS: usize = 64;
 
 /// Prints what was launched, to standard error: standard output is the guest's.
@@ -52,7 +52,9 @@ fn launch_lines(launch: &LaunchRecord) -> String {
 }
 
 fn text(report: &Report) -> String {
-    let mut out = format!("machine: {} vCPUs, {} MiB\n", report.vcpus, report.ram.bytes() >> 20);
+    let (vcpus, mib) = (report.vcpus, report.ram.bytes() >> 20);
+    let plural = if vcpus == 1 { "" } else { "s" };
+    let mut out = format!("machine: {vcpus} vCPU{plural}, {mib} MiB\n");
     match &report.sev {
         None => out.push_str("plain VM: no page is encrypted\n"),
         Some(sev) => {
@@ -81,7 +83,8 @@ fn pages_text(pages: &PageReport) -> String {
         (Ok(shared), Ok(private)) => {
             out.push_str(&format!("pages: {shared} shared, {private} private\n"));
         }
-        (Err(incomplete), _) | (_, Err(incomplete)) => out.push_str(&format!("{incomplete}\n")),
+        // The reason is that of the migration below.
+        (Err(_), _) | (_, Err(_)) => out.push_str("pages: not known\n"),
     }
     out.push_str(&format!("record: {}, {} bytes\n", pages.form, pages.memory_bytes));
     match &pages.migratable {
@@ -89,13 +92,13 @@ fn pages_text(pages: &PageReport) -> String {
         Err(reason) => out.push_str(&format!("migration: not now: {reason}\n")),
     }
     if let Ok(regions) = &pages.regions {
-        out.push_str(&regions_text(regions));
+        out.push_str(&regions_text(regions, pages.region_count));
     }
     out
 }
 
-fn regions_text(regions: &[PageRange]) -> String {
-    let mut out = format!("shared regions: {}\n", regions.len());
+fn regions_text(regions: &[PageRange], count: u64) -> String {
+    let mut out = format!("shared regions: {count}\n");
     if !regions.is_empty() {
         out.push_str("           first byte            last byte      pages\n");
     }
@@ -104,8 +107,8 @@ fn regions_text(regions: &[PageRange]) -> String {
         let last = first + (bytes - 1);
         out.push_str(&format!("  {first:#19x}  {last:#19x}  {:9}\n", region.pages()));
     }
-    if let Some(rest @ 1..) = regions.len().checked_sub(TABLE_ROWS) {
-        out.push_str(&format!("  ... and {rest} more; --report=json has all\n"));
+    if let Some(rest @ 1..) = count.checked_sub(TABLE_ROWS as u64) {
+        out.push_str(&format!("  ... and {rest} more; --report=json lists up to {REGIONS_MAX}\n"));
     }
     out
 }
@@ -150,6 +153,7 @@ fn sev_json(sev: &SevReport) -> Value {
         "record_bytes": pages.memory_bytes,
         "migration_ready": pages.migratable.is_ok(),
         "not_migratable": pages.migratable.as_ref().err().map(ToString::to_string),
+        "shared_regions": regions.as_ref().map(|_| pages.region_count),
         "shared_regions_frames": regions,
     })
 }

@@ -18,8 +18,10 @@ use serde_json::{Error as JsonError, Value, from_slice, to_vec};
 use thiserror::Error;
 
 use crate::migration::Endpoint;
+use crate::migration::convergence::Goal;
 pub use crate::migration::convergence::TimeoutStrategy;
 pub use crate::migration::handover::Resolution;
+pub use crate::migration::progress::{Outcome, Progress, Summary};
 
 /// The version of everything in this file.
 pub const VERSION: u32 = 1;
@@ -29,9 +31,6 @@ pub const REQUEST_BYTES_MAX: usize = 64 << 10;
 
 /// Bytes of a response at most: the report of a guest whose every second page is shared is long.
 pub const RESPONSE_BYTES_MAX: usize = 64 << 20;
-
-/// How far a migration is.
-pub type Progress = Value;
 
 /// What is asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,16 +86,14 @@ impl MigrateRequest {
         const { NonZeroU32::new(3600).unwrap() }
     }
 
-    /// For how long the guest may stand still.
+    /// For the engine.
     #[must_use]
-    pub fn downtime(&self) -> Duration {
-        Duration::from_millis(self.downtime_ms.get().into())
-    }
-
-    /// After how long [`Self::timeout_strategy`] decides.
-    #[must_use]
-    pub fn timeout(&self) -> Duration {
-        Duration::from_secs(self.timeout_s.get().into())
+    pub fn goal(&self) -> Goal {
+        Goal {
+            downtime: Duration::from_millis(self.downtime_ms.get().into()),
+            timeout: Duration::from_secs(self.timeout_s.get().into()),
+            strategy: self.timeout_strategy,
+        }
     }
 }
 
@@ -152,17 +149,17 @@ pub struct BadConnections {
 }
 
 /// What is answered.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Response {
     /// To [`Request::Status`].
-    Status(StatusReply),
+    Status(Box<StatusReply>),
     /// To [`Request::Report`]: as `run --report=json` prints it.
     Report(Value),
     /// It will be done, or has begun.
     Accepted,
     /// How a migration ended.
-    Ended(Outcome),
+    Ended(Box<Summary>),
     /// It cannot be done now.
     Refused {
         /// Why, and what to do about it.
@@ -176,7 +173,7 @@ pub enum Response {
 }
 
 /// How things stand.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StatusReply {
     /// What the process does.
@@ -219,27 +216,6 @@ pub struct PagesReply {
     pub private: Option<u64>,
     /// Why the guest cannot be migrated now; `None` if it can.
     pub not_migratable: Option<String>,
-}
-
-/// How a migration ended, as the source tells it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Outcome {
-    /// The guest runs at the destination.
-    Moved {
-        /// What it took.
-        summary: Value,
-    },
-    /// The guest runs on at the source.
-    Stayed {
-        /// Why.
-        reason: String,
-    },
-    /// The guest stands still at the source, and may run at the destination.
-    InDoubt {
-        /// What was lost, and how to decide.
-        reason: String,
-    },
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -3,6 +3,11 @@
 use serde_json::json;
 
 use super::*;
+use crate::migration::journal::Side;
+use crate::migration::message::{Transfer, VmId};
+use crate::migration::progress::Carried;
+
+const TRANSFER: Transfer = Transfer { vm: VmId([0xab; 16]), epoch: 2 };
 
 fn migrate() -> MigrateRequest {
     MigrateRequest {
@@ -15,19 +20,36 @@ fn migrate() -> MigrateRequest {
     }
 }
 
+fn summary(outcome: Outcome) -> Summary {
+    Summary {
+        transfer: TRANSFER,
+        side: Side::Source,
+        outcome,
+        rounds: 3,
+        connections: 2,
+        carried: Carried::default(),
+        phases: Vec::new(),
+        downtime_us: None,
+    }
+}
+
 fn responses() -> Vec<Response> {
     let pages =
         PagesReply { shared: Some(3), private: None, not_migratable: Some("poisoned".to_owned()) };
-    let status = |state, pages| StatusReply { state, process: 7, pages, migration: None };
+    let progress = Progress::new(TRANSFER, Side::Source);
+    let status = |state, pages, migration| {
+        Response::Status(Box::new(StatusReply { state, process: 7, pages, migration }))
+    };
     let reason = || "because".to_owned();
+    let ended = |outcome| Response::Ended(Box::new(summary(outcome)));
     vec![
-        Response::Status(status(State::InDoubt, None)),
-        Response::Status(status(State::Running, Some(pages))),
+        status(State::InDoubt, None, Some(progress)),
+        status(State::Running, Some(pages), None),
         Response::Report(json!({ "vcpus": 2 })),
         Response::Accepted,
-        Response::Ended(Outcome::Moved { summary: json!({ "rounds": 3 }) }),
-        Response::Ended(Outcome::Stayed { reason: reason() }),
-        Response::Ended(Outcome::InDoubt { reason: reason() }),
+        ended(Outcome::Moved),
+        ended(Outcome::Kept(reason())),
+        ended(Outcome::InDoubt(reason())),
         Response::Refused { reason: reason() },
         Response::Error { message: "two\nlines".to_owned() },
     ]
@@ -73,9 +95,12 @@ fn a_migration_has_defaults() {
         panic!("another request")
     };
     assert_eq!(request.to.to_string(), "unix:/b");
-    assert_eq!(request.downtime(), Duration::from_millis(300));
-    assert_eq!(request.timeout(), Duration::from_secs(3600));
-    assert_eq!(request.timeout_strategy, TimeoutStrategy::Cancel);
+    let goal = Goal {
+        downtime: Duration::from_millis(300),
+        timeout: Duration::from_secs(3600),
+        strategy: TimeoutStrategy::Cancel,
+    };
+    assert_eq!(request.goal(), goal);
     assert_eq!(request.connections, Connections::default());
     assert!(!request.allow_unchecked);
 }

@@ -37,13 +37,6 @@ impl StatusBoard {
         }
     }
 
-    /// The guest is being put together, or its end is near: its pages are not looked at.
-    pub fn show_starting(&self) {
-        let mut shown = self.shown();
-        (shown.state, shown.pages) = (State::Starting, None);
-        self.changed.notify_all();
-    }
-
     /// The guest runs, and these are its pages.
     pub fn show_running(&self, pages: Option<PageWatch>) {
         let mut shown = self.shown();
@@ -51,18 +44,24 @@ impl StatusBoard {
         self.changed.notify_all();
     }
 
-    /// The guest runs on another host.
-    pub fn show_moved(&self) {
-        let mut shown = self.shown();
-        (shown.state, shown.pages) = (State::Moved, None);
-        self.changed.notify_all();
-    }
-
-    /// A migration begins, or comes to another state; nobody has cancelled it yet.
+    /// A migration begins, and nobody has cancelled it yet. The guest's pages are those shown last.
     pub fn show_migration(&self, state: State, progress: Arc<Mutex<Progress>>) {
         let mut shown = self.shown();
         (shown.state, shown.migration) = (state, Some(progress));
         self.cancelled.store(false, Ordering::Release);
+        self.changed.notify_all();
+    }
+
+    /// The owner comes to another state. There is a guest to look at only while it migrates.
+    pub fn show(&self, state: State) {
+        let mut shown = self.shown();
+        shown.state = state;
+        match state {
+            State::Running | State::Migrating | State::InDoubt => {}
+            State::Starting | State::Waiting | State::Receiving | State::Moved => {
+                shown.pages = None;
+            }
+        }
         self.changed.notify_all();
     }
 
@@ -130,7 +129,7 @@ impl StatusBoard {
         });
         let migration = migration
             .map(|progress| progress.lock().unwrap_or_else(PoisonError::into_inner).clone());
-        Response::Status(StatusReply { state, process: id(), pages, migration })
+        Response::Status(Box::new(StatusReply { state, process: id(), pages, migration }))
     }
 
     fn shown(&self) -> MutexGuard<'_, Shown> {
@@ -158,6 +157,13 @@ mod tests {
     use std::thread::scope;
 
     use super::*;
+    use crate::migration::journal::Side;
+    use crate::migration::message::{Transfer, VmId};
+
+    fn progress() -> Arc<Mutex<Progress>> {
+        let transfer = Transfer { vm: VmId([7; 16]), epoch: 1 };
+        Arc::new(Mutex::new(Progress::new(transfer, Side::Source)))
+    }
 
     /// Only a migration that is under way can be cancelled, and the next one is not cancelled too.
     #[test]
@@ -166,7 +172,7 @@ mod tests {
         board.show_running(None);
         assert!(matches!(board.cancel(), Response::Refused { .. }));
         assert!(!board.is_cancelled());
-        let progress = Arc::new(Mutex::new(Progress::default()));
+        let progress = progress();
         board.show_migration(State::Migrating, Arc::clone(&progress));
         assert!(!board.is_cancelled());
         assert_eq!(board.cancel(), Response::Accepted);
@@ -179,7 +185,7 @@ mod tests {
     /// In doubt and at the destination, cancelling is refused with what to do instead.
     #[test]
     fn what_cannot_be_cancelled_says_what_can_be_done() {
-        let progress = Arc::new(Mutex::new(Progress::default()));
+        let progress = progress();
         for (wanted, hint) in
             [(State::InDoubt, "resolve"), (State::Waiting, "quit"), (State::Receiving, "quit")]
         {
@@ -197,7 +203,7 @@ mod tests {
     fn cancelling_waits_for_the_end() {
         let refused = |response| matches!(response, Response::Refused { .. });
         let board = StatusBoard::new(State::Starting);
-        let progress = Arc::new(Mutex::new(Progress::default()));
+        let progress = progress();
         board.show_migration(State::Migrating, Arc::clone(&progress));
         assert_eq!(board.cancel_and_wait(Duration::from_millis(1)), Response::Accepted);
         for too_late in [false, true] {
@@ -208,7 +214,7 @@ mod tests {
                     spin_loop();
                 }
                 if too_late {
-                    board.show_moved();
+                    board.show(State::Moved);
                 } else {
                     board.show_running(None);
                 }

@@ -4,14 +4,13 @@ use std::fs::{create_dir, write};
 use std::io::Read;
 use std::os::unix::fs::symlink;
 use std::process::Command;
-use std::sync::Mutex;
 use std::sync::mpsc::TryRecvError;
 use std::thread::yield_now;
 
 use vmm_sys_util::tempdir::TempDir;
 
 use super::*;
-use crate::control::api::{Progress, State};
+use crate::control::api::State;
 use crate::control::{Client, ask};
 
 /// A server, and the other end of its owner's queue.
@@ -56,8 +55,7 @@ fn status_needs_no_owner() {
     let Response::Status(status) = response else { panic!("{response:?}") };
     assert_eq!(status.state, State::Starting);
     assert!(matches!(ask(&served.path, &Request::Cancel).unwrap(), Response::Refused { .. }));
-    let progress = Arc::new(Mutex::new(Progress::default()));
-    served.board.show_migration(State::Migrating, progress);
+    served.board.show(State::Migrating);
     let client = Client::ask(&served.path, &Request::Cancel).unwrap();
     while !served.board.is_cancelled() {
         yield_now();

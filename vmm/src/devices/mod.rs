@@ -7,5 +7,5 @@ mod power;
 mod serial;
 
 pub use ports::Ports;
-pub use power::PowerEvent;
-pub use serial::{COM1_IRQ, SerialError, SerialPort, SerialState};
+pub use power::{ACPI_PORT, ACPI_RESET, PowerEvent};
+pub use serial::{COM1_IRQ, COM1_PORT, SerialError, SerialPort, SerialState};

@@ -15,14 +15,15 @@ pub enum PowerEvent {
     Reset,
 }
 
-/// I/O port of ACPI's sleep-control and reset registers, as Cloud Hypervisor has it.
-pub(super) const ACPI_PORT: u16 = 0x600;
+/// I/O port of ACPI's reset, sleep-control and sleep-status registers, one byte, as Cloud Hypervisor
+/// has it.
+pub const ACPI_PORT: u16 = 0x600;
 
-/// The FADT's reset value (ACPI 6.5, 4.8.3.6).
-const ACPI_RESET: u8 = 1;
+/// What the guest writes to [`ACPI_PORT`] to reset: the FADT's reset value (ACPI 6.5, 4.8.3.6).
+pub const ACPI_RESET: u8 = 1;
 
-/// Sleep-control register: `SLP_EN` and `SLP_TYP` 5, which the DSDT gives for `_S5`
-/// (ACPI 6.5, 4.8.3.7).
+/// What the guest writes to [`ACPI_PORT`] to power off: `SLP_EN` and `SLP_TYP` 5, which the DSDT gives
+/// for `_S5` (ACPI 6.5, 4.8.3.7).
 const ACPI_S5: u8 = (1 << 5) | (5 << 2);
 
 /// First I/O port of the keyboard controller.

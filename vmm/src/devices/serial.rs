@@ -15,7 +15,7 @@ use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 /// I/O port of the first register.
-pub(super) const COM1_PORT: u16 = 0x3f8;
+pub const COM1_PORT: u16 = 0x3f8;
 
 /// COM1's interrupt on the PC: ISA IRQ 4.
 pub const COM1_IRQ: u32 = 4;

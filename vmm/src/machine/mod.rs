@@ -38,7 +38,7 @@ pub use encrypted::{EncryptedError, LaunchRecord, digest_of};
 pub use host::{Host, HostError};
 pub use probe::{ProbeError, probe};
 pub use receiving::{ReceiveError, ReceivingMachine};
-pub use report::{PageReport, PageSummary, PageWatch, Report, SevReport};
+pub use report::{PageReport, PageSummary, PageWatch, REGIONS_MAX, Report, SevReport};
 pub use running::{ChangeLog, PausedMachine, RunningMachine, Unpaused};
 pub use state::{MachineState, RestoreError, SaveError};
 pub use vcpus::VcpuSetupError;

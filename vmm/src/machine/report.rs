@@ -8,6 +8,9 @@ use crate::page::{PageRange, RamLayout};
 use crate::sev::launch::GuestStatus;
 use crate::vcpu::Board;
 
+/// Most runs of shared pages that a report lists: a guest can make one of every other page.
+pub const REGIONS_MAX: usize = 1 << 16;
+
 /// A snapshot of a machine.
 #[derive(Debug)]
 pub struct Report {
@@ -33,8 +36,10 @@ pub struct SevReport {
 /// A snapshot of page status.
 #[derive(Debug)]
 pub struct PageReport {
-    /// Every run of shared pages, ascending.
+    /// Runs of shared pages, ascending: the first [`REGIONS_MAX`].
     pub regions: Result<Vec<PageRange>, Incomplete>,
+    /// How many runs there are, listed or not.
+    pub region_count: u64,
     /// How many pages are shared.
     pub shared: Result<u64, Incomplete>,
     /// How many pages are private.
@@ -53,8 +58,20 @@ impl PageReport {
     /// What `status` says now.
     #[must_use]
     pub fn new(status: &PageStatus) -> Self {
+        let mut region_count = 0;
+        let regions = status.shared_regions().map(|regions| {
+            let mut listed = Vec::new();
+            for region in regions {
+                region_count += 1;
+                if listed.len() < REGIONS_MAX {
+                    listed.push(region);
+                }
+            }
+            listed
+        });
         Self {
-            regions: status.shared_regions().map(Iterator::collect),
+            regions,
+            region_count,
             shared: status.shared_pages(),
             private: status.private_pages(),
             form: status.form(),
@@ -96,5 +113,29 @@ impl PageWatch {
             private: status.private_pages(),
             migratable: status.migratable(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::encryption::{MapGpaRange, Overflow, Status};
+    use crate::page::Frame;
+
+    /// A guest that shares every other page makes the report no longer than its bound.
+    #[test]
+    fn a_report_is_bounded_and_counts_the_rest() {
+        let layout = RamLayout::new(1 << 30).unwrap();
+        let mut status = PageStatus::new(layout, Overflow::Promote);
+        let runs = REGIONS_MAX as u64 + 5;
+        for run in 0..runs {
+            let range = PageRange::new(Frame(2 * run), Frame(2 * run + 1)).unwrap();
+            status.apply(MapGpaRange { range, status: Status::Shared }, &mut |_| ());
+        }
+        let report = PageReport::new(&status);
+        assert_eq!((report.region_count, report.shared), (runs, Ok(runs)));
+        let listed = report.regions.unwrap();
+        assert_eq!(listed.len(), REGIONS_MAX);
+        assert!(listed.is_sorted());
     }
 }

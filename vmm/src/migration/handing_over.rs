@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use log::{info, warn};
 
-use super::handover::{Refusal, Source, SourceInput, SourceOutput, SourceState};
+use super::handover::{Refusal, Resolution, Source, SourceInput, SourceOutput, SourceState};
 use super::journal::Journal;
 use super::link::Link;
 use super::message::{Message, Reason};
@@ -35,8 +35,8 @@ pub enum Ended {
     Stayed {
         /// The guest; `None` if it ended by itself.
         machine: Option<Box<RunningMachine>>,
-        /// Why it was not sent.
-        cause: SourceError,
+        /// What was done, and why it was not sent.
+        summary: Box<Summary>,
     },
 }
 
@@ -56,8 +56,10 @@ where
 {
     let mut attempt = Attempt::new(machine, options);
     if let Err(cause) = attempt.send_all(wish) {
-        let machine = attempt.give_up(&super::chain_of(&cause), events)?.map(Box::new);
-        return Ok(Ended::Stayed { machine, cause });
+        let reason = super::chain_of(&cause);
+        let machine = attempt.give_up(&reason, events)?.map(Box::new);
+        let summary = attempt.summary(stayed(machine.is_some(), reason));
+        return Ok(Ended::Stayed { machine, summary });
     }
     hand_over(attempt, journal, events, wish)
 }
@@ -83,9 +85,7 @@ where
                 None => continue,
             },
         };
-        if let SourceInput::Abort(reason) = &input {
-            why = Some(reason.clone());
-        }
+        why = reason_in(&input).or(why);
         since = Instant::now();
         let (next, outputs) = side.on(input);
         side = next;
@@ -103,19 +103,41 @@ where
         }
         match side.state {
             SourceState::Resumed => {
-                let reason = why.unwrap_or_else(|| Reason::new("the connection was lost"));
-                let cause = SourceError::Cancelled(reason);
-                return Ok(Ended::Stayed { machine: running.map(Box::new), cause });
+                let reason = why.unwrap_or_default();
+                let reason = super::chain_of(&SourceError::Cancelled(reason));
+                let summary = attempt.summary(stayed(running.is_some(), reason));
+                return Ok(Ended::Stayed { machine: running.map(Box::new), summary });
             }
             SourceState::Released => {
-                let summary = attempt.account.summary(&attempt.sent, Outcome::Moved);
-                return Ok(Ended::Moved(Box::new(summary)));
+                return Ok(Ended::Moved(attempt.summary(Outcome::Moved)));
             }
             SourceState::Waiting
             | SourceState::Committing { .. }
             | SourceState::InDoubt(_)
             | SourceState::Keeping(_) => {}
         }
+    }
+}
+
+/// A guest that was not sent runs here, or ended while it was being sent.
+fn stayed(runs: bool, reason: String) -> Outcome {
+    if runs { Outcome::Kept(reason) } else { Outcome::Failed(reason) }
+}
+
+/// Why the guest stays here, if this is what makes it stay.
+fn reason_in(input: &SourceInput) -> Option<Reason> {
+    match input {
+        SourceInput::Abort(reason) => Some(reason.clone()),
+        SourceInput::ConnectionLost => Some(Reason::new("the connection was lost")),
+        SourceInput::JournalFailed => Some(Reason::new("the journal could not be written")),
+        SourceInput::Resolve(Resolution::Keep) => Some(Reason::new("a person decided so")),
+        SourceInput::Resolve(Resolution::Discard)
+        | SourceInput::Prepared(_)
+        | SourceInput::Running(_)
+        | SourceInput::NotRunning(..)
+        | SourceInput::Connected
+        | SourceInput::Retry
+        | SourceInput::JournalWritten => None,
     }
 }
 

@@ -21,7 +21,7 @@ use super::handover::Resolution;
 use super::link::{Link, LinkError};
 use super::malformed::Malformed;
 use super::message::{Message, Offer, Reason, SessionBytes, Transfer};
-use super::progress::{Phase, Progress};
+use super::progress::{Outcome, Phase, Progress, Summary};
 use super::rounds::{Rounds, RoundsError};
 use super::sender::{PageSender, SenderError, Sent};
 use super::transport::Stream;
@@ -291,7 +291,7 @@ impl<'a> Attempt<'a> {
     /// The one way out before the handover: the guest runs on here, and the firmware and the
     /// destination know. `None` if there is no guest any more.
     pub(super) fn give_up<E>(
-        mut self,
+        &mut self,
         reason: &str,
         events: &Sender<E>,
     ) -> Result<Option<RunningMachine>, VcpuError>
@@ -306,6 +306,11 @@ impl<'a> Attempt<'a> {
             link.send(&abandon).unwrap_or_default();
         }
         Ok(machine)
+    }
+
+    /// It is over.
+    pub(super) fn summary(&mut self, outcome: Outcome) -> Box<Summary> {
+        Box::new(self.account.summary(&self.sent, outcome))
     }
 
     /// `SEND_CANCEL`, no more dirty log, and the vCPUs run.

@@ -37,6 +37,7 @@ use abi::SevIssueCmd;
 
 pub use errno::Errno;
 pub use policy::{BadPolicy, Policy};
+pub use rsa::WrongSignature;
 pub use status::Status;
 
 /// KVM's SEV ioctls on one VM; several threads may call at once.

@@ -101,15 +101,9 @@ impl PacketKeys {
             Purpose::Secret { measure } => (CONTEXT_SECRET, measure),
             Purpose::Page => (CONTEXT_PAGE, &[]),
         };
-        self.mac
-            .clone()
-            .chain_update([context])
-            .chain_update(header.flags)
-            .chain_update(header.iv)
-            .chain_update(len)
-            .chain_update(len)
-            .chain_update(ciphertext)
-            .chain_update(trailer)
+        let mac = self.mac.clone().chain_update([context]).chain_update(header.flags);
+        let mac = mac.chain_update(header.iv).chain_update(len).chain_update(len);
+        mac.chain_update(ciphertext).chain_update(trailer)
     }
 }
 

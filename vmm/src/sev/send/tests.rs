@@ -1,6 +1,13 @@
 //! A guest's pages from one software host to another.
 
+use std::sync::{Arc, Mutex};
 use std::thread;
+
+use kvm_bindings::{
+    kvm_enc_region, kvm_sev_cmd, sev_cmd_id_KVM_SEV_SEND_CANCEL as SEND_CANCEL,
+    sev_cmd_id_KVM_SEV_SEND_FINISH as SEND_FINISH, sev_cmd_id_KVM_SEV_SEND_START as SEND_START,
+    sev_cmd_id_KVM_SEV_SEND_UPDATE_DATA as SEND_UPDATE_DATA,
+};
 
 use super::*;
 use crate::sev::abi::GuestState;
@@ -8,7 +15,7 @@ use crate::sev::launch::Launched;
 use crate::sev::receive::{ReceiveError, Receiving};
 use crate::sev::software::fixture::{Fixture, RAM_LEN};
 use crate::sev::target::verify_target;
-use crate::sev::{Policy, Status};
+use crate::sev::{Errno, Platform, Policy, Status};
 
 const PAGES: u64 = RAM_LEN / PAGE_SIZE;
 
@@ -115,4 +122,83 @@ fn a_cancelled_transfer_leaves_nothing() {
     assert_eq!(pair.target.guest_sees(0, PAGE_LEN), page_of(1));
     receiving.finish().unwrap();
     second.finish().unwrap();
+}
+
+/// A software platform that refuses what it is told to, and records the commands that got through.
+#[derive(Debug)]
+struct Unreliable {
+    platform: Box<dyn Platform>,
+    script: Arc<Mutex<Script>>,
+}
+
+#[derive(Debug, Default)]
+struct Script {
+    /// Refused with `HW_PLATFORM`, once.
+    refuse: Option<u32>,
+    done: Vec<u32>,
+}
+
+impl Platform for Unreliable {
+    fn memory_encrypt_op(&self, command: &mut kvm_sev_cmd) -> Result<(), Errno> {
+        let mut script = self.script.lock().unwrap();
+        if script.refuse.take_if(|id| *id == command.id).is_some() {
+            command.error = Status::HW_PLATFORM.0;
+            return Err(Errno::EIO);
+        }
+        let answer = self.platform.memory_encrypt_op(command);
+        if answer.is_ok() {
+            script.done.push(command.id);
+        }
+        answer
+    }
+
+    fn register_region(&self, region: &kvm_enc_region) -> Result<(), Errno> {
+        self.platform.register_region(region)
+    }
+
+    fn unregister_region(&self, region: &kvm_enc_region) -> Result<(), Errno> {
+        self.platform.unregister_region(region)
+    }
+}
+
+/// A refusal at any step before the end leaves a guest that runs and can be sent again.
+#[test]
+fn a_refusal_at_any_step_gives_the_guest_back() {
+    let pair = Pair::new();
+    let (own, to) = (pair.source.certificates(), pair.target.certificates());
+    let mut launched = pair.source.launched(Policy::default());
+    let script = Arc::new(Mutex::new(Script::default()));
+    let Vm { platform, sev_fd } = launched.vm;
+    let platform = Box::new(Unreliable { platform, script: Arc::clone(&script) });
+    launched.vm = Vm { platform, sev_fd };
+    let refuse = |id| *script.lock().unwrap() = Script { refuse: Some(id), done: Vec::new() };
+    let done = || script.lock().unwrap().done.clone();
+
+    refuse(SEND_START);
+    let NotSending { launched, cause } = launched.start_send(&to, own.pdh).unwrap_err();
+    assert!(matches!(cause, SendError::Start(_)) && done().is_empty(), "{cause}");
+
+    // Once started, a transfer whose packets are unknown is cancelled.
+    refuse(SEND_UPDATE_DATA);
+    let NotSending { launched, cause } = launched.start_send(&to, own.pdh).unwrap_err();
+    assert!(matches!(cause, SendError::Query(_)), "{cause}");
+    assert_eq!(done(), [SEND_START, SEND_CANCEL]);
+
+    let sending = launched.start_send(&to, own.pdh).unwrap();
+    refuse(SEND_UPDATE_DATA);
+    let refused = sending.seal(pair.source.ram, &mut empty()).unwrap_err();
+    assert!(matches!(refused, SendError::Seal { .. }), "{refused}");
+    pair.seal(&sending, 0);
+
+    refuse(SEND_CANCEL);
+    let NotCancelled { sending, cause } = sending.cancel().unwrap_err();
+    assert!(matches!(cause, SendError::Cancel(_)), "{cause}");
+    assert_eq!(sending.status().unwrap().state, GuestState::SendUpdate);
+    let launched = sending.cancel().unwrap();
+    assert_eq!(launched.status().unwrap().state, GuestState::Running);
+
+    let sending = launched.start_send(&to, own.pdh).unwrap();
+    refuse(SEND_FINISH);
+    let refused = sending.finish().unwrap_err();
+    assert!(matches!(refused, SendError::Finish(_)), "{refused}");
 }

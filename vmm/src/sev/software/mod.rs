@@ -11,6 +11,7 @@
 //! | `guest` | one guest context in the firmware |
 //! | `transfer` | the keys of a guest that is being sent or received |
 //! | `identity` | the platform's keys and certificates |
+//! | `mailbox` | the time that the secure processor takes, if any |
 //! | `root` | the ARK and ASK of all software platforms |
 //! | `user_memory` | `copy_from_user` and `copy_to_user` |
 //!
@@ -19,6 +20,8 @@
 //! - KVM runs one command per VM at a time and the secure processor one at all. Here page commands of a
 //!   transfer run side by side; all others still run alone on their VM.
 //! - The exported CEK is already signed.
+//! - Page commands give -EFAULT only where nothing is mapped; a buffer that is mapped but may not be
+//!   accessed would end the process.
 //! - `KVM_SEV_ES_INIT` is refused with -ENOTTY, as where `kvm_amd.sev_es` is off.
 //! - Only guest RAM can be pinned; other user memory gives -ENOMEM.
 //! - Memory is physically contiguous within a page and no further: a secret across pages is -EINVAL.

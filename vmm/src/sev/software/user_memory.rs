@@ -5,11 +5,13 @@ use std::io::{IoSlice, IoSliceMut};
 use std::process;
 use std::ptr::with_exposed_provenance_mut;
 
+use kvm_bindings::kvm_sev_cmd;
 use libc::iovec;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::page::PAGE_SIZE;
 use crate::sev::Errno;
+use crate::sev::command::address_of;
 
 /// The structure at `address`.
 ///
@@ -59,14 +61,20 @@ pub(super) fn write(address: u64, bytes: &[u8]) -> Result<(), Errno> {
     complete(copied, len)
 }
 
-/// [`read_value`] for the page commands, which run by the million: see [`require_mapped`].
+/// The structure of a page command; these run by the million: see [`require_mapped`].
 ///
 /// # Errors
 /// [`Errno::EFAULT`] if it is not mapped.
-pub(super) fn read_value_directly<T: FromBytes + IntoBytes>(address: u64) -> Result<T, Errno> {
-    let mut value = T::new_zeroed();
-    require_mapped([(address, size_of::<T>()), (address, 0)])?;
-    copy_from(address, value.as_mut_bytes())?;
+pub(super) fn read_argument<T: FromBytes + IntoBytes>(command: &kvm_sev_cmd) -> Result<T, Errno> {
+    let (start, mut value) = (command.data, T::new_zeroed());
+    let end = start.checked_add(size_of::<T>() as u64).ok_or(Errno::EFAULT)?;
+    // Most callers have both on their stack, and then no system call is needed: the page of a command
+    // that is borrowed is mapped.
+    let page = address_of(command) & !(PAGE_SIZE - 1);
+    if start < page || end > page + PAGE_SIZE {
+        check_mapped((start, end))?;
+    }
+    copy_from(start, value.as_mut_bytes())?;
     Ok(value)
 }
 
@@ -156,7 +164,7 @@ fn complete(copied: isize, len: usize) -> Result<(), Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sev::command::{address_of, address_of_mut};
+    use crate::sev::command::address_of_mut;
 
     /// Copies without the kernel arrive too, whether their places are close or far apart.
     #[test]
@@ -193,7 +201,8 @@ mod tests {
         for address in [0, 1, 0xdead_0000, 1 << 63, u64::MAX] {
             assert_eq!(read(address, &mut copy), Err(Errno::EFAULT), "{address:#x}");
             assert_eq!(write(address, &source), Err(Errno::EFAULT), "{address:#x}");
-            assert_eq!(read_value_directly::<u64>(address), Err(Errno::EFAULT), "{address:#x}");
+            let command = kvm_sev_cmd { data: address, ..kvm_sev_cmd::default() };
+            assert_eq!(read_argument::<u64>(&command), Err(Errno::EFAULT), "{address:#x}");
             let parts = [(address_of_mut(&mut target), source.as_slice()), (address, &source)];
             assert_eq!(write_directly(parts), Err(Errno::EFAULT), "{address:#x}");
             let [first, second] = parts;

@@ -16,7 +16,7 @@ use super::super::firmware::TargetBlobs;
 use super::super::guest::PacketShape;
 use super::super::refuse;
 use super::super::transfer::Transfer;
-use super::super::user_memory::{read_directly, read_value_directly, write_directly};
+use super::super::user_memory::{read_argument, read_directly, write_directly};
 use super::{Vm, blob, left_in_page, read_value, user_memory, write_value};
 
 /// Most bytes that the kernel allocates at once (`KMALLOC_MAX_SIZE`).
@@ -63,7 +63,7 @@ impl Vm {
     /// `KVM_SEV_SEND_UPDATE_DATA`; without either length it asks for both.
     pub(super) fn send_update_data(&self, command: &mut kvm_sev_cmd) -> Result<(), Errno> {
         self.sev()?;
-        let mut packet: abi::Packet = read_value_directly(command.data)?;
+        let mut packet: abi::Packet = read_argument(command)?;
         let query = packet.hdr_len == 0 || packet.trans_len == 0;
         if query {
             // The kernel passes on no address and no length.
@@ -108,7 +108,7 @@ impl Vm {
     pub(super) fn receive_update_data(&self, command: &mut kvm_sev_cmd) -> Result<(), Errno> {
         // Not -ENOTTY as everywhere else: so says KVM.
         self.sev().map_err(|_not_sev| Errno::EINVAL)?;
-        let packet: abi::Packet = read_value_directly(command.data)?;
+        let packet: abi::Packet = read_argument(command)?;
         let abi::Packet { hdr_uaddr, hdr_len, trans_uaddr, trans_len, .. } = packet;
         if hdr_uaddr == 0 || hdr_len == 0 || trans_len == 0 {
             return Err(Errno::EINVAL);

@@ -1,0 +1,202 @@
+//! Live migration between two processes, over loopback: contents, refusals, faults, and the retry.
+
+#[expect(dead_code, reason = "each test file uses its part")]
+mod vmm;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::process::Signal;
+use vmm::{Ended, Sevferry, asset, shared_regions};
+
+const PASS: &str = "guest-firmware: PASS";
+
+/// Contents that must survive, then a long while in which to move, then the checks.
+const SCENARIO: &str = "ready share=4M+64 fill=4M+64:7 fill=8M+400:9 in-place-share=12M+32:5 count=12000 \
+     storm=14M+800:3,1500 check=4M+64:7 check=8M+400:9 check=12M+32:5 tables";
+
+/// One migration at a time: the lab has two slow processors, and a guest must not end too early.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A host: its processes' API socket, journal and endpoint have its name in them.
+struct Host(&'static str);
+
+impl Host {
+    fn path(&self, what: &str) -> String {
+        std::env::temp_dir().join(format!("kvm_migrate-{}-{what}", self.0)).display().to_string()
+    }
+
+    fn endpoint(&self) -> String {
+        format!("unix:{}", self.path("listen"))
+    }
+
+    /// Boots guest-firmware here and waits until it counts.
+    fn run(&self, platform: &str, words: &str) -> Sevferry {
+        let (kernel, api, journal) =
+            (asset("guest-firmware.elf"), self.path("api"), self.path("j"));
+        let own = ["run", "--kernel", &kernel, "--cmdline", words, "--memory", "size=20M"];
+        let more = ["--api-socket", &api, "--journal", &journal, "--report=json"];
+        let mut guest =
+            Sevferry::start(own.into_iter().chain(more).chain(platform.split_whitespace()));
+        guest.wait_for("count: 1");
+        guest
+    }
+
+    /// Waits here for a guest.
+    fn receive(&self, platform: &str) -> Sevferry {
+        let (listen, api, journal) = (self.endpoint(), self.path("api"), self.path("j"));
+        let own = ["receive", "--listen", &listen, "--api-socket", &api, "--journal", &journal];
+        let mut host = Sevferry::start(
+            own.into_iter().chain(["--report=json"]).chain(platform.split_whitespace()),
+        );
+        host.wait_for("waiting for a guest");
+        host
+    }
+
+    fn start_migrating(&self, to: &Self, options: &str) -> Sevferry {
+        let (api, to) = (self.path("api"), to.endpoint());
+        let own = ["migrate", "--api-socket", &api, "--to", &to];
+        Sevferry::start(own.into_iter().chain(options.split_whitespace()))
+    }
+
+    fn migrate(&self, to: &Self) -> Ended {
+        self.start_migrating(to, "").end()
+    }
+}
+
+const SEV: &str = "--platform sev=software";
+
+/// The guest's verdict on its own contents, and its page tables against the region list here.
+#[track_caller]
+fn assert_passed(ended: &Ended) {
+    assert_eq!(ended.out.lines().last(), Some(PASS), "{ended}");
+}
+
+/// What the guest printed at both hosts: each count once, in order.
+#[track_caller]
+fn assert_counted_on(source: &Ended, destination: &Ended, last: u32) {
+    let all = format!("{}{}", source.out.trim_end_matches('\n'), destination.out);
+    let mut expected = 0;
+    for line in all.lines().filter_map(|line| line.strip_prefix("count: ")) {
+        expected += 1;
+        assert_eq!(line.parse(), Ok(expected), "{source}\n{destination}");
+    }
+    assert_eq!(expected, last);
+}
+
+/// An SEV guest goes on in the middle of a line; its private and shared pages arrive as they were,
+/// and the region list here is that of its page tables.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_migrate"]
+fn an_sev_guest_moves_with_all_its_pages() {
+    let _alone = alone();
+    let (a, b) = (Host("sev-a"), Host("sev-b"));
+    let destination = b.receive(SEV);
+    let source = a.run(SEV, SCENARIO);
+    let moved = a.migrate(&b).with_code(0);
+    assert!(moved.out.contains("moved: the guest runs at the destination"), "{moved}");
+    let (source, destination) = (source.end().with_code(0), destination.end().with_code(0));
+    assert_passed(&destination);
+    assert_counted_on(&source, &destination, 12_000);
+    let report = destination.report();
+    let tables = destination.out.lines().filter(|line| line.starts_with("map: shared ")).count();
+    assert_eq!(shared_regions(&report).len(), tables, "{destination}");
+    let launch = report.pointer("/sev/launch_digest").cloned();
+    assert!(launch.is_some_and(|digest| digest.is_string()), "{destination}");
+}
+
+/// A plain VM takes the same road, over several connections.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_migrate"]
+fn a_plain_vm_moves_over_three_connections() {
+    let _alone = alone();
+    let (a, b) = (Host("plain-a"), Host("plain-b"));
+    let destination = b.receive("");
+    let source = a.run("", "fill=8M+400:9 count=12000 check=8M+400:9");
+    let moved = a.start_migrating(&b, "--connections 3").end().with_code(0);
+    assert!(moved.out.contains("over 3 connections"), "{moved}");
+    let (source, destination) = (source.end().with_code(0), destination.end().with_code(0));
+    assert_passed(&destination);
+    assert_counted_on(&source, &destination, 12_000);
+}
+
+/// A guest that has come can go again: back to the host that it came from.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_migrate"]
+fn a_guest_moves_there_and_back() {
+    let _alone = alone();
+    let (a, b, back) = (Host("chain-a"), Host("chain-b"), Host("chain-c"));
+    let (there, home) = (b.receive(SEV), back.receive(SEV));
+    let source = a.run(SEV, "ready share=4M+64 fill=4M+64:7 count=24000 check=4M+64:7");
+    a.migrate(&b).with_code(0);
+    source.end().with_code(0);
+    b.migrate(&back).with_code(0);
+    there.end().with_code(0);
+    assert_passed(&home.end().with_code(0));
+}
+
+/// A destination that dies in the middle leaves the guest where it was, and the next attempt works.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_migrate"]
+fn a_destination_that_dies_costs_nothing() {
+    let _alone = alone();
+    let (a, b) = (Host("die-a"), Host("die-b"));
+    let source = a.run(SEV, &SCENARIO.replace("count=12000", "count=24000"));
+    let destination = b.receive(SEV);
+    let mut migration = a.start_migrating(&b, "");
+    migration.wait_for("round 1");
+    destination.signal(Signal::KILL);
+    let failed = migration.end().with_code(10);
+    assert!(failed.err.contains("the guest did not move, and runs on"), "{failed}");
+    drop(destination);
+    let destination = b.receive(SEV);
+    a.migrate(&b).with_code(0);
+    source.end().with_code(0);
+    assert_passed(&destination.end().with_code(0));
+}
+
+/// What cannot work is refused by name before anything moves, and a cancel is heard: the guest runs
+/// on each time.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_migrate"]
+fn a_guest_that_is_not_moved_runs_on() {
+    let _alone = alone();
+    let (a, plain, b) = (Host("stay-a"), Host("stay-plain"), Host("stay-b"));
+    let source = a.run(SEV, &SCENARIO.replace("count=12000", "count=24000"));
+    let nobody = a.migrate(&b).with_code(10);
+    assert!(nobody.err.contains("is `sevferry receive` running there?"), "{nobody}");
+
+    let without_sev = plain.receive("");
+    let refused = a.migrate(&plain).with_code(10);
+    assert!(refused.err.contains("the other host refused"), "{refused}");
+    drop(without_sev);
+
+    let destination = b.receive(SEV);
+    let mut migration = a.start_migrating(&b, "");
+    migration.wait_for("round 1");
+    let api = a.path("api");
+    Sevferry::start(["cancel", "--api-socket", &api]).end().with_code(0);
+    migration.end().with_code(10);
+    drop(destination);
+    let ended = source.end().with_code(0);
+    assert_passed(&ended);
+}
+
+/// A guest whose policy leaves its destinations unchecked is not sent unless that is allowed.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_migrate"]
+fn a_weak_policy_is_refused_unless_allowed() {
+    let _alone = alone();
+    let (a, b) = (Host("weak-a"), Host("weak-b"));
+    let destination = b.receive(SEV);
+    let source =
+        a.run("--platform sev=software,policy=0x1", "ready fill=8M+40:9 count=12000 check=8M+40:9");
+    let refused = a.migrate(&b).with_code(10);
+    assert!(refused.err.contains("policy"), "{refused}");
+    a.start_migrating(&b, "--allow-unchecked").end().with_code(0);
+    source.end().with_code(0);
+    assert_passed(&destination.end().with_code(0));
+}
