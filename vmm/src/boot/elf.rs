@@ -19,7 +19,7 @@ pub(super) const MAGIC: [u8; 4] = *b"\x7fELF";
 /// Note type of the PVH entry point, under the name "Xen".
 const PHYS32_ENTRY: u32 = 18;
 
-/// Most bytes of notes that are looked at.
+/// Most bytes of notes that are looked at, in all note segments together: a file may have 65,535.
 const NOTES_MAX: u64 = 1 << 20;
 
 /// One run of memory that the file wants filled.
@@ -56,12 +56,15 @@ pub(super) fn parse(input: &mut Input, low_end: u64) -> Result<Kernel, BootError
     let headers = program_headers(input)?;
     let mut segments = Vec::new();
     let mut entry = None;
+    let mut notes_left = NOTES_MAX;
     for header in headers {
         let (offset, file_bytes) = (header.p_offset, header.p_filesz);
         match header.p_type {
             PT_NOTE if entry.is_none() => {
                 within_file(input, offset, file_bytes)?;
-                entry = find_entry(&read(input, offset, file_bytes.min(NOTES_MAX))?);
+                let bytes = file_bytes.min(notes_left);
+                notes_left -= bytes;
+                entry = find_entry(&read(input, offset, bytes)?);
             }
             PT_LOAD if header.p_memsz > 0 => {
                 let (address, bytes) = (header.p_paddr, header.p_memsz);

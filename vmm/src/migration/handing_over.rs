@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use log::{info, warn};
 
-use super::handover::{Refusal, Source, SourceInput, SourceOutput, SourceState};
+use super::handover::{Refusal, Resolution, Source, SourceInput, SourceOutput, SourceState};
 use super::journal::Journal;
 use super::link::Link;
 use super::message::{Message, Reason};
@@ -85,9 +85,7 @@ where
                 None => continue,
             },
         };
-        if let SourceInput::Abort(reason) = &input {
-            why = Some(reason.clone());
-        }
+        why = reason_in(&input).or(why);
         since = Instant::now();
         let (next, outputs) = side.on(input);
         side = next;
@@ -105,7 +103,7 @@ where
         }
         match side.state {
             SourceState::Resumed => {
-                let reason = why.unwrap_or_else(|| Reason::new("the connection was lost"));
+                let reason = why.unwrap_or_default();
                 let reason = super::chain_of(&SourceError::Cancelled(reason));
                 let summary = attempt.summary(stayed(running.is_some(), reason));
                 return Ok(Ended::Stayed { machine: running.map(Box::new), summary });
@@ -124,6 +122,23 @@ where
 /// A guest that was not sent runs here, or ended while it was being sent.
 fn stayed(runs: bool, reason: String) -> Outcome {
     if runs { Outcome::Kept(reason) } else { Outcome::Failed(reason) }
+}
+
+/// Why the guest stays here, if this is what makes it stay.
+fn reason_in(input: &SourceInput) -> Option<Reason> {
+    match input {
+        SourceInput::Abort(reason) => Some(reason.clone()),
+        SourceInput::ConnectionLost => Some(Reason::new("the connection was lost")),
+        SourceInput::JournalFailed => Some(Reason::new("the journal could not be written")),
+        SourceInput::Resolve(Resolution::Keep) => Some(Reason::new("a person decided so")),
+        SourceInput::Resolve(Resolution::Discard)
+        | SourceInput::Prepared(_)
+        | SourceInput::Running(_)
+        | SourceInput::NotRunning(..)
+        | SourceInput::Connected
+        | SourceInput::Retry
+        | SourceInput::JournalWritten => None,
+    }
 }
 
 /// What the destination or the user says next, or that a while has passed.

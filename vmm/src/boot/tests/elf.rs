@@ -103,6 +103,24 @@ fn segments_lie_where_they_say() {
     assert_eq!(loaded.entry, Entry::Pvh { rip: ENTRY, rbx });
 }
 
+/// Notes are read up to a bound, however many segments of them there are.
+#[test]
+fn notes_are_read_up_to_a_bound() {
+    let notes = entry_note();
+    let len = notes.len() as u64;
+    let code = segment(PT_LOAD, CODE, 0x20_0000, 0x800, 0x800);
+    let last = segment(PT_NOTE, NOTES, 0, len, len);
+    for (junk_bytes, understood) in [(MIB - len, true), (MIB, false)] {
+        let junk = segment(PT_NOTE, NOTES + len, 0, junk_bytes, junk_bytes);
+        let mut image = elf(&[code, junk, last], &notes);
+        image.resize(usize::try_from(NOTES + len + junk_bytes).unwrap(), 0);
+        let kernel = TestFile::new(&image);
+        let refused =
+            matches!(load_fresh(&config(&kernel, 16 * MIB)).1, Err(BootError::NoPvhNote { .. }));
+        assert_eq!(refused, !understood, "{junk_bytes:#x} bytes of other notes before it");
+    }
+}
+
 /// The kernel finds its command line, initramfs, tables and RAM through `hvm_start_info`.
 #[test]
 fn start_info_says_where_everything_is() {
