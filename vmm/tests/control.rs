@@ -127,7 +127,7 @@ fn a_killed_process_is_replaced() {
     };
     let mut killed = start("one");
     killed.wait_for("waiting for a guest");
-    start("two").end().with_code(1).saying("is served by another process");
+    start("two").end().with_code(1).saying("another process serves it");
     killed.signal(Signal::KILL);
     assert_eq!(killed.end().code, None);
     ask("status", &api_socket).with_code(1).saying("its process was killed");

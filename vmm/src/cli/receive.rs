@@ -12,7 +12,7 @@ use super::owner::{Owner, OwnerError, warn_about};
 use super::report;
 use crate::control::api::State;
 use crate::migration::taking_over::keep_answering;
-use crate::migration::{Endpoint, Listener};
+use crate::migration::{Endpoint, Listener, NoSocket};
 use crate::vcpu::VcpuError;
 
 /// Waits for a guest and stays until it or the user ends it, or it has moved away.
@@ -22,13 +22,14 @@ use crate::vcpu::VcpuError;
 pub(super) fn receive(options: &ReceiveOptions) -> Result<Ending, ReceiveError> {
     warn_about(options.platform.as_ref().map(|platform| &platform.kind));
     let listen = |cause| ReceiveError::Listen { endpoint: options.listen.clone(), cause };
-    let listener = Listener::bind(&options.listen).map_err(listen)?;
+    let mut listener = Listener::bind(&options.listen).map_err(listen)?;
     let mut owner = Owner::prepare(&options.serial, options.owner.clone(), State::Waiting)?;
     eprintln!("sevferry: waiting for a guest at {}", options.listen);
     let Some((machine, side)) = receive_guest(&listener, options, &owner)? else {
         return Ok(Ending::Quit);
     };
     // The source may not have heard that its guest runs here. The next guest is another process's.
+    let _removed_in_the_end = listener.take_file();
     keep_answering(listener, side).map_err(ReceiveError::Accept)?;
     owner.attach_console(machine.serial());
     let ended = owner.wait(machine);
@@ -54,7 +55,7 @@ pub(super) enum ReceiveError {
         endpoint: Endpoint,
         /// Why not.
         #[source]
-        cause: IoError,
+        cause: NoSocket,
     },
     /// The console, the signals, the API socket, or a vCPU.
     #[error(transparent)]

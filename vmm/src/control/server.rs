@@ -3,9 +3,9 @@
 //! Other users are kept out twice: by the socket's mode, and by the kernel's word on who connects.
 
 use std::convert::Infallible;
-use std::fs::{Permissions, remove_file, set_permissions, symlink_metadata};
-use std::io::{Error as IoError, ErrorKind, Write};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::fs::{Permissions, set_permissions};
+use std::io::{Error as IoError, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,6 +22,7 @@ use thiserror::Error;
 use super::api::{REQUEST_BYTES_MAX, Request, Response};
 use super::line::LineReader;
 use super::{Answer, Event, StatusBoard};
+use crate::migration::{NoSocket, SocketFile};
 
 /// Connections at once; another is turned away.
 const CONNECTIONS_MAX: usize = 10;
@@ -44,7 +45,9 @@ const MODE: u32 = 0o600;
 /// Serves the socket for as long as this lives; then the socket is gone.
 #[derive(Debug)]
 pub struct Server {
-    socket: Socket,
+    /// Removed with the server.
+    _file: SocketFile,
+    listener: Arc<UnixListener>,
     /// Dropped to say that the end has come.
     running: Option<Sender<Infallible>>,
     accepting: Option<JoinHandle<()>>,
@@ -63,23 +66,32 @@ impl Server {
         board: Arc<StatusBoard>,
         owner: Sender<Event>,
     ) -> Result<Self, ServerError> {
-        let (listener, socket) = Socket::bind(path)?;
+        let no_socket = |cause| ServerError::Socket { path: path.to_owned(), cause };
+        let (listener, file) = SocketFile::bind(path).map_err(no_socket)?;
+        // Whoever connects before this is turned away by `is_permitted`.
+        set_permissions(path, Permissions::from_mode(MODE))
+            .map_err(|cause| no_socket(cause.into()))?;
+        let listener = Arc::new(listener);
         let (running, ending) = channel();
         let (alive, connections) = channel();
         let reception = Reception { board, owner, _alive: alive, seats: Arc::new(()) };
-        let failed = |cause| ServerError::Start { path: path.to_owned(), cause };
         let ear = Arc::clone(&listener);
         let accept = move || reception.accept(&ear, &ending);
-        let accepting = Builder::new().name("api".to_owned()).spawn(accept).map_err(failed)?;
+        let accepting =
+            Builder::new().name("api".to_owned()).spawn(accept).map_err(ServerError::Thread)?;
         info!("the API socket is {}", path.display());
-        Ok(Self { socket, running: Some(running), accepting: Some(accepting), connections })
+        let (running, accepting) = (Some(running), Some(accepting));
+        Ok(Self { listener, _file: file, running, accepting, connections })
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         self.running = None;
-        self.socket.close();
+        // On Linux this makes accept(2) fail with EINVAL.
+        if let Err(cause) = shutdown(&*self.listener, Shutdown::Both) {
+            debug!("closing the API socket: {cause}");
+        }
         if let Some(accepting) = self.accepting.take()
             && accepting.join().is_err()
         {
@@ -90,67 +102,6 @@ impl Drop for Server {
             debug!("an API client is left behind");
         }
     }
-}
-
-/// The socket in the file system.
-#[derive(Debug)]
-struct Socket {
-    listener: Arc<UnixListener>,
-    path: PathBuf,
-    /// Device and inode: what is at the path later may be another process's.
-    identity: Option<(u64, u64)>,
-}
-
-impl Socket {
-    fn bind(path: &Path) -> Result<(Arc<UnixListener>, Self), ServerError> {
-        let failed = |cause| ServerError::Start { path: path.to_owned(), cause };
-        make_way(path)?;
-        let listener = Arc::new(UnixListener::bind(path).map_err(failed)?);
-        let identity = identity(path);
-        let socket = Self { listener: Arc::clone(&listener), path: path.to_owned(), identity };
-        // Whoever connects before this is turned away by `is_permitted`.
-        set_permissions(path, Permissions::from_mode(MODE)).map_err(failed)?;
-        Ok((listener, socket))
-    }
-
-    /// Ends `accept` and removes the file.
-    fn close(&self) {
-        // On Linux this makes accept(2) fail with EINVAL.
-        if let Err(cause) = shutdown(&*self.listener, Shutdown::Both) {
-            debug!("closing the API socket: {cause}");
-        }
-        if self.identity.is_some()
-            && identity(&self.path) == self.identity
-            && let Err(cause) = remove_file(&self.path)
-        {
-            debug!("removing {}: {cause}", self.path.display());
-        }
-    }
-}
-
-/// Removes a socket that nobody serves any more, and nothing else.
-fn make_way(path: &Path) -> Result<(), ServerError> {
-    let failed = |cause| ServerError::Start { path: path.to_owned(), cause };
-    match symlink_metadata(path) {
-        Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(cause) => return Err(failed(cause)),
-        Ok(found) if !found.file_type().is_socket() => {
-            return Err(ServerError::NotASocket { path: path.to_owned() });
-        }
-        Ok(_socket) => {}
-    }
-    match UnixStream::connect(path) {
-        Ok(_served) => Err(ServerError::InUse { path: path.to_owned() }),
-        Err(cause) if cause.kind() == ErrorKind::ConnectionRefused => {
-            debug!("{} was left by a process that is gone", path.display());
-            remove_file(path).map_err(failed)
-        }
-        Err(cause) => Err(failed(cause)),
-    }
-}
-
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
 /// What the accepting thread has, and gives to each connection's.
@@ -261,27 +212,18 @@ fn send(mut stream: &UnixStream, response: &Response) -> Result<(), IoError> {
 /// Why there is no API socket.
 #[derive(Debug, Error)]
 pub enum ServerError {
-    /// Another process serves it.
-    #[error("{} is served by another process; give each guest its own --api-socket", path.display())]
-    InUse {
-        /// The socket.
-        path: PathBuf,
-    },
-    /// It is something else.
-    #[error("{} exists and is not a socket; it is left alone", path.display())]
-    NotASocket {
-        /// What was to be the socket.
-        path: PathBuf,
-    },
-    /// The host refused.
-    #[error("making the API socket {}", path.display())]
-    Start {
+    /// No socket where it should be.
+    #[error("making the API socket {}; each guest needs its own", path.display())]
+    Socket {
         /// The socket.
         path: PathBuf,
         /// Why.
         #[source]
-        cause: IoError,
+        cause: NoSocket,
     },
+    /// The host has no thread to give.
+    #[error("starting a thread for the API")]
+    Thread(#[source] IoError),
 }
 
 #[cfg(test)]

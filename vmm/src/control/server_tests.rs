@@ -1,8 +1,7 @@
 //! What the API socket answers, to whom, and what it does not put up with.
 
-use std::fs::{create_dir, write};
+use std::fs::symlink_metadata;
 use std::io::Read;
-use std::os::unix::fs::symlink;
 use std::process::Command;
 use std::sync::mpsc::TryRecvError;
 use std::thread::yield_now;
@@ -225,49 +224,14 @@ fn another_user_is_refused() {
     assert!(said.contains("only the user who runs this guest"), "{said} {wrong}");
 }
 
-fn start(path: &Path) -> Result<Server, ServerError> {
+/// Two processes do not serve one socket.
+#[test]
+fn a_served_socket_is_not_taken_over() {
+    let served = serve();
     let (events, _owner) = channel();
-    Server::start(path, Arc::new(StatusBoard::new(State::Starting)), events)
-}
-
-/// A socket that a dead process left is replaced; one that is served is not.
-#[test]
-fn only_dead_sockets_are_replaced() {
-    let served = serve();
-    assert!(matches!(start(&served.path), Err(ServerError::InUse { .. })));
+    let second = Server::start(&served.path, Arc::clone(&served.board), events).unwrap_err();
+    assert!(matches!(second, ServerError::Socket { cause: NoSocket::InUse, .. }), "{second}");
     assert!(matches!(ask(&served.path, &Request::Status), Ok(Response::Status(_))));
-    let dead = served.path.with_file_name("dead");
-    drop(UnixListener::bind(&dead).unwrap());
-    let server = start(&dead).unwrap();
-    assert!(matches!(ask(&dead, &Request::Status), Ok(Response::Status(_))));
-    drop(server);
-    assert!(!dead.exists());
-}
-
-/// What is not a socket is left alone, and links are not followed.
-#[test]
-fn nothing_but_a_socket_is_replaced() {
-    let served = serve();
-    let beside = |name| served.path.with_file_name(name);
-    write(beside("file"), "precious").unwrap();
-    create_dir(beside("folder")).unwrap();
-    symlink(&served.path, beside("link")).unwrap();
-    symlink("nowhere", beside("dangling")).unwrap();
-    for name in ["file", "folder", "link", "dangling"] {
-        assert!(matches!(start(&beside(name)), Err(ServerError::NotASocket { .. })), "{name}");
-        symlink_metadata(beside(name)).unwrap();
-    }
-    assert!(matches!(start(&beside("no/such")), Err(ServerError::Start { .. })));
-}
-
-/// What somebody else has put in the socket's place meanwhile is left alone.
-#[test]
-fn a_replaced_socket_is_left_alone() {
-    let served = serve();
-    remove_file(&served.path).unwrap();
-    write(&served.path, "precious").unwrap();
-    drop(served.server);
-    assert!(served.path.exists());
 }
 
 /// Who cannot be asked is named, with what may be the reason.

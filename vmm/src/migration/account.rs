@@ -20,6 +20,8 @@ pub(super) struct Account {
     connections: u16,
     /// What had been sent when the last round ended.
     before: (Carried, Duration),
+    /// What the round began with.
+    of_round: Left,
 }
 
 impl Account {
@@ -32,6 +34,7 @@ impl Account {
             progress: Progress::new(transfer, Side::Source),
             connections,
             before: (Carried::default(), Duration::ZERO),
+            of_round: Left::default(),
         }
     }
 
@@ -48,13 +51,26 @@ impl Account {
     pub(super) fn begin_round(&mut self, left: Left) {
         self.progress.round = self.progress.round.saturating_add(1);
         self.progress.left = left;
+        self.of_round = left;
     }
 
     /// How things stand, with what the senders have counted.
     pub(super) fn progress(&mut self, sent: &Sent) -> &Progress {
         self.progress.elapsed_ms =
             u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.progress.carried = carried(sent);
+        let now = carried(sent);
+        self.progress.carried = now;
+        let shared = |carried: &Carried| carried.shared_pages + carried.zero_pages;
+        self.progress.left = Left {
+            private_pages: self
+                .of_round
+                .private_pages
+                .saturating_sub(now.private_pages - self.before.0.private_pages),
+            shared_pages: self
+                .of_round
+                .shared_pages
+                .saturating_sub(shared(&now) - shared(&self.before.0)),
+        };
         &self.progress
     }
 

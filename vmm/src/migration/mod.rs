@@ -38,6 +38,7 @@ mod placer;
 pub mod progress;
 mod rounds;
 mod sender;
+mod socket_file;
 pub mod source;
 pub mod taking_over;
 mod transport;
@@ -46,6 +47,7 @@ use std::error::Error;
 
 pub use endpoint::{BadEndpoint, Endpoint};
 pub use malformed::Malformed;
+pub use socket_file::{NoSocket, SocketFile};
 pub use transport::{Listener, Stream};
 
 /// An error with its causes, in one line.

@@ -273,7 +273,10 @@ impl<'a> Attempt<'a> {
     fn send_last_round(&mut self, wish: &mut Wishes<'_>) -> Result<(), SourceError> {
         let rounds = self.rounds.as_mut().ok_or(SourceError::Gone)?;
         rounds.take_changes()?;
-        self.send_round(wish).map(|_elapsed| ())
+        self.send_round(wish)?;
+        // The destination's threads wait for the next round, or for this; the guest stands still.
+        self.senders.clear();
+        Ok(())
     }
 
     /// The region list, and what the machine is beside its memory.

@@ -1,17 +1,17 @@
 //! Byte streams between two hosts, with a deadline on everything.
 
-use std::fs::remove_file;
 use std::io::{Error as IoError, ErrorKind, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::endpoint::Endpoint;
+use super::socket_file::{NoSocket, SocketFile};
 
 /// How long a peer may be silent in the middle of something.
 const IDLE_MAX: Duration = Duration::from_secs(10);
@@ -21,8 +21,8 @@ const IDLE_MAX: Duration = Duration::from_secs(10);
 pub enum Listener {
     /// TCP.
     Tcp(TcpListener),
-    /// A socket file, removed when this is dropped.
-    Unix(UnixListener, PathBuf),
+    /// A socket file; `None` once [`Listener::take_file`] has taken charge of its removal.
+    Unix(Option<SocketFile>, UnixListener),
 }
 
 impl Listener {
@@ -30,16 +30,27 @@ impl Listener {
     ///
     /// # Errors
     /// From the socket calls; the address in use, most often.
-    pub fn bind(endpoint: &Endpoint) -> Result<Self, IoError> {
+    pub fn bind(endpoint: &Endpoint) -> Result<Self, NoSocket> {
         let listener = match endpoint {
             Endpoint::Tcp { host, port } => Self::Tcp(TcpListener::bind((host.as_str(), *port))?),
-            Endpoint::Unix { path } => Self::Unix(bind_unix(Path::new(path))?, path.into()),
+            Endpoint::Unix { path } => {
+                let (socket, file) = SocketFile::bind(Path::new(path))?;
+                Self::Unix(Some(file), socket)
+            }
         };
         match &listener {
             Self::Tcp(socket) => socket.set_nonblocking(true)?,
-            Self::Unix(socket, _) => socket.set_nonblocking(true)?,
+            Self::Unix(_, socket) => socket.set_nonblocking(true)?,
         }
         Ok(listener)
+    }
+
+    /// The socket's file, for whoever outlives the listener to remove.
+    pub fn take_file(&mut self) -> Option<SocketFile> {
+        match self {
+            Self::Tcp(_) => None,
+            Self::Unix(file, _) => file.take(),
+        }
     }
 
     /// The next connection; `None` if none came within `patience`.
@@ -49,14 +60,14 @@ impl Listener {
     pub fn accept(&self, patience: Duration) -> Result<Option<Stream>, IoError> {
         let descriptor = match self {
             Self::Tcp(socket) => socket.as_fd(),
-            Self::Unix(socket, _) => socket.as_fd(),
+            Self::Unix(_, socket) => socket.as_fd(),
         };
         if !readable(descriptor, patience)? {
             return Ok(None);
         }
         let stream = match self {
             Self::Tcp(socket) => socket.accept().map(|(stream, _peer)| Stream::Tcp(stream)),
-            Self::Unix(socket, _) => socket.accept().map(|(stream, _peer)| Stream::Unix(stream)),
+            Self::Unix(_, socket) => socket.accept().map(|(stream, _peer)| Stream::Unix(stream)),
         };
         match stream {
             Ok(stream) => stream.prepared().map(Some),
@@ -64,28 +75,6 @@ impl Listener {
             Err(gone) if gone.kind() == ErrorKind::WouldBlock => Ok(None),
             Err(cause) => Err(cause),
         }
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Self::Unix(_, path) = self {
-            // Somebody else may have removed it; there is nothing to do about it.
-            remove_file(path).unwrap_or_default();
-        }
-    }
-}
-
-/// A socket file that nobody listens on any more is replaced; one that is in use is not.
-fn bind_unix(path: &Path) -> Result<UnixListener, IoError> {
-    match UnixListener::bind(path) {
-        Err(cause)
-            if cause.kind() == ErrorKind::AddrInUse && UnixStream::connect(path).is_err() =>
-        {
-            remove_file(path)?;
-            UnixListener::bind(path)
-        }
-        bound => bound,
     }
 }
 
@@ -315,7 +304,7 @@ mod tests {
         drop(UnixListener::bind(&path).unwrap());
         let listener = Listener::bind(&endpoint).unwrap();
         let taken = Listener::bind(&endpoint).unwrap_err();
-        assert_eq!(taken.kind(), ErrorKind::AddrInUse);
+        assert!(matches!(taken, NoSocket::InUse), "{taken}");
         let _client = Stream::connect(&endpoint).unwrap();
         assert!(listener.accept(Duration::from_secs(5)).unwrap().is_some());
         assert!(listener.accept(Duration::from_millis(1)).unwrap().is_some(), "the probing client");
