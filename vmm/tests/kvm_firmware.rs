@@ -3,6 +3,8 @@
 #[expect(dead_code, reason = "each test file uses its part")]
 mod vmm;
 
+use std::time::Duration;
+
 use rustix::process::Signal;
 use vmm::{Ended, Sevferry, asset, shared_regions};
 
@@ -147,7 +149,8 @@ fn every_bad_hypercall_gets_its_error() {
 fn a_million_alternating_conversions_need_no_more_memory() {
     const ANON_GROWTH_KIB: u64 = 256;
     let scenario = "ready alternate=16M+1000*2 count=1 alternate=16M+1000*2000 then=halt";
-    let mut sevferry = firmware(SEV, scenario);
+    // On an emulated host, with another test beside it, it took 100 s.
+    let mut sevferry = firmware(SEV, scenario).within(Duration::from_secs(400));
     sevferry.wait_for("count: 1");
     let (anon, mappings) = (sevferry.memory_kib("RssAnon"), sevferry.mappings());
     sevferry.wait_for("conversions=1000000 ");

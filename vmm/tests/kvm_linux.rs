@@ -5,6 +5,8 @@
 #[expect(dead_code, reason = "each test file uses its part")]
 mod vmm;
 
+use std::fs::read_to_string;
+
 use rustix::process::Signal;
 use vmm::{Ended, Sevferry, asset, kernels, shared_regions};
 
@@ -36,8 +38,22 @@ impl Guest<'_> {
         Sevferry::start(run.map(str::to_owned).chain(self.options()))
     }
 
-    fn run_encrypted(&self) -> Sevferry {
-        self.run("--platform=sev=software")
+    /// Runs it to its end, which must be a power-off or a reset.
+    ///
+    /// A host that QEMU's TCG emulates loses one guest of several vCPUs in twenty or so, QEMU's
+    /// own too (docs/decisions/010-guests-lost-in-the-lab.md): there, and only there, it is tried again.
+    #[track_caller]
+    fn boot(&self, options: &str) -> Ended {
+        let mut ended = self.run(options).end();
+        for _ in 0..if emulated_host() { 2 } else { 0 } {
+            // Neither crashed nor hung.
+            if !matches!(ended.code, Some(11) | None) {
+                break;
+            }
+            eprintln!("trying again, since the host is emulated: {ended}");
+            ended = self.run(options).end();
+        }
+        ended.with_code(0)
     }
 
     /// What `sevferry digest` makes of the same files.
@@ -48,6 +64,10 @@ impl Guest<'_> {
         let digest = ended.out.lines().find_map(|line| line.strip_prefix("launch digest: "));
         digest.expect("a line with the digest").to_owned()
     }
+}
+
+fn emulated_host() -> bool {
+    read_to_string("/proc/cpuinfo").expect("it is Linux").contains("QEMU TCG")
 }
 
 /// The values of a fact that the guest's init printed.
@@ -92,7 +112,7 @@ fn boot_encrypted(vcpus: u32, memory: &str) -> Vec<Ended> {
     let boot = |kernel: String| {
         let cmdline = "sevferry.dump=page_tables sevferry.then=poweroff";
         let guest = Guest { kernel: &kernel, vcpus, memory, cmdline };
-        let ended = guest.run_encrypted().end().with_code(0);
+        let ended = guest.boot("--platform=sev=software");
         assert_encrypted(&guest, &ended);
         ended
     };
@@ -134,7 +154,7 @@ fn debian_comes_up_in_a_plain_vm() {
     for kernel in kernels() {
         let cmdline = "sevferry.then=poweroff";
         let guest = Guest { kernel: &kernel, vcpus: 2, memory: "256M", cmdline };
-        let ended = guest.run("").end().with_code(0);
+        let ended = guest.boot("");
         assert_eq!(facts(&ended, "sev"), [""], "{ended}");
         assert_eq!(facts(&ended, "cpus_online"), ["0-1"], "{ended}");
         assert_eq!(facts(&ended, "warnings"), ["0"], "{ended}");
@@ -149,8 +169,8 @@ fn debian_comes_up_in_a_plain_vm() {
 fn a_reboot_launches_the_same_guest_again() {
     let kernel = kernels().remove(0);
     let cmdline = "sevferry.then=reboot";
-    let guest = Guest { kernel: &kernel, vcpus: 2, memory: "256M", cmdline };
-    let mut sevferry = guest.run_encrypted();
+    let guest = Guest { kernel: &kernel, vcpus: 1, memory: "256M", cmdline };
+    let mut sevferry = guest.run("--platform=sev=software");
     let launched = sevferry.wait_for("launch digest: ");
     sevferry.wait_for("sevferry-guest: ready=");
     assert_eq!(sevferry.wait_for("launch digest: "), launched);
@@ -167,7 +187,7 @@ fn a_reboot_can_be_the_end_and_withdraws_readiness() {
     for kernel in kernels() {
         let cmdline = "sevferry.then=reboot";
         let guest = Guest { kernel: &kernel, vcpus: 2, memory: "256M", cmdline };
-        let ended = guest.run("--platform=sev=software --no-reboot").end().with_code(0);
+        let ended = guest.boot("--platform=sev=software --no-reboot");
         assert_eq!(facts(&ended, "ready").len(), 1, "{ended}");
         let sev = &ended.report()["sev"];
         assert_eq!(sev["migration_ready"], false, "{ended}");
@@ -182,7 +202,7 @@ fn a_panic_ends_as_a_reset() {
     let kernel = kernels().remove(0);
     let cmdline = "sevferry.then=crash";
     let guest = Guest { kernel: &kernel, vcpus: 1, memory: "256M", cmdline };
-    let ended = guest.run("--platform=sev=software --no-reboot").end().with_code(0);
+    let ended = guest.boot("--platform=sev=software --no-reboot");
     assert!(ended.out.contains("Kernel panic - not syncing: sysrq triggered crash"), "{ended}");
     assert!(!ended.out.contains("sevferry-guest: failed"), "{ended}");
 }

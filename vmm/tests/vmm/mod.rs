@@ -18,7 +18,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// From a process's start to its end. Generous: the lab is emulated, and others may use the machine.
-const PATIENCE: Duration = Duration::from_secs(240);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A file that guests start from: what `scripts/with-kvm` has put where this process finds it.
 pub(crate) fn asset(name: &str) -> String {
@@ -81,6 +81,12 @@ impl Sevferry {
         self.child.id()
     }
 
+    /// From now on, another time than usual until its end.
+    pub(crate) fn within(mut self, patience: Duration) -> Self {
+        self.deadline = Instant::now() + patience;
+        self
+    }
+
     /// The next line, of either stream, that contains `text`. Lines before it are passed over.
     #[track_caller]
     pub(crate) fn wait_for(&mut self, text: &str) -> String {
@@ -91,22 +97,16 @@ impl Sevferry {
                     return line.clone();
                 }
             }
-            assert!(self.hear(), "it ended without '{text}'; {}", self.transcript());
+            if let Err(why) = self.hear() {
+                panic!("no '{text}': {why}; {}", self.so_far(None));
+            }
         }
     }
 
-    /// Takes in the next line. False: the process has closed its streams.
-    #[track_caller]
-    fn hear(&mut self) -> bool {
+    /// Takes in the next line. Disconnected: the process has closed its streams.
+    fn hear(&mut self) -> Result<(), RecvTimeoutError> {
         let left = self.deadline.saturating_duration_since(Instant::now());
-        match self.lines.recv_timeout(left) {
-            Ok(line) => {
-                self.seen.push(line);
-                true
-            }
-            Err(RecvTimeoutError::Disconnected) => false,
-            Err(RecvTimeoutError::Timeout) => panic!("time is up; {}", self.transcript()),
-        }
+        self.lines.recv_timeout(left).map(|line| self.seen.push(line))
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
@@ -127,21 +127,25 @@ impl Sevferry {
         read_to_string(format!("/proc/{}/maps", self.id())).expect("it runs").lines().count()
     }
 
-    /// Waits until the process ends of its own.
-    #[track_caller]
+    /// Waits until the process ends of its own; its code is `None` if time was up before that.
     pub(crate) fn end(mut self) -> Ended {
-        while self.hear() {}
+        loop {
+            match self.hear() {
+                Ok(()) => {}
+                Err(RecvTimeoutError::Timeout) => return self.so_far(None),
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
         let status = self.child.wait().expect("our child");
+        self.so_far(status.code())
+    }
+
+    fn so_far(&self, code: Option<i32>) -> Ended {
         let text = |of| {
             let lines = self.seen.iter().filter(|(stream, _)| *stream == of);
             lines.map(|(_, line)| format!("{line}\n")).collect()
         };
-        Ended { code: status.code(), out: text(Stream::Out), err: text(Stream::Err) }
-    }
-
-    fn transcript(&self) -> String {
-        let lines = self.seen.iter().map(|(stream, line)| format!("{stream:?}: {line}\n"));
-        format!("it has printed:\n{}", lines.collect::<String>())
+        Ended { code, out: text(Stream::Out), err: text(Stream::Err) }
     }
 }
 
