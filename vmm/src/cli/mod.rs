@@ -32,6 +32,7 @@ use std::process::ExitCode;
 use env_logger::{Builder, Target};
 
 use crate::machine::probe;
+use crate::migration::chain_of;
 use arguments::{ArgumentError, Arguments, LogOptions, Task};
 use exit::Exit;
 
@@ -89,18 +90,6 @@ fn perform(task: Task) -> Exit {
             Err(cause) => failed(&cause, Exit::Unusable),
         },
     }
-}
-
-/// An error with its causes, in one line.
-fn chain_of(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 /// Prints an error and its causes, each of which adds what the one before does not say.

@@ -51,8 +51,8 @@ pub use malformed::Malformed;
 pub use socket_file::{NoSocket, SocketFile};
 pub use transport::{Listener, Stream};
 
-/// An error with its causes, in one line, for the other host.
-fn chain_of(error: &dyn Error) -> String {
+/// An error with its causes, in one line.
+pub(crate) fn chain_of(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
