@@ -6,6 +6,7 @@ use thiserror::Error;
 use super::migration_arguments::AskOptions;
 use crate::control::api::{PagesReply, Request, Response, State, StatusReply};
 use crate::control::{ClientError, ask as ask_owner};
+use crate::migration::progress::Phase;
 
 /// Asks the process that owns the guest and prints what it answers.
 ///
@@ -43,7 +44,8 @@ pub(super) fn status_text(status: &StatusReply) -> String {
         out.push_str(&pages_text(pages));
     }
     if let Some(migration) = &status.migration {
-        out.push_str(&format!("\nmigration: {migration}"));
+        let which = if migration.phase == Phase::Done { "last migration" } else { "migration" };
+        out.push_str(&format!("\n{which}: {migration}"));
     }
     out
 }

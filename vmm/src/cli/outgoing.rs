@@ -11,7 +11,7 @@ use crate::machine::RunningMachine;
 use crate::migration::handing_over::{Ended, send};
 use crate::migration::journal::Side;
 use crate::migration::message::Reason;
-use crate::migration::progress::Progress;
+use crate::migration::progress::{Phase, Progress};
 use crate::migration::source::{Options, Wish};
 
 /// Where the guest is now.
@@ -71,6 +71,7 @@ pub(super) fn send_guest(
             return Err(OwnerError::Vcpu(cause));
         }
     };
+    progress.lock().unwrap_or_else(PoisonError::into_inner).phase = Phase::Done;
     eprintln!("sevferry: {summary}");
     answer.give(Response::Ended(summary));
     Ok(sent)

@@ -4,7 +4,6 @@
 //! `RECEIVE_FINISH`, then the handover in `taking_over.rs`.
 
 use std::io::Write;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use log::info;
@@ -17,6 +16,8 @@ use super::intake::{Delivered, IntakeError, take_in};
 use super::link::{Link, LinkError};
 use super::message::{Message, Offer, Reason, SessionBytes, Transfer};
 use super::placer::{PagePlacer, Target};
+use super::progress::{Phase, Progress};
+use super::reception::{Arrived, Reception};
 use super::transport::{Listener, Stream};
 use crate::encryption::{Malformed as MalformedStatus, PageStatus};
 use crate::machine::compatibility::{HostOffer, Incompatible, MachineOffer, compare};
@@ -50,6 +51,9 @@ impl std::fmt::Debug for Host<'_> {
     }
 }
 
+/// Hears how far it is, and says whether to stop.
+pub type LookUp<'a> = dyn FnMut(&Progress) -> bool + 'a;
+
 /// A guest that has arrived whole and is paused here, its owner not yet decided.
 #[derive(Debug)]
 pub struct Prepared {
@@ -59,11 +63,12 @@ pub struct Prepared {
     pub(super) link: Link,
     /// Which guest, which attempt.
     pub transfer: Transfer,
-    /// Rounds that arrived.
-    pub rounds: u32,
+    /// How it came.
+    pub reception: Reception,
 }
 
-/// Receives one guest from `stream`. `stop` is asked now and then. A refusal is told to the source.
+/// Receives one guest from `stream`. `look_up` is told now and then how far it is, and says whether
+/// to stop. A refusal is told to the source.
 ///
 /// # Errors
 /// [`DestinationError`]; nothing is left of the guest then, and the source keeps it.
@@ -71,11 +76,14 @@ pub fn receive(
     stream: Stream,
     listener: &Listener,
     host: &mut Host<'_>,
-    stop: &mut dyn FnMut() -> bool,
+    look_up: &mut LookUp<'_>,
 ) -> Result<Prepared, DestinationError> {
     let mut link = Link::new(stream);
-    match phases(&mut link, listener, host, stop) {
-        Ok((machine, transfer, rounds)) => Ok(Prepared { machine, link, transfer, rounds }),
+    match phases(&mut link, listener, host, look_up) {
+        Ok((machine, reception)) => {
+            let transfer = reception.now().transfer;
+            Ok(Prepared { machine, link, transfer, reception })
+        }
         Err(cause) => {
             let reason = Reason::new(&super::chain_of(&cause));
             // The source may be gone: then it needs no reason.
@@ -89,28 +97,36 @@ fn phases(
     link: &mut Link,
     listener: &Listener,
     host: &mut Host<'_>,
-    stop: &mut dyn FnMut() -> bool,
-) -> Result<(PausedMachine, Transfer, u32), DestinationError> {
+    look_up: &mut LookUp<'_>,
+) -> Result<(PausedMachine, Reception), DestinationError> {
+    let begun = Instant::now();
     let (offer, description) = take_offer(link, host)?;
+    let mut reception = Reception::new(begun, offer.transfer, offer.connections);
+    reception.enter(Phase::Attest);
     let output = (host.output)().map_err(DestinationError::Output)?;
     let mut machine = ReceivingMachine::build(&description, host.platform, output)?;
     let receiving = start(link, &mut machine, &description)?;
-    let mut placers = accept_connections(listener, &offer, stop)?;
-    let (arrivals, frames) = (Arrivals::new(machine.ram().layout()), AtomicU64::new(0));
+    let (arrivals, arrived) = (Arrivals::new(machine.ram().layout()), Arrived::default());
+    let mut stop = || look_up(reception.progress(&arrived));
+    let mut placers = accept_connections(listener, &offer, &mut stop)?;
+    reception.enter(Phase::Rounds);
     let target = Target {
         ram: machine.ram(),
         arrivals: &arrivals,
         receiving: receiving.as_ref(),
         session: offer.session,
-        frames: &frames,
+        arrived: &arrived,
     };
-    let Delivered { status, state, rounds } = take_in(link, &mut placers, &target, stop)?;
+    let mut stop = || look_up(reception.progress(&arrived));
+    let Delivered { status, state, rounds } = take_in(link, &mut placers, &target, &mut stop)?;
+    reception.enter(Phase::State);
     let status = check(&description, status, &arrivals)?;
     let state = MachineState::from_bytes(&state)?;
     let launched = receiving.map(Receiving::finish).transpose()?;
     let machine = machine.finish(&state, status, launched)?;
+    reception.all_arrived(&arrived, rounds);
     info!("{}: all arrived in {rounds} rounds", offer.transfer);
-    Ok((machine, offer.transfer, rounds))
+    Ok((machine, reception))
 }
 
 /// Reads the offer, and holds it against this host before anything is built.

@@ -133,6 +133,7 @@ fn collect(
                     ended.clear();
                     target.arrivals.end_round();
                     rounds = end.round;
+                    target.arrived.rounds.store(rounds, Ordering::Relaxed);
                     link.send(&Message::RoundOk { round: end.round })?;
                     for placer in go {
                         // One that has ended says why by itself.
@@ -159,18 +160,18 @@ fn collect(
 
 /// Notices a peer that is connected but says nothing.
 struct Alive<'a> {
-    frames: &'a AtomicU64,
+    bytes: &'a AtomicU64,
     seen: u64,
     since: Instant,
 }
 
 impl<'a> Alive<'a> {
     fn new(target: &Target<'a>) -> Self {
-        Self { frames: target.frames, seen: 0, since: Instant::now() }
+        Self { bytes: &target.arrived.bytes, seen: 0, since: Instant::now() }
     }
 
     fn check(&mut self) -> Result<(), IntakeError> {
-        let now = self.frames.load(Ordering::Relaxed);
+        let now = self.bytes.load(Ordering::Relaxed);
         if now != self.seen {
             (self.seen, self.since) = (now, Instant::now());
         }

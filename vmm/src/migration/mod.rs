@@ -36,6 +36,7 @@ mod malformed;
 pub mod message;
 mod placer;
 pub mod progress;
+pub mod reception;
 mod rounds;
 mod sender;
 mod socket_file;

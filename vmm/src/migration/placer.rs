@@ -3,7 +3,7 @@
 //! Each connection has a [`PagePlacer`] on a thread of its own for the whole migration.
 
 use std::io::{Error as IoError, ErrorKind};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
@@ -16,6 +16,7 @@ use super::frame::{
 };
 use super::malformed::Malformed;
 use super::message::{Message, RoundEnd};
+use super::reception::Arrived;
 use super::transport::Stream;
 use crate::memory::{GuestRam, RamError};
 use crate::page::{Frame, PAGE_SIZE, PageRange};
@@ -39,8 +40,8 @@ pub(super) struct Target<'a> {
     pub(super) receiving: Option<&'a Receiving>,
     /// Random, from the offer.
     pub(super) session: u64,
-    /// Counts page frames, to show that the source is alive.
-    pub(super) frames: &'a AtomicU64,
+    /// Counts what comes, which also shows that the source is alive.
+    pub(super) arrived: &'a Arrived,
 }
 
 /// The receiving end of a page connection.
@@ -95,7 +96,6 @@ impl PagePlacer {
             self.digest.add(&head);
             self.sequence += 1;
             self.place(&header, target, deadline)?;
-            target.frames.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -155,6 +155,14 @@ impl PagePlacer {
                 }
             }
         }
+        let arrived = target.arrived;
+        let (pages, bytes) = (frames.len() as u64, (PAGES_HEAD_LEN + parts.total()) as u64);
+        match header.kind {
+            PageKind::Shared => arrived.shared.fetch_add(pages, Ordering::Relaxed),
+            PageKind::Zero => arrived.zero.fetch_add(pages, Ordering::Relaxed),
+            PageKind::Private => arrived.private.fetch_add(pages, Ordering::Relaxed),
+        };
+        arrived.bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
     }
 

@@ -282,9 +282,11 @@ impl Display for Summary {
             let separator = if index == 0 { ": " } else { ", " };
             write!(f, "{separator}{phase} {}", Time(*took_us))?;
         }
-        match self.downtime_us {
-            Some(downtime) => write!(f, "\n  downtime  {}", Time(downtime)),
-            None => write!(f, "\n  downtime  none: the guest was not paused"),
+        match (self.downtime_us, self.side) {
+            (Some(downtime), _) => write!(f, "\n  downtime  {}", Time(downtime)),
+            (None, Side::Source) => write!(f, "\n  downtime  none: the guest was not paused"),
+            // Only the source knows.
+            (None, Side::Destination) => Ok(()),
         }
     }
 }
