@@ -150,7 +150,7 @@ fn a_destination_that_dies_costs_nothing() {
     migration.wait_for("round 1");
     destination.signal(Signal::KILL);
     let failed = migration.end().with_code(10);
-    assert!(failed.err.contains("the guest did not move, and runs on"), "{failed}");
+    assert!(failed.out.contains("not moved: the guest runs on here"), "{failed}");
     drop(destination);
     let destination = b.receive(SEV);
     a.migrate(&b).with_code(0);
@@ -167,11 +167,11 @@ fn a_guest_that_is_not_moved_runs_on() {
     let (a, plain, b) = (Host("stay-a"), Host("stay-plain"), Host("stay-b"));
     let source = a.run(SEV, &SCENARIO.replace("count=12000", "count=24000"));
     let nobody = a.migrate(&b).with_code(10);
-    assert!(nobody.err.contains("is `sevferry receive` running there?"), "{nobody}");
+    assert!(nobody.out.contains("is `sevferry receive` running there?"), "{nobody}");
 
     let without_sev = plain.receive("");
     let refused = a.migrate(&plain).with_code(10);
-    assert!(refused.err.contains("the other host refused"), "{refused}");
+    assert!(refused.out.contains("the other host refused"), "{refused}");
     drop(without_sev);
 
     let destination = b.receive(SEV);
@@ -195,7 +195,7 @@ fn a_weak_policy_is_refused_unless_allowed() {
     let source =
         a.run("--platform sev=software,policy=0x1", "ready fill=8M+40:9 count=12000 check=8M+40:9");
     let refused = a.migrate(&b).with_code(10);
-    assert!(refused.err.contains("policy"), "{refused}");
+    assert!(refused.out.contains("policy bit SEV"), "{refused}");
     a.start_migrating(&b, "--allow-unchecked").end().with_code(0);
     source.end().with_code(0);
     assert_passed(&destination.end().with_code(0));
