@@ -159,7 +159,7 @@ fn a_million_alternating_conversions_need_no_more_memory() {
     sevferry.signal(Signal::TERM);
     let report = sevferry.end().with_code(0).report();
     assert!(anon_after <= anon + ANON_GROWTH_KIB, "{anon} KiB before, {anon_after} KiB after");
-    assert_eq!(mappings_after, mappings, "mappings after and before");
+    assert!(mappings_after <= mappings, "{mappings} mappings before, {mappings_after} after");
     let calls = &report["sev"]["hypercalls"];
     assert_eq!((&calls["shared"], &calls["private"]), (&500_500.into(), &500_500.into()));
     assert_eq!(report["sev"]["record"], "region list");
