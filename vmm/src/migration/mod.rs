@@ -36,6 +36,8 @@ mod malformed;
 pub mod message;
 mod placer;
 pub mod progress;
+#[cfg(test)]
+mod race_tests;
 pub mod reception;
 mod rounds;
 mod sender;
