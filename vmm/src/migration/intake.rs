@@ -74,7 +74,8 @@ pub(super) fn take_in(
             scope.spawn(move || place_rounds(index, placer, target, (&queue, &may_proceed), over));
         }
         let over_here = &over;
-        let due = Due::state(status_bytes_max(&target.ram.layout()));
+        let list = Due::region_list(status_bytes_max(&target.ram.layout()));
+        let due = target.receiving.map_or(Due::STATE, |_sev| list);
         scope.spawn(move || read_control(control, due, &queue, over_here));
         let delivered = collect(link, target, &arrivals, &go, stop);
         over.store(true, Ordering::Relaxed);
@@ -115,7 +116,7 @@ fn place_rounds(
 }
 
 /// The control connection's thread: ends with the machine's state, or when the source gives up.
-fn read_control(mut link: Link, due: Due, queue: &SyncSender<Arrival>, over: &AtomicBool) {
+fn read_control(mut link: Link, mut due: Due, queue: &SyncSender<Arrival>, over: &AtomicBool) {
     loop {
         let mut stop = || over.load(Ordering::Relaxed);
         let arrival = match link.receive(due, LOOK_UP, &mut stop) {
@@ -124,10 +125,11 @@ fn read_control(mut link: Link, due: Due, queue: &SyncSender<Arrival>, over: &At
             Ok(Some(message)) => Arrival::Control(message),
             Err(cause) => Arrival::Failed(cause.into()),
         };
-        let last = !matches!(arrival, Arrival::Control(Message::StatusList(_)));
-        if queue.send(arrival).is_err() || last {
+        let is_list = matches!(arrival, Arrival::Control(Message::StatusList(_)));
+        if queue.send(arrival).is_err() || !is_list {
             return;
         }
+        due = Due::STATE;
     }
 }
 

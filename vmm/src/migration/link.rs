@@ -43,11 +43,15 @@ impl Due {
         Self { what, kinds, status_bytes_max: STATUS_BYTES_MAX }
     }
 
-    /// After the last round.
-    pub(super) const fn state(status_bytes_max: u32) -> Self {
-        let due = Self::new("the region list or the state", &[Kind::StatusList, Kind::State]);
+    /// After the last round, from the source of an SEV guest.
+    pub(super) const fn region_list(status_bytes_max: u32) -> Self {
+        // The state is refused later, by the name of what is missing.
+        let due = Self::new("the region list", &[Kind::StatusList, Kind::State]);
         Self { status_bytes_max, ..due }
     }
+
+    /// After that, or from the source of a plain VM at once.
+    pub(super) const STATE: Self = Self::new("the state", &[Kind::State]);
 
     pub(super) fn check(&self, header: FrameHeader) -> Result<(), LinkError> {
         let kind = header.kind();

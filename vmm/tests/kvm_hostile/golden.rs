@@ -12,7 +12,10 @@ use sevferry::machine::config::{
     OwnerInput, PlatformKind, Serial, SevConfig, VcpuCount, ram_layout,
 };
 use sevferry::machine::{Config, Machine, PausedMachine};
-use sevferry::migration::message::{Offer, SessionBytes, Transfer, VmId};
+use sevferry::migration::frame::{Kind, RoundDigest};
+use sevferry::migration::message::{
+    Message, NotRunning, Offer, Reason, SessionBytes, Transfer, VmId,
+};
 use sevferry::page::{Frame, PAGE_SIZE, PageRange, RamLayout};
 use sevferry::sev::Policy;
 use sevferry::sev::device::export_pdh;
@@ -22,7 +25,7 @@ use sevferry::sev::target::PlatformCertificates;
 use sevferry::vcpu::Stop;
 use zerocopy::IntoBytes;
 
-use super::script::{PAGE_LEN, PageFrame, Part, Script};
+use super::script::{PAGE_LEN, PageFrame, Part, Script, encode};
 
 /// The smallest machine.
 pub(crate) const RAM_BYTES: u64 = 16 << 20;
@@ -65,17 +68,11 @@ pub(crate) fn plain() -> &'static Golden {
 pub(crate) fn sev() -> &'static Golden {
     static GOLDEN: OnceLock<Golden> = OnceLock::new();
     GOLDEN.get_or_init(|| {
-        let identity =
-            std::env::temp_dir().join(format!("sevferry-hostile-{}.keys", process::id()));
+        let identity = identity();
         let platform = PlatformKind::Software { identity: Some(identity.clone()) };
         let mut machine = paused(Some(PlatformKind::Software { identity: None }));
         let sending = start_send(&mut machine, &identity);
-        let session = sending.session();
-        let bytes = SessionBytes {
-            policy: session.policy,
-            pdh: session.source_pdh.as_bytes().to_vec(),
-            session: session.session.as_bytes().to_vec(),
-        };
+        let bytes = session_bytes(&sending);
         let first = sealed(&machine, &sending, &PRIVATE);
         // Frame 2 again, and frame 7 was private for a while.
         let second = sealed(&machine, &sending, &[2]);
@@ -88,6 +85,36 @@ pub(crate) fn sev() -> &'static Golden {
         };
         Golden { script, platform: Some(platform) }
     })
+}
+
+/// A session with the same platform that the packets of [`sev`] are not of.
+pub(crate) fn other_session() -> SessionBytes {
+    let mut machine = paused(Some(PlatformKind::Software { identity: None }));
+    session_bytes(&start_send(&mut machine, &identity()))
+}
+
+fn session_bytes(sending: &Sending) -> SessionBytes {
+    let session = sending.session();
+    SessionBytes {
+        policy: session.policy,
+        pdh: session.source_pdh.as_bytes().to_vec(),
+        session: session.session.as_bytes().to_vec(),
+    }
+}
+
+/// Where the destination's platform keeps its keys.
+fn identity() -> PathBuf {
+    std::env::temp_dir().join(format!("sevferry-hostile-{}.keys", process::id()))
+}
+
+/// The serial form of a region list, whatever is in it.
+pub(crate) fn regions(regions: &[(u64, u64)]) -> Vec<u8> {
+    // Version 1, offered and ready, epoch 0.
+    let mut bytes = b"SEVPAGES\x01\0\x06\0\0\0\0\0\0\0\0\0\0\0\0\0".to_vec();
+    bytes.extend((regions.len() as u64).to_le_bytes());
+    bytes
+        .extend(regions.iter().flat_map(|&(base, limit)| [base, limit]).flat_map(u64::to_le_bytes));
+    bytes
 }
 
 /// The SEV guest's page status in the end.
@@ -202,4 +229,34 @@ fn kernel(encrypted: bool) -> PathBuf {
     let path = std::env::temp_dir().join(name);
     fs::write(&path, file).unwrap();
     path
+}
+
+/// A good message of every kind.
+pub(crate) fn one_of_each() -> Vec<(Kind, Vec<u8>)> {
+    let reason = Reason::new("no reason");
+    let transfer = TRANSFER;
+    let end = RoundDigest::default().end(1);
+    let messages = [
+        Message::Offer(plain().script.offer.clone()),
+        Message::Accept { platform: None },
+        Message::Refuse { reason: reason.clone() },
+        Message::Start { encryption: None },
+        Message::Started,
+        Message::Join { session: plain().script.offer.session, index: 0 },
+        Message::RoundEnd(end),
+        Message::RoundOk { round: 1 },
+        Message::StatusList(regions(&[])),
+        Message::State(plain().script.state.clone()),
+        Message::Prepared(transfer),
+        Message::Commit(transfer),
+        Message::Running(transfer),
+        Message::NotRunning { transfer, because: NotRunning::Unknown },
+        Message::Abandon { transfer, reason },
+    ];
+    let mut all: Vec<_> =
+        messages.iter().map(|message| (message.kind(), message.encode().unwrap())).collect();
+    let pages = Part { frames: vec![PageFrame::zero([300])], said_frames: None };
+    all.push((Kind::Pages, encode(&pages, plain().script.offer.session, 1, &mut 0)));
+    assert_eq!(all.len(), Kind::ALL.len());
+    all
 }

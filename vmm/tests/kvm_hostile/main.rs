@@ -5,10 +5,14 @@
 
 #![expect(clippy::unwrap_used, reason = "what a test needs and does not get fails it")]
 
+mod bounds;
 mod golden;
+mod memory;
 mod peer;
 mod rows;
+mod rows_sev;
 mod script;
+mod waits;
 
 use golden::Golden;
 use peer::Bench;
@@ -64,4 +68,33 @@ fn machines_that_are_none_are_refused() {
 #[ignore = "needs /dev/kvm: scripts/test kvm_hostile"]
 fn pages_that_do_not_belong_are_refused() {
     assert_refused(golden::plain(), &rows::of_pages(golden::plain()));
+}
+
+/// An SEV guest's stream is good as well, and the lies that any guest's stream can hold are refused.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_hostile"]
+fn pages_of_an_sev_guest_that_do_not_belong_are_refused() {
+    let golden = golden::sev();
+    assert_refused(golden, &rows::of_pages(golden));
+}
+
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_hostile"]
+fn what_the_platform_does_not_take_is_refused() {
+    assert_refused(golden::sev(), &rows_sev::of_the_platform(golden::sev()));
+}
+
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_hostile"]
+fn region_lists_that_lie_are_refused() {
+    assert_refused(golden::sev(), &rows_sev::of_regions(golden::sev()));
+}
+
+/// Without a platform an SEV guest is refused before anything is built for it.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_hostile"]
+fn an_sev_guest_needs_a_platform() {
+    let outcome = Bench::new(None).attempt(&golden::sev().script.steps());
+    assert!(outcome.refused().contains("none receives guests here"), "{}", outcome.refused());
+    assert_eq!(outcome.refusal.as_deref(), Some(outcome.refused()));
 }

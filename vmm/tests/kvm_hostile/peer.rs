@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,8 +23,14 @@ use super::script::{Channel, Step};
 /// After this an attempt hangs. Far above every deadline of the destination's.
 const HANG: Duration = Duration::from_secs(180);
 
+/// Held for writing where memory is counted: nothing else may run then.
+static MEMORY: RwLock<()> = RwLock::new(());
+
 /// A destination with a place to connect to.
 pub(crate) struct Bench {
+    /// Somebody wants it to stop after this.
+    pub(crate) stop_after: Duration,
+    _memory: Option<RwLockReadGuard<'static, ()>>,
     path: PathBuf,
     listener: Listener,
     platform: Option<PlatformKind>,
@@ -47,24 +54,35 @@ impl Outcome {
 
 impl Bench {
     pub(crate) fn new(platform: Option<PlatformKind>) -> Self {
+        let memory = MEMORY.read().unwrap_or_else(PoisonError::into_inner);
+        Self { _memory: Some(memory), ..Self::unlocked(platform) }
+    }
+
+    /// While this is held no other bench is there; make the bench with [`Bench::unlocked`].
+    pub(crate) fn alone() -> RwLockWriteGuard<'static, ()> {
+        MEMORY.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn unlocked(platform: Option<PlatformKind>) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name =
             format!("sevferry-hostile-{}-{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let path = std::env::temp_dir().join(name);
         let endpoint: Endpoint = format!("unix:{}", path.display()).parse().unwrap();
-        Self { listener: Listener::bind(&endpoint).unwrap(), path, platform }
+        let listener = Listener::bind(&endpoint).unwrap();
+        Self { stop_after: HANG, _memory: None, path, listener, platform }
     }
 
     /// Lets a source do `steps`, and the destination receive.
     pub(crate) fn attempt(&self, steps: &[Step]) -> Outcome {
         let (done, over) = channel();
         thread::scope(|scope| {
-            let source = scope.spawn(move || Source::new(&self.path).play(steps, &over));
+            let source = scope.spawn(move || Source::new(&self.path, over).play(steps));
             let began = Instant::now();
             let stream = self.listener.accept(HANG).unwrap().expect("the source connects first");
             let mut output = || -> Result<Box<dyn Write + Send>, IoError> { Ok(Box::new(sink())) };
             let mut host = Host { platform: self.platform.as_ref(), output: &mut output };
-            let mut look_up = |_: &_| began.elapsed() > HANG;
+            let mut look_up = |_: &_| began.elapsed() > self.stop_after;
             let result = receive(stream, &self.listener, &mut host, &mut look_up);
             done.send(result.is_err()).unwrap();
             let refusal = source.join().unwrap();
@@ -91,19 +109,22 @@ struct Source<'a> {
     path: &'a PathBuf,
     streams: BTreeMap<Channel, UnixStream>,
     refusal: Option<String>,
+    /// Whether the attempt is over, and was refused.
+    ended: Option<bool>,
+    over: Receiver<bool>,
 }
 
 impl<'a> Source<'a> {
-    fn new(path: &'a PathBuf) -> Self {
-        Self { path, streams: BTreeMap::new(), refusal: None }
+    fn new(path: &'a PathBuf, over: Receiver<bool>) -> Self {
+        Self { path, streams: BTreeMap::new(), refusal: None, ended: None, over }
     }
 
     /// Does the steps, as far as the destination lets it, and stays until the attempt is over.
     /// Returns the destination's reason to refuse, if it said one.
-    fn play(mut self, steps: &[Step], over: &Receiver<bool>) -> Option<String> {
+    fn play(mut self, steps: &[Step]) -> Option<String> {
         // It stops where the destination does.
         let _refused = steps.iter().try_for_each(|step| self.step(step));
-        let refused = over.recv().unwrap();
+        let refused = self.ended.unwrap_or_else(|| self.over.recv().unwrap());
         // What was said last is still there.
         while refused && self.refusal.is_none() && self.hear().is_ok() {}
         self.refusal
@@ -119,6 +140,16 @@ impl<'a> Source<'a> {
                 Ok(())
             }
             Step::Send(channel, bytes) => self.stream(*channel)?.write_all(bytes),
+            Step::Trickle(channel, bytes) => {
+                for byte in bytes {
+                    self.stream(*channel)?.write_all(&[*byte])?;
+                    if let Ok(refused) = self.over.recv_timeout(Duration::from_secs(1)) {
+                        self.ended = Some(refused);
+                        return Err(ErrorKind::ConnectionAborted.into());
+                    }
+                }
+                Ok(())
+            }
             Step::Hear(kind) => {
                 while self.hear()?.kind() != *kind {}
                 Ok(())

@@ -150,6 +150,10 @@ pub(crate) fn of_frames(golden: &Golden) -> Vec<Row> {
     let last = rows.rows.last_mut().unwrap();
     let at = last.steps.iter().position(|step| matches!(step, Step::Hear(Kind::RoundOk)));
     last.steps.insert(at.unwrap(), Step::CloseAll);
+    let private = PageFrame::private([(4, [0; 52], content(FILLED[0]))]);
+    rows.lie(26, "a private page for a plain VM", "but the guest is a plain VM", |script| {
+        script.rounds[1][0].frames.push(private);
+    });
     rows.damage((15, "joined with garbage", "page connections came"), JOIN, |frame| frame[0] = 0);
     rows.rows
 }
@@ -283,14 +287,6 @@ pub(crate) fn of_pages(golden: &Golden) -> Vec<Row> {
     rows.lie(29, "more pages in a round than there are", "twice in one round", |script| {
         let again: Vec<_> = script.rounds[0][1].frames.clone();
         script.rounds[0][1].frames.extend(again);
-    });
-    let page = content(FILLED[0]);
-    rows.lie(26, "a private page for a plain VM", "but the guest is a plain VM", |script| {
-        if script.status.is_none() {
-            script.rounds[1][0].frames.push(PageFrame::private([(4, [0; 52], page)]));
-        } else {
-            script.rounds[1][0].frames.clear();
-        }
     });
     rows.rows
 }

@@ -16,6 +16,8 @@ pub(crate) enum Step {
     Send(Channel, Vec<u8>),
     /// Waits on the control connection until the destination says this.
     Hear(Kind),
+    /// Says this one byte a second.
+    Trickle(Channel, Vec<u8>),
     /// Ends one connection.
     Close(Channel),
     /// Ends all connections: the source is gone.
@@ -123,7 +125,7 @@ pub(crate) fn say(message: &Message) -> Step {
 }
 
 /// A connection's part of a round, and its end.
-fn encode(part: &Part, session: u64, round: u32, sequence: &mut u64) -> Vec<u8> {
+pub(crate) fn encode(part: &Part, session: u64, round: u32, sequence: &mut u64) -> Vec<u8> {
     let (mut bytes, mut digest) = (Vec::new(), RoundDigest::default());
     for frame in &part.frames {
         let numbers: Vec<_> =
