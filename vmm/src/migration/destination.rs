@@ -13,9 +13,10 @@ use zerocopy::FromBytes;
 use super::arrivals::{Arrivals, BadArrival};
 use super::certificates::{CertificatesError, of_this_host, to_wire};
 use super::intake::{Delivered, IntakeError, take_in};
-use super::link::{Link, LinkError};
+use super::joining::accept_connections;
+use super::link::{Due, Link, LinkError};
 use super::message::{Message, Offer, Reason, SessionBytes, Transfer};
-use super::placer::{PagePlacer, Target};
+use super::placer::Target;
 use super::progress::{Phase, Progress};
 use super::reception::{Arrived, Reception};
 use super::transport::{Listener, Stream};
@@ -31,10 +32,10 @@ use crate::sev::receive::{ReceiveError, Receiving};
 use crate::sev::send::SendSession;
 use crate::sev::session::Session;
 
-/// How long a peer may take for its first message, and for all of its page connections.
+/// How long the source may take until its offer begins.
 const GREETING_MAX: Duration = Duration::from_secs(10);
 
-/// How long the source may take between phases.
+/// How long the source may take until its start begins: it verifies certificates meanwhile.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
 
 /// What this host receives guests with.
@@ -106,7 +107,8 @@ fn phases(
     let output = (host.output)().map_err(DestinationError::Output)?;
     let mut machine = ReceivingMachine::build(&description, host.platform, output)?;
     let receiving = start(link, &mut machine, &description)?;
-    let (arrivals, arrived) = (Arrivals::new(machine.ram().layout()), Arrived::default());
+    let arrivals = Arrivals::new(machine.ram().layout()).ok_or(DestinationError::Memory)?;
+    let arrived = Arrived::default();
     let mut stop = || look_up(reception.progress(&arrived));
     let mut placers = accept_connections(listener, &offer, &mut stop)?;
     reception.enter(Phase::Rounds);
@@ -131,7 +133,7 @@ fn phases(
 
 /// Reads the offer, and holds it against this host before anything is built.
 fn take_offer(link: &mut Link, host: &Host<'_>) -> Result<(Offer, MachineOffer), DestinationError> {
-    let Message::Offer(offer) = link.answer("an offer", GREETING_MAX)? else {
+    let Message::Offer(offer) = link.answer(Due::OFFER, GREETING_MAX)? else {
         return Err(LinkError::unexpected("an offer").into());
     };
     let description = MachineOffer::from_bytes(&offer.machine)?;
@@ -152,7 +154,7 @@ fn start(
     };
     let encrypted = platform.is_some();
     link.send(&Message::Accept { platform })?;
-    let Message::Start { encryption } = link.answer("a start", ANSWER_MAX)? else {
+    let Message::Start { encryption } = link.answer(Due::START, ANSWER_MAX)? else {
         return Err(LinkError::unexpected("a start").into());
     };
     let receiving = match (encryption, encrypted) {
@@ -180,33 +182,6 @@ fn session_of(
     let session = Session::read_from_bytes(&bytes.session)
         .map_err(|_length| DestinationError::Session { len: bytes.session.len() })?;
     Ok(SendSession { policy: bytes.policy, source_pdh, session })
-}
-
-/// Waits until every page connection has introduced itself; others are turned away.
-fn accept_connections(
-    listener: &Listener,
-    offer: &Offer,
-    stop: &mut dyn FnMut() -> bool,
-) -> Result<Vec<PagePlacer>, DestinationError> {
-    let deadline = Instant::now() + GREETING_MAX;
-    let mut joined: Vec<Option<PagePlacer>> = Vec::new();
-    joined.resize_with(usize::from(offer.connections), || None);
-    while joined.iter().any(Option::is_none) {
-        if stop() || Instant::now() > deadline {
-            return Err(DestinationError::Connections { wanted: offer.connections });
-        }
-        let Some(stream) = listener.accept(Duration::from_millis(100))? else { continue };
-        let mut link = Link::new(stream);
-        match link.answer("a page connection", GREETING_MAX) {
-            Ok(Message::Join { session, index }) if session == offer.session => {
-                if let Some(slot @ None) = joined.get_mut(usize::from(index)) {
-                    *slot = Some(PagePlacer::new(link.into_stream()));
-                }
-            }
-            other => info!("a connection that is no part of this migration was closed: {other:?}"),
-        }
-    }
-    Ok(joined.into_iter().flatten().collect())
 }
 
 /// Every page has arrived, as what the region list says.
@@ -263,6 +238,9 @@ pub enum DestinationError {
     /// What the source sent and offered do not fit together.
     #[error("what the source sent is not what it offered: SEV or not, and with which policy")]
     Platform,
+    /// The guest is too large to keep count of.
+    #[error("this host has no memory to count the pages of the guest: offer it to a larger one")]
+    Memory,
     /// Page connections are missing.
     #[error("not all of the source's {wanted} page connections came")]
     Connections {

@@ -30,6 +30,7 @@ mod frame_tests;
 pub mod handing_over;
 pub mod handover;
 mod intake;
+mod joining;
 pub mod journal;
 mod link;
 mod malformed;

@@ -18,7 +18,7 @@ use super::certificates::{CertificatesError, from_wire, of_this_host};
 use super::convergence::{Decision, GaveUp, Goal};
 use super::endpoint::Endpoint;
 use super::handover::Resolution;
-use super::link::{Link, LinkError};
+use super::link::{Due, Link, LinkError};
 use super::malformed::Malformed;
 use super::message::{Message, Offer, Reason, SessionBytes, Transfer};
 use super::progress::{Outcome, Phase, Progress, Summary};
@@ -129,7 +129,7 @@ impl<'a> Attempt<'a> {
             .map_err(|cause| SourceError::Connect { to: self.options.to.clone(), cause })?;
         let link = self.link.insert(Link::new(stream));
         link.send(&Message::Offer(Offer { transfer, session, connections, machine }))?;
-        let Message::Accept { platform } = link.answer("an acceptance", ANSWER_MAX)? else {
+        let Message::Accept { platform } = link.answer(Due::ACCEPT, ANSWER_MAX)? else {
             return Err(LinkError::unexpected("an acceptance").into());
         };
         self.session = session;
@@ -144,7 +144,7 @@ impl<'a> Attempt<'a> {
         };
         let link = self.link.as_mut().ok_or(SourceError::Gone)?;
         link.send(&Message::Start { encryption })?;
-        if link.answer("a start", ANSWER_MAX)? == Message::Started {
+        if link.answer(Due::STARTED, ANSWER_MAX)? == Message::Started {
             return Ok(());
         }
         Err(LinkError::unexpected("a start").into())
@@ -236,7 +236,7 @@ impl<'a> Attempt<'a> {
         let elapsed = sent.map_err(|cause| self.explain(cause))?;
         let number = self.rounds.as_ref().map_or(0, Rounds::number);
         let link = self.link.as_mut().ok_or(SourceError::Gone)?;
-        if link.answer("the end of a round", ANSWER_MAX)? == (Message::RoundOk { round: number }) {
+        if link.answer(Due::ROUND_OK, ANSWER_MAX)? == (Message::RoundOk { round: number }) {
             return Ok(elapsed);
         }
         Err(LinkError::unexpected("the end of a round").into())
@@ -244,7 +244,7 @@ impl<'a> Attempt<'a> {
 
     /// A destination that refuses closes its connections after it has said why.
     fn explain(&mut self, cause: SenderError) -> SourceError {
-        let said = self.link.as_mut().map(|link| link.answer("nothing", Duration::from_secs(1)));
+        let said = self.link.as_mut().map(|link| link.answer(Due::REFUSAL, Duration::from_secs(1)));
         match said {
             Some(Err(LinkError::Refused(reason))) => LinkError::Refused(reason).into(),
             _ => cause.into(),

@@ -13,7 +13,7 @@ use super::handover::{
     Destination, DestinationInput, DestinationOutput, DestinationState, Resolution,
 };
 use super::journal::Journal;
-use super::link::Link;
+use super::link::{Due, Link};
 use super::message::{Message, Transfer};
 use super::transport::{Listener, Stream};
 use crate::machine::RunningMachine;
@@ -101,12 +101,12 @@ fn next_input(
     transfer: Transfer,
 ) -> Option<DestinationInput> {
     let received = match link.as_mut() {
-        Some(link) => link.receive(LOOK_UP, &mut || false),
+        Some(link) => link.receive(Due::COMMIT, LOOK_UP, &mut || false),
         None => match listener.accept(LOOK_UP) {
             Ok(None) => return None,
             Ok(Some(stream)) => {
                 info!("the source of {transfer} may be back");
-                link.insert(Link::new(stream)).receive(GREETING_MAX, &mut || false)
+                link.insert(Link::new(stream)).receive(Due::COMMIT, GREETING_MAX, &mut || false)
             }
             Err(cause) => {
                 warn!("accepting a connection: {cause}");
@@ -161,7 +161,9 @@ pub fn keep_answering(listener: Listener, side: Destination) -> Result<(), IoErr
 
 fn answer_one(stream: Stream, side: Destination) {
     let mut link = Link::new(stream);
-    let Ok(Some(Message::Commit(transfer))) = link.receive(GREETING_MAX, &mut || false) else {
+    let Ok(Some(Message::Commit(transfer))) =
+        link.receive(Due::COMMIT, GREETING_MAX, &mut || false)
+    else {
         return;
     };
     let (_, outputs) = side.on(DestinationInput::Commit(transfer));
