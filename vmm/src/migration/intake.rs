@@ -15,8 +15,8 @@ use super::link::{Link, LinkError};
 use super::message::{Message, Reason, RoundEnd};
 use super::placer::{PagePlacer, PlacerError, Target};
 
-/// How long nothing at all may arrive.
-const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How long a source whose page connection has failed may take to say why.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// How often waiting looks up.
 const LOOK_UP: Duration = Duration::from_millis(100);
@@ -153,21 +153,40 @@ fn collect(
             Arrival::Control(_) => {
                 return Err(LinkError::unexpected("the region list or the state").into());
             }
-            Arrival::Failed(cause) => return Err(cause),
+            Arrival::Failed(cause) => return Err(explained(cause, arrivals)),
         }
     }
+}
+
+/// A source that gives up says why, then closes its connections; they are not heard in that order.
+fn explained(cause: IntakeError, arrivals: &Receiver<Arrival>) -> IntakeError {
+    let until = Instant::now() + LAST_WORDS;
+    while let IntakeError::Placer(_) = cause {
+        let left = until.saturating_duration_since(Instant::now());
+        match arrivals.recv_timeout(left) {
+            Ok(Arrival::Control(Message::Abandon { reason, .. } | Message::Refuse { reason })) => {
+                return IntakeError::Abandoned { reason };
+            }
+            // The other page connections.
+            Ok(Arrival::Failed(IntakeError::Placer(_)) | Arrival::Round(..)) => {}
+            Ok(Arrival::Control(_) | Arrival::Failed(_)) | Err(_) => break,
+        }
+    }
+    cause
 }
 
 /// Notices a peer that is connected but says nothing.
 struct Alive<'a> {
     bytes: &'a AtomicU64,
+    silence: Duration,
     seen: u64,
     since: Instant,
 }
 
 impl<'a> Alive<'a> {
     fn new(target: &Target<'a>) -> Self {
-        Self { bytes: &target.arrived.bytes, seen: 0, since: Instant::now() }
+        let (bytes, silence) = (&target.arrived.bytes, target.silence);
+        Self { bytes, silence, seen: 0, since: Instant::now() }
     }
 
     fn check(&mut self) -> Result<(), IntakeError> {
@@ -175,10 +194,10 @@ impl<'a> Alive<'a> {
         if now != self.seen {
             (self.seen, self.since) = (now, Instant::now());
         }
-        if self.since.elapsed() < SILENCE_MAX {
+        if self.since.elapsed() < self.silence {
             return Ok(());
         }
-        Err(LinkError::Silent { wanted: "anything", patience: SILENCE_MAX }.into())
+        Err(LinkError::Silent { wanted: "anything", patience: self.silence }.into())
     }
 }
 
