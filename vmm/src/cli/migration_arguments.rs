@@ -57,7 +57,9 @@ Take SEV guests; without this only plain VMs are taken. Keys, separated by comma
                          bitmap, or give up on migration [default: promote]
   identity=DIR           where the software platform keeps its keys [default: nowhere]
   command_cost_us=N      let each command of the software platform take N microseconds, one after
-                         the other as on a secure processor [default: 0]";
+                         the other as on a secure processor [default: 0]
+  fail=COMMAND:N         let the Nth such command of the software platform fail, such as
+                         SEND_FINISH:1: to see what becomes of the guest";
 
 #[derive(Debug, Args)]
 pub(super) struct ReceiveArguments {

@@ -22,7 +22,12 @@ use steps::{STEPS, Stage, Step};
 
 /// Two hosts and a migration that stands still at `step`.
 fn stopped_at(step: Step) -> (Hosts, Vmm, Vmm, hosts::Migration) {
-    eprintln!("at {:?}", step.message);
+    eprintln!(
+        "at {:?}, {:?}",
+        step.message,
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
+            % 1000
+    );
     let hosts = Hosts::new();
     let b = hosts.receive("b");
     let a = hosts.run("a");
