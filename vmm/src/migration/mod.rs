@@ -16,6 +16,7 @@
 
 mod account;
 mod arrivals;
+mod caller;
 mod certificates;
 mod codec;
 #[cfg(test)]
@@ -40,6 +41,7 @@ pub mod progress;
 #[cfg(test)]
 mod race_tests;
 pub mod reception;
+pub mod recovery;
 mod rounds;
 mod sender;
 mod socket_file;
@@ -49,7 +51,9 @@ mod transport;
 
 use std::error::Error;
 
+pub use caller::Caller;
 pub use endpoint::{BadEndpoint, Endpoint};
+pub use link::LinkError;
 pub use malformed::Malformed;
 pub use socket_file::{NoSocket, SocketFile};
 pub use transport::{Listener, Stream};
