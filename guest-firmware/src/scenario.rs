@@ -31,6 +31,8 @@ pub(crate) enum Step {
     Cpus { expected: Option<u64> },
     /// `cpuid=`
     Cpuid { leaf: u32, subleaf: u32 },
+    /// `forever`
+    Forever,
     /// `then=`
     Then(End),
 }
@@ -77,6 +79,7 @@ impl Step {
             "ready" => Self::Ready(true),
             "unready" => Self::Ready(false),
             "tables" => Self::Tables,
+            "forever" => Self::Forever,
             "cpus" => Self::Cpus { expected: None },
             _ => return None,
         })

@@ -11,8 +11,9 @@ mod guest;
 use std::collections::BTreeMap;
 use std::env::temp_dir;
 use std::fs::{File, OpenOptions, create_dir_all, read_dir, read_link};
+use std::io::Error as IoError;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::id;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -23,13 +24,13 @@ use sevferry::encryption::{PageStatus, Status};
 use sevferry::machine::config::ram_layout;
 use sevferry::machine::{Config, RunningMachine};
 use sevferry::migration::convergence::{Goal, TimeoutStrategy};
-use sevferry::migration::destination::{Host, Prepared, receive};
+use sevferry::migration::destination::{Host, Prepared, Received, receive};
 use sevferry::migration::handing_over::{Ended, send};
 use sevferry::migration::journal::{Journal, Side};
 use sevferry::migration::message::{Transfer, VmId};
-use sevferry::migration::source::Options;
-use sevferry::migration::taking_over::take_over;
-use sevferry::migration::{Endpoint, Listener};
+use sevferry::migration::source::{Look, Options};
+use sevferry::migration::taking_over::{Taken, take_over};
+use sevferry::migration::{Caller, Endpoint, Listener};
 use sevferry::page::{Frame, PageRange};
 
 /// Bytes of a page.
@@ -113,8 +114,8 @@ fn differences(
 struct Road {
     endpoint: Endpoint,
     listener: Listener,
+    directory: PathBuf,
     source: Journal,
-    destination: Journal,
     transfer: Transfer,
 }
 
@@ -125,12 +126,11 @@ impl Road {
         let path = directory.join("socket").display().to_string();
         let endpoint = Endpoint::Unix { path };
         let transfer = Transfer { vm: VmId::random().expect("randomness"), epoch: 1 };
-        let open = |side| Journal::open(&directory, transfer.vm, side).expect("a new journal");
         Self {
             listener: Listener::bind(&endpoint).expect("a new socket"),
             endpoint,
-            source: open(Side::Source),
-            destination: open(Side::Destination),
+            source: Journal::open(&directory, transfer.vm, Side::Source).expect("a new journal"),
+            directory,
             transfer,
         }
     }
@@ -155,37 +155,37 @@ fn moved(machine: RunningMachine, console: &Console, mut road: Road, goal: Goal)
         goal,
         transfer: road.transfer,
         allow_unchecked: false,
+        silence: PATIENCE,
     };
     let events = console.end_sender.clone();
     thread::scope(|scope| {
         let sender = scope.spawn(|| {
-            let wish = &mut |_: &_, _| None;
+            let wish = &mut |_: Look<'_>| None;
             send(machine, &options, &mut road.source, &events, wish)
         });
         let stream = road.listener.accept(PATIENCE).expect("a socket").expect("the source");
         let platform = software();
         let mut output = || Ok(console.output() as _);
-        let mut host = Host { platform: Some(&platform), output: &mut output };
-        let received = receive(stream, &road.listener, &mut host, &mut |_| false);
-        let prepared = match received {
-            Ok(prepared) => prepared,
-            Err(cause) => panic!("{cause:?}; {:?}; {}", sender.join(), console.transcript()),
+        let directory = road.directory.clone();
+        let mut journal =
+            move |vm| Journal::open(&directory, vm, Side::Destination).map_err(IoError::other);
+        let (platform, output) = (Some(&platform), &mut output as _);
+        let mut host = Host { platform, output, journal: &mut journal, silence: PATIENCE };
+        let caller = Caller::greet(stream).expect("an offer");
+        let received = receive(caller, &road.listener, &mut host, &mut |_| false);
+        let Ok(Received::Guest(prepared)) = received else {
+            panic!("{received:?}; {:?}; {}", sender.join(), console.transcript());
         };
         let destination = Memories::besides(&[&source]);
         let status = watch.status().expect("an SEV guest");
         let rounds = prepared.reception.now().round;
         compare((&source, &status), (&destination, &prepared));
-        let taken = take_over(
-            prepared,
-            &road.listener,
-            &mut road.destination,
-            &console.end_sender,
-            &mut || None,
-        );
-        let (machine, _side) = taken.expect("threads for vCPUs").expect("the source commits");
+        let (listener, events) = (&road.listener, &console.end_sender);
+        let taken = take_over(*prepared, listener, events, &mut |_| None);
+        let Ok(Taken::Runs(machine, _side)) = taken else { panic!("{taken:?}") };
         let ended = sender.join().expect("no panic").expect("the guest is not lost");
         assert!(matches!(ended, Ended::Moved(_)), "{ended:?}");
-        Moved { machine, status, rounds }
+        Moved { machine: *machine, status, rounds }
     })
 }
 

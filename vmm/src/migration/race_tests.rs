@@ -21,7 +21,6 @@ use proptest::test_runner::TestRunner;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::arrivals::Arrivals;
-use super::link::Link;
 use super::message::Message;
 use super::placer::{PagePlacer, Target};
 use super::reception::Arrived;
@@ -221,18 +220,21 @@ impl Connection {
         let receiving = destination.initialised().start_receive(sending.session()).unwrap();
         let (here, there) = UnixStream::pair().unwrap();
         let sender = PageSender::join(Stream::Unix(here), SESSION, 0).unwrap();
-        let mut link = Link::new(Stream::Unix(there));
-        let join = link.answer("a page connection", Duration::from_secs(10)).unwrap();
-        assert_eq!(join, Message::Join { session: SESSION, index: 0 });
-        let placer = PagePlacer::new(link.into_stream());
-        let (arrivals, arrived) = (Arrivals::new(source.memory.layout()), Arrived::default());
+        let join = Message::Join { session: SESSION, index: 0 }.encode().unwrap();
+        let (mut stream, mut came) = (Stream::Unix(there), vec![0; join.len()]);
+        stream.fill(&mut came, Instant::now() + Duration::from_secs(10)).unwrap();
+        assert_eq!(came, join);
+        let placer = PagePlacer::new(stream, 1);
+        let arrivals = Arrivals::new(source.memory.layout()).unwrap();
+        let arrived = Arrived::default();
         Self { sender, placer, sending, receiving, arrivals, arrived, sent: Sent::default() }
     }
 
     fn send_round(&mut self, rounds: &mut Rounds<Scripted>, into: &GuestRam) {
         let Self { sender, placer, sending, receiving, arrivals, arrived, sent } = self;
-        let target =
-            Target { ram: into, arrivals, receiving: Some(receiving), session: SESSION, arrived };
+        let receiving = Some(&*receiving);
+        let silence = Duration::from_secs(30);
+        let target = Target { ram: into, arrivals, receiving, session: SESSION, arrived, silence };
         let deadline = Instant::now() + Duration::from_secs(60);
         thread::scope(|scope| {
             let placed = scope.spawn(|| placer.place_round(&target, &|| Instant::now() > deadline));

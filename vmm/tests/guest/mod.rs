@@ -149,7 +149,7 @@ pub(crate) fn asset(name: &str) -> PathBuf {
 
 /// A software platform with keys of its own.
 pub(crate) fn software() -> PlatformKind {
-    PlatformKind::Software { identity: None, command_cost: Duration::ZERO }
+    PlatformKind::Software { identity: None, command_cost: Duration::ZERO, failure: None }
 }
 
 /// An SEV guest of the software platform.
