@@ -78,7 +78,7 @@ fn assert_passed(ended: &Ended) {
 /// What the guest printed at both hosts: each count once, in order.
 #[track_caller]
 fn assert_counted_on(source: &Ended, destination: &Ended, last: u32) {
-    let all = format!("{}{}", source.out.trim_end_matches('\n'), destination.out);
+    let all = format!("{}{}", source.out, destination.out);
     let mut expected = 0;
     for line in all.lines().filter_map(|line| line.strip_prefix("count: ")) {
         expected += 1;

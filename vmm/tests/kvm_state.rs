@@ -142,7 +142,7 @@ fn asset(name: &str) -> PathBuf {
 }
 
 fn software() -> PlatformKind {
-    PlatformKind::Software { identity: None }
+    PlatformKind::Software { identity: None, command_cost: Duration::ZERO }
 }
 
 fn as_sev() -> Option<SevConfig> {

@@ -236,7 +236,9 @@ Make it an SEV guest; without this it is a plain VM. Keys, separated by commas:
                          bitmap, or give up on migration [default: promote]
   dh_cert_file=FILE,session_file=FILE
                          the guest owner's files, as sevctl session makes them
-  identity=DIR           where the software platform keeps its keys [default: nowhere]";
+  identity=DIR           where the software platform keeps its keys [default: nowhere]
+  command_cost_us=N      let each command of the software platform take N microseconds, one after
+                         the other as on a secure processor [default: 0]";
 
 #[derive(Debug, Args)]
 struct RunArguments {

@@ -5,6 +5,7 @@ use base64::prelude::BASE64_STANDARD;
 use vmm_sys_util::tempfile::TempFile;
 
 use std::io::Write;
+use std::time::Duration;
 
 use super::*;
 use crate::encryption::Overflow;
@@ -86,8 +87,10 @@ fn platform_makes_an_sev_guest() {
     assert_eq!((sev.platform, sev.policy), (PlatformKind::Hardware, Policy::default()));
     assert_eq!(sev.overflow, Overflow::Promote);
     assert!(matches!(sev.owner, OwnerInput::Own));
-    let sev = run("--platform policy=49,identity=d,overflow=poison,sev=software").0.sev.unwrap();
-    assert_eq!(sev.platform, PlatformKind::Software { identity: Some("d".into()) });
+    let keys = "policy=49,identity=d,overflow=poison,sev=software,command_cost_us=150";
+    let sev = run(&format!("--platform {keys}")).0.sev.unwrap();
+    let (identity, command_cost) = (Some("d".into()), Duration::from_micros(150));
+    assert_eq!(sev.platform, PlatformKind::Software { identity, command_cost });
     assert_eq!(sev.policy, Policy::new(0x31).unwrap());
     assert_eq!(sev.overflow, Overflow::Poison);
 }
@@ -151,7 +154,7 @@ fn wrong_machines_are_named() {
 /// What is not a platform is named with what would be.
 #[test]
 fn wrong_platforms_are_named() {
-    let keys = "sev, policy, overflow, dh_cert_file, session_file, identity";
+    let keys = "sev, policy, overflow, dh_cert_file, session_file, identity, command_cost_us";
     let both = "the guest owner makes both, for each other";
     for (value, answer) in [
         ("sev=on", "sev=on: expected software or hardware"),
@@ -177,6 +180,14 @@ fn wrong_platforms_are_named() {
         (
             "sev=software,policy=0x25",
             "policy=0x25: guest policy 0x25 (NODBG ES SEV) asks for SEV-ES, which is not supported",
+        ),
+        (
+            "sev=software,command_cost_us=1000001",
+            "command_cost_us=1000001: expected microseconds, at most 1000000",
+        ),
+        (
+            "sev=hardware,command_cost_us=1",
+            "command_cost_us is given without sev=software; hardware takes the time it takes",
         ),
         ("sev=software,overflow=x", "overflow=x: expected promote or poison"),
         (
@@ -232,7 +243,7 @@ fn digest_knows_its_c_bit() {
     assert_eq!(options.config.vcpus.get(), 4);
     assert!(options.check.is_none());
     let options = digest("--platform sev=software,policy=1");
-    let software = PlatformKind::Software { identity: None };
+    let software = PlatformKind::Software { identity: None, command_cost: Duration::ZERO };
     assert_eq!(options.c_bit, CBit::OfThisHost(software));
     assert_eq!(options.policy, Policy::new(1).unwrap());
     for bit in [0, 31, 52, 255] {

@@ -52,7 +52,9 @@ Take SEV guests; without this only plain VMs are taken. Keys, separated by comma
   overflow=promote|poison
                          when the guest shares more regions than the list may hold, keep a
                          bitmap, or give up on migration [default: promote]
-  identity=DIR           where the software platform keeps its keys [default: nowhere]";
+  identity=DIR           where the software platform keeps its keys [default: nowhere]
+  command_cost_us=N      let each command of the software platform take N microseconds, one after
+                         the other as on a secure processor [default: 0]";
 
 #[derive(Debug, Args)]
 pub(super) struct ReceiveArguments {

@@ -1,6 +1,7 @@
 //! The values of single flags: from what the user wrote to what a machine is made of.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -32,8 +33,15 @@ pub(super) struct ReceivingPlatform {
 
 /// `--platform sev=software|hardware,...`
 pub(super) fn platform(text: &str) -> Result<PlatformArgument, BadKeyValues> {
-    const KEYS: [&str; 6] =
-        ["sev", "policy", "overflow", "dh_cert_file", "session_file", "identity"];
+    const KEYS: [&str; 7] = [
+        "sev",
+        "policy",
+        "overflow",
+        "dh_cert_file",
+        "session_file",
+        "identity",
+        "command_cost_us",
+    ];
     let list = KeyValues::parse(text, &KEYS)?;
     let (kind, overflow) = (platform_kind(&list)?, overflow(&list)?);
     let both = "the guest owner makes both, for each other";
@@ -60,22 +68,37 @@ pub(super) fn platform(text: &str) -> Result<PlatformArgument, BadKeyValues> {
 /// `--platform sev=software|hardware,...` of a host where guests arrive: their policies and owners
 /// come with them.
 pub(super) fn receiving_platform(text: &str) -> Result<ReceivingPlatform, BadKeyValues> {
-    let list = KeyValues::parse(text, &["sev", "overflow", "identity"])?;
+    let list = KeyValues::parse(text, &["sev", "overflow", "identity", "command_cost_us"])?;
     Ok(ReceivingPlatform { kind: platform_kind(&list)?, overflow: overflow(&list)? })
 }
 
 fn platform_kind(list: &KeyValues<'_>) -> Result<PlatformKind, BadKeyValues> {
     let identity = list.value("identity").map(PathBuf::from);
+    let cost = list.parsed("command_cost_us", command_cost)?;
+    let command_cost = cost.unwrap_or_default();
     let kind = list.required("sev", |value| match value {
-        "software" => Ok(PlatformKind::Software { identity: identity.clone() }),
+        "software" => Ok(PlatformKind::Software { identity: identity.clone(), command_cost }),
         "hardware" => Ok(PlatformKind::Hardware),
         _ => Err("expected software or hardware"),
     })?;
-    if identity.is_some() && kind == PlatformKind::Hardware {
-        let why = "the keys of hardware are its own";
-        return Err(BadKeyValues::Without { key: "identity", other: "sev=software", why });
+    let of_software = |key, why| BadKeyValues::Without { key, other: "sev=software", why };
+    match kind {
+        PlatformKind::Hardware if identity.is_some() => {
+            Err(of_software("identity", "the keys of hardware are its own"))
+        }
+        PlatformKind::Hardware if cost.is_some() => {
+            Err(of_software("command_cost_us", "hardware takes the time it takes"))
+        }
+        kind @ (PlatformKind::Hardware | PlatformKind::Software { .. }) => Ok(kind),
     }
-    Ok(kind)
+}
+
+/// Microseconds; a second at most, so that no command seems to hang.
+fn command_cost(text: &str) -> Result<Duration, &'static str> {
+    match number(text) {
+        Some(us @ 0..=1_000_000) => Ok(Duration::from_micros(us)),
+        _ => Err("expected microseconds, at most 1000000"),
+    }
 }
 
 fn overflow(list: &KeyValues<'_>) -> Result<Overflow, BadKeyValues> {

@@ -2,6 +2,7 @@
 
 use std::fmt::{Display, Formatter, Result as FmtResult};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -129,6 +130,9 @@ pub enum PlatformKind {
     Software {
         /// The directory that keeps its keys; `None` makes keys that end with the process.
         identity: Option<PathBuf>,
+        /// The time that each firmware command takes, one after the other, beside our own work; none
+        /// unless a migration is studied at a secure processor's price.
+        command_cost: Duration,
     },
 }
 

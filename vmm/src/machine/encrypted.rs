@@ -56,14 +56,14 @@ impl Encrypted {
             return Ok((Arc::new(GuestRam::single(layout)?), None));
         };
         let (ram, c_bit, device, platform) = match kind {
-            PlatformKind::Software { identity } => {
+            PlatformKind::Software { identity, command_cost } => {
                 let c_bit = cpuid::software_c_bit(supported).ok_or(EncryptedError::CBit)?;
                 let (ram, private) = GuestRam::split(layout, c_bit)?;
                 let identity = match identity {
                     Some(directory) => Identity::load_or_create(directory)?,
                     None => Identity::ephemeral()?,
                 };
-                let host = SoftwareHost::new(identity);
+                let host = SoftwareHost::new(identity).with_command_cost(*command_cost);
                 let device = host.open_device().map_err(EncryptedError::Device)?;
                 let device: Box<dyn SevDevice> = Box::new(device);
                 let platform: Box<dyn Platform> = Box::new(host.new_vm(private));

@@ -94,7 +94,7 @@ impl Sevferry {
             while let Some((_, line)) = self.seen.get(self.passed) {
                 self.passed += 1;
                 if line.contains(text) {
-                    return line.clone();
+                    return line.trim_end_matches('\n').to_owned();
                 }
             }
             if let Err(why) = self.hear() {
@@ -143,7 +143,7 @@ impl Sevferry {
     fn so_far(&self, code: Option<i32>) -> Ended {
         let text = |of| {
             let lines = self.seen.iter().filter(|(stream, _)| *stream == of);
-            lines.map(|(_, line)| format!("{line}\n")).collect()
+            lines.map(|(_, line)| line.as_str()).collect()
         };
         Ended { code, out: text(Stream::Out), err: text(Stream::Err) }
     }
@@ -157,14 +157,15 @@ impl Drop for Sevferry {
     }
 }
 
-/// Sends each line of a stream, without its end, on a thread of its own.
+/// Sends each line of a stream on a thread of its own: with `\n` at its end, but for a last line that
+/// had none.
 fn forward(stream: Stream, from: impl Read + Send + 'static, to: Sender<(Stream, String)>) {
     let copy = move || {
         let mut from = BufReader::new(from);
         let mut line = Vec::new();
         while let Ok(1..) = from.read_until(b'\n', &mut line) {
-            let text = String::from_utf8_lossy(&line);
-            if to.send((stream, text.trim_end_matches(['\r', '\n']).to_owned())).is_err() {
+            let text = String::from_utf8_lossy(&line).replace("\r\n", "\n");
+            if to.send((stream, text)).is_err() {
                 return;
             }
             line.clear();
@@ -179,7 +180,8 @@ pub(crate) fn shared_regions(report: &Value) -> Vec<(u64, u64)> {
     serde_json::from_value(regions).unwrap_or_else(|_| panic!("no regions in {report}"))
 }
 
-/// A sevferry that has ended: its exit code, and what it printed, lines ending in `\n`.
+/// A sevferry that has ended: its exit code, and what it printed: each line ends in `\n`, but perhaps
+/// the last.
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) code: Option<i32>,
