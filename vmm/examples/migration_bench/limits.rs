@@ -11,6 +11,9 @@ use ctr::Ctr128BE;
 use ctr::cipher::{KeyIvInit, StreamCipher};
 use hmac::digest::KeyInit;
 use hmac::{Hmac, Mac};
+use sevferry::encryption::Status;
+use sevferry::memory::{Access, GuestRam};
+use sevferry::page::RamLayout;
 use sha2::Sha256;
 
 use super::vmm::Result;
@@ -91,15 +94,12 @@ pub(crate) fn page_cryptography(threads: u32) -> f64 {
     f64::from(threads * PAGES) * 4096.0 / begun.elapsed().as_secs_f64()
 }
 
-/// Touches so many bytes: a machine that has given memory back to its host gets it again, so that
-/// the guests that follow do not pay for it.
+/// Touches so many bytes in huge pages: a machine that has given memory back to its own host waits for
+/// it to come again, which would be measured as the next VMM's.
 pub(crate) fn warm_memory(bytes: u64) -> Result<()> {
-    let mut memory = vec![0_u8; usize::try_from(bytes)?];
-    for page in memory.chunks_mut(4096) {
-        if let Some(first) = page.first_mut() {
-            *first = 1;
-        }
+    let memory = GuestRam::single(RamLayout::new(bytes)?)?;
+    for run in memory.layout().ranges() {
+        memory.populate(run, Status::Shared, Access::Write);
     }
-    black_box(memory);
     Ok(())
 }

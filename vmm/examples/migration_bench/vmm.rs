@@ -170,7 +170,7 @@ pub(crate) fn time(
     migrate: &mut dyn FnMut() -> Result<u64>,
 ) -> Result<Run> {
     source.wait_for_bytes(100)?;
-    warm_memory(2 * ram)?;
+    warm_memory(ram / 2 * 5)?;
     let at_source = source.bytes_beyond_ram(ram)?;
     let cpu_before = source.cpu_time()? + destination.cpu_time()?;
     let (all_before, begun) = (machine_cpu_time()?, Instant::now());
