@@ -16,6 +16,7 @@ use super::frame::status_bytes_max;
 use super::link::{Due, Link, LinkError};
 use super::message::{Message, Reason, RoundEnd};
 use super::placer::{PagePlacer, PlacerError, Target};
+use super::transport::Stream;
 
 /// In which time a source that is there sends [`PACE_BYTES`] of pages.
 const PACE_TIME: Duration = Duration::from_secs(30);
@@ -63,6 +64,8 @@ pub(super) fn take_in(
 ) -> Result<Delivered, IntakeError> {
     let over = AtomicBool::new(false);
     let control = link.try_clone().map_err(LinkError::Lost)?;
+    let connections = placers.iter().map(PagePlacer::connection).collect::<Result<Vec<_>, _>>();
+    let connections = connections.map_err(LinkError::Lost)?;
     thread::scope(|scope| {
         // A source that says more than it may waits until the last thing was looked at.
         let (queue, arrivals) = sync_channel(1);
@@ -79,6 +82,11 @@ pub(super) fn take_in(
         scope.spawn(move || read_control(control, due, &queue, over_here));
         let delivered = collect(link, target, &arrivals, &go, stop);
         over.store(true, Ordering::Relaxed);
+        if delivered.is_err() {
+            // Nobody finishes what is of no use; the source is still told why.
+            connections.iter().for_each(Stream::shut_down);
+            link.stop_reading();
+        }
         // The placers wait for this, and then say whether anything came after the last round.
         drop(go);
         let delivered = delivered?;

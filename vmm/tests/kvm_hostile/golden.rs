@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::OnceLock;
 use std::sync::mpsc::channel;
+use std::time::Duration;
 
 use sevferry::encryption::{MapGpaRange, Overflow, PageStatus, Status};
 use sevferry::machine::config::{
@@ -69,8 +70,8 @@ pub(crate) fn sev() -> &'static Golden {
     static GOLDEN: OnceLock<Golden> = OnceLock::new();
     GOLDEN.get_or_init(|| {
         let identity = identity();
-        let platform = PlatformKind::Software { identity: Some(identity.clone()) };
-        let mut machine = paused(Some(PlatformKind::Software { identity: None }));
+        let platform = software(Some(identity.clone()));
+        let mut machine = paused(Some(software(None)));
         let sending = start_send(&mut machine, &identity);
         let bytes = session_bytes(&sending);
         let first = sealed(&machine, &sending, &PRIVATE);
@@ -89,7 +90,7 @@ pub(crate) fn sev() -> &'static Golden {
 
 /// A session with the same platform that the packets of [`sev`] are not of.
 pub(crate) fn other_session() -> SessionBytes {
-    let mut machine = paused(Some(PlatformKind::Software { identity: None }));
+    let mut machine = paused(Some(software(None)));
     session_bytes(&start_send(&mut machine, &identity()))
 }
 
@@ -100,6 +101,10 @@ fn session_bytes(sending: &Sending) -> SessionBytes {
         pdh: session.source_pdh.as_bytes().to_vec(),
         session: session.session.as_bytes().to_vec(),
     }
+}
+
+fn software(identity: Option<PathBuf>) -> PlatformKind {
+    PlatformKind::Software { identity, command_cost: Duration::ZERO }
 }
 
 /// Where the destination's platform keeps its keys.

@@ -48,7 +48,7 @@ impl Outcome {
     /// The error; fails if a guest arrived.
     #[track_caller]
     pub(crate) fn refused(&self) -> &str {
-        self.result.as_ref().err().expect("a guest was accepted that must not be")
+        self.result.as_ref().expect_err("a guest was accepted that must not be")
     }
 }
 

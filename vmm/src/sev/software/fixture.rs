@@ -21,7 +21,7 @@ pub(crate) struct Fixture {
     /// Host address of the RAM, page-aligned.
     pub(crate) ram: u64,
     pub(crate) view: GuestView,
-    _memory: GuestRam,
+    pub(crate) memory: GuestRam,
 }
 
 impl Fixture {
@@ -39,7 +39,7 @@ impl Fixture {
         let device = host.open_device().unwrap();
         let (memory, view) = GuestRam::split(RamLayout::new(RAM_LEN).unwrap(), 47).unwrap();
         let (ram, _len) = memory.mappings().next().unwrap();
-        Self { host, device, ram, view, _memory: memory }
+        Self { host, device, ram, view, memory }
     }
 
     /// A VM without SEV yet.
