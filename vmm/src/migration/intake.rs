@@ -18,10 +18,8 @@ use super::message::{Message, Reason, RoundEnd};
 use super::placer::{PagePlacer, PlacerError, Target};
 use super::transport::Stream;
 
-/// In which time a source that is there sends [`PACE_BYTES`] of pages.
-const PACE_TIME: Duration = Duration::from_secs(30);
-
-/// Two KiB a second: less than any network, more than a peer that only holds the line.
+/// Two KiB a second where silence is 30 s: less than any network, more than a peer that only holds
+/// the line.
 const PACE_BYTES: u64 = 64 << 10;
 
 /// How long all rounds together may take.
@@ -29,6 +27,9 @@ const ROUNDS_TIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The source gives up or pauses the guest after [`ROUNDS_MAX`]; the last round comes then.
 const ROUNDS_TAKEN_MAX: u32 = ROUNDS_MAX + 1;
+
+/// How long a source whose page connection has failed may take to say why.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// How often waiting looks up.
 const LOOK_UP: Duration = Duration::from_millis(100);
@@ -149,7 +150,7 @@ fn collect(
     stop: &mut dyn FnMut() -> bool,
 ) -> Result<Delivered, IntakeError> {
     let (mut ended, mut rounds, mut status) = (BTreeSet::new(), 0, None);
-    let (mut pace, mut looked_up) = (Pace::new(Instant::now()), Instant::now());
+    let (mut pace, mut looked_up) = (Pace::new(Instant::now(), target.silence), Instant::now());
     loop {
         // Also while the source keeps us busy.
         if looked_up.elapsed() >= LOOK_UP {
@@ -194,22 +195,41 @@ fn collect(
             Arrival::Control(_) => {
                 return Err(LinkError::unexpected("the region list or the state").into());
             }
-            Arrival::Failed(cause) => return Err(cause),
+            Arrival::Failed(cause) => return Err(explained(cause, arrivals)),
         }
     }
+}
+
+/// A source that gives up says why, then closes its connections; they are not heard in that order.
+fn explained(cause: IntakeError, arrivals: &Receiver<Arrival>) -> IntakeError {
+    let until = Instant::now() + LAST_WORDS;
+    while let IntakeError::Placer(_) = cause {
+        let left = until.saturating_duration_since(Instant::now());
+        match arrivals.recv_timeout(left) {
+            Ok(Arrival::Control(Message::Abandon { reason, .. } | Message::Refuse { reason })) => {
+                return IntakeError::Abandoned { reason };
+            }
+            // The other page connections.
+            Ok(Arrival::Failed(IntakeError::Placer(_)) | Arrival::Round(..)) => {}
+            Ok(Arrival::Control(_) | Arrival::Failed(_)) | Err(_) => break,
+        }
+    }
+    cause
 }
 
 /// Notices a source that says nothing, next to nothing, or never enough.
 #[derive(Debug)]
 struct Pace {
     begun: Instant,
+    /// In which time a source that is there sends [`PACE_BYTES`] of pages.
+    silence: Duration,
     /// Bytes of pages that had come at some moment.
     then: (u64, Instant),
 }
 
 impl Pace {
-    fn new(now: Instant) -> Self {
-        Self { begun: now, then: (0, now) }
+    fn new(now: Instant, silence: Duration) -> Self {
+        Self { begun: now, silence, then: (0, now) }
     }
 
     /// `bytes` of pages have come by `now`.
@@ -220,8 +240,8 @@ impl Pace {
         if bytes.saturating_sub(self.then.0) >= PACE_BYTES {
             self.then = (bytes, now);
         }
-        if now.duration_since(self.then.1) > PACE_TIME {
-            return Err(IntakeError::Slow);
+        if now.duration_since(self.then.1) > self.silence {
+            return Err(IntakeError::Slow { patience: self.silence });
         }
         Ok(())
     }
@@ -244,9 +264,12 @@ pub enum IntakeError {
     },
     /// The source is there, but too slow for any network.
     #[error(
-        "the source sent less than {} KiB of pages in {} s", PACE_BYTES >> 10, PACE_TIME.as_secs()
+        "the source sent less than {} KiB of pages in {} s", PACE_BYTES >> 10, patience.as_secs()
     )]
-    Slow,
+    Slow {
+        /// How long.
+        patience: Duration,
+    },
     /// It goes on and on.
     #[error("the source has been sending for {} hours", ROUNDS_TIME_MAX.as_secs() / 3600)]
     Endless,
@@ -271,13 +294,13 @@ mod tests {
     fn a_source_keeps_a_pace() {
         let begun = Instant::now();
         let at = |seconds: u64| begun + Duration::from_secs(seconds);
-        let mut pace = Pace::new(begun);
+        let mut pace = Pace::new(begun, Duration::from_secs(30));
         pace.check(0, at(30)).unwrap();
-        assert!(matches!(pace.check(0, at(31)), Err(IntakeError::Slow)));
-        let mut pace = Pace::new(begun);
+        assert!(matches!(pace.check(0, at(31)), Err(IntakeError::Slow { .. })));
+        let mut pace = Pace::new(begun, Duration::from_secs(30));
         let trickle = (1..=31).find_map(|second| pace.check(second, at(second)).err());
-        assert!(matches!(trickle, Some(IntakeError::Slow)), "{trickle:?}");
-        let mut pace = Pace::new(begun);
+        assert!(matches!(trickle, Some(IntakeError::Slow { .. })), "{trickle:?}");
+        let mut pace = Pace::new(begun, Duration::from_secs(30));
         for second in (0..=24 * 3600).step_by(30) {
             pace.check(second * PACE_BYTES, at(second)).unwrap();
         }

@@ -28,9 +28,10 @@ const JOIN_LEN: usize = FRAME_HEADER_LEN + 10;
 pub(super) fn accept_connections(
     listener: &Listener,
     offer: &Offer,
+    silence: Duration,
     stop: &mut dyn FnMut() -> bool,
 ) -> Result<Vec<PagePlacer>, DestinationError> {
-    let deadline = Instant::now() + JOINING_MAX;
+    let deadline = Instant::now() + JOINING_MAX.min(silence);
     let mut joined: Vec<Option<PagePlacer>> = Vec::new();
     joined.resize_with(usize::from(offer.connections), || None);
     let mut waiting = VecDeque::new();

@@ -27,7 +27,8 @@ pub(super) struct Due {
 }
 
 impl Due {
-    pub(super) const OFFER: Self = Self::new("an offer", &[Kind::Offer]);
+    /// From whoever connects to a host that receives guests.
+    pub(super) const GREETING: Self = Self::new("its first message", &[Kind::Offer, Kind::Commit]);
     pub(super) const ACCEPT: Self = Self::new("an acceptance", &[Kind::Accept]);
     pub(super) const START: Self = Self::new("a start", &[Kind::Start]);
     pub(super) const STARTED: Self = Self::new("a start", &[Kind::Started]);
@@ -37,7 +38,7 @@ impl Due {
     pub(super) const VERDICT: Self =
         Self::new("a word on the handover", &[Kind::Prepared, Kind::Running, Kind::NotRunning]);
     /// At the destination.
-    pub(super) const COMMIT: Self = Self::new("a commit", &[Kind::Commit, Kind::Offer]);
+    pub(super) const COMMIT: Self = Self::new("a commit", &[Kind::Commit]);
 
     const fn new(what: &'static str, kinds: &'static [Kind]) -> Self {
         Self { what, kinds, status_bytes_max: STATUS_BYTES_MAX }
@@ -52,6 +53,11 @@ impl Due {
 
     /// After that, or from the source of a plain VM at once.
     pub(super) const STATE: Self = Self::new("the state", &[Kind::State]);
+
+    /// It has not come for all of `patience`.
+    pub(super) fn silent(self, patience: Duration) -> LinkError {
+        LinkError::Silent { wanted: self.what, patience }
+    }
 
     pub(super) fn check(&self, header: FrameHeader) -> Result<(), LinkError> {
         let kind = header.kind();
@@ -106,7 +112,7 @@ impl Link {
     /// [`LinkError`]; [`LinkError::Refused`] if the peer refuses or gives up.
     pub(super) fn answer(&mut self, due: Due, patience: Duration) -> Result<Message, LinkError> {
         match self.receive(due, patience, &mut || false)? {
-            None => Err(LinkError::Silent { wanted: due.what, patience }),
+            None => Err(due.silent(patience)),
             Some(Message::Refuse { reason } | Message::Abandon { reason, .. }) => {
                 Err(LinkError::Refused(reason))
             }

@@ -16,6 +16,7 @@
 
 mod account;
 mod arrivals;
+mod caller;
 mod certificates;
 mod codec;
 #[cfg(test)]
@@ -39,7 +40,10 @@ mod malformed;
 pub mod message;
 mod placer;
 pub mod progress;
+#[cfg(test)]
+mod race_tests;
 pub mod reception;
+pub mod recovery;
 mod rounds;
 mod sender;
 mod socket_file;
@@ -49,7 +53,9 @@ mod transport;
 
 use std::error::Error;
 
+pub use caller::Caller;
 pub use endpoint::{BadEndpoint, Endpoint};
+pub use link::LinkError;
 pub use malformed::Malformed;
 pub use socket_file::{NoSocket, SocketFile};
 pub use transport::{Listener, Stream};

@@ -48,6 +48,8 @@ pub(super) struct Target<'a> {
     pub(super) session: u64,
     /// Counts what comes, which also shows that the source is alive.
     pub(super) arrived: &'a Arrived,
+    /// How long nothing at all may come.
+    pub(super) silence: Duration,
 }
 
 /// The receiving end of a page connection.

@@ -103,10 +103,6 @@ fn session_bytes(sending: &Sending) -> SessionBytes {
     }
 }
 
-fn software(identity: Option<PathBuf>) -> PlatformKind {
-    PlatformKind::Software { identity, command_cost: Duration::ZERO }
-}
-
 /// Where the destination's platform keeps its keys.
 fn identity() -> PathBuf {
     std::env::temp_dir().join(format!("sevferry-hostile-{}.keys", process::id()))
@@ -264,4 +260,8 @@ pub(crate) fn one_of_each() -> Vec<(Kind, Vec<u8>)> {
     all.push((Kind::Pages, encode(&pages, plain().script.offer.session, 1, &mut 0)));
     assert_eq!(all.len(), Kind::ALL.len());
     all
+}
+
+fn software(identity: Option<PathBuf>) -> PlatformKind {
+    PlatformKind::Software { identity, command_cost: Duration::ZERO, failure: None }
 }

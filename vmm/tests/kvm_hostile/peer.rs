@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::fs::create_dir_all;
 use std::io::{Error as IoError, ErrorKind, Read, Write, sink};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -13,15 +14,19 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use sevferry::machine::config::PlatformKind;
-use sevferry::migration::destination::{Host, Prepared, receive};
+use sevferry::migration::destination::{Host, Received, receive};
 use sevferry::migration::frame::{FRAME_HEADER_LEN, FrameHeader};
+use sevferry::migration::journal::{Journal, Side};
 use sevferry::migration::message::Message;
-use sevferry::migration::{Endpoint, Listener};
+use sevferry::migration::{Caller, Endpoint, Listener};
 
 use super::script::{Channel, Step};
 
 /// After this an attempt hangs. Far above every deadline of the destination's.
 const HANG: Duration = Duration::from_secs(180);
+
+/// How long a source may say nothing.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// Held for writing where memory is counted: nothing else may run then.
 static MEMORY: RwLock<()> = RwLock::new(());
@@ -39,7 +44,7 @@ pub(crate) struct Bench {
 /// How an attempt ended.
 pub(crate) struct Outcome {
     /// The guest that arrived, or the error with its causes.
-    pub(crate) result: Result<Prepared, String>,
+    pub(crate) result: Result<Received, String>,
     /// What the destination told the source, if it refused.
     pub(crate) refusal: Option<String>,
 }
@@ -81,9 +86,22 @@ impl Bench {
             let began = Instant::now();
             let stream = self.listener.accept(HANG).unwrap().expect("the source connects first");
             let mut output = || -> Result<Box<dyn Write + Send>, IoError> { Ok(Box::new(sink())) };
-            let mut host = Host { platform: self.platform.as_ref(), output: &mut output };
+            let directory = self.path.with_extension("journals");
+            let mut journal = |vm| -> Result<Journal, IoError> {
+                create_dir_all(&directory)?;
+                Journal::open(&directory, vm, Side::Destination).map_err(IoError::other)
+            };
+            let mut host = Host {
+                platform: self.platform.as_ref(),
+                output: &mut output,
+                journal: &mut journal,
+                silence: SILENCE,
+            };
             let mut look_up = |_: &_| began.elapsed() > self.stop_after;
-            let result = receive(stream, &self.listener, &mut host, &mut look_up);
+            let result = match Caller::greet(stream) {
+                Ok(caller) => receive(caller, &self.listener, &mut host, &mut look_up),
+                Err(cause) => Err(cause.into()),
+            };
             done.send(result.is_err()).unwrap();
             let refusal = source.join().unwrap();
             self.forget_waiting();
