@@ -14,6 +14,8 @@ mod tape;
 #[expect(dead_code, reason = "each test file uses its part")]
 mod vmm;
 
+use std::fs::{remove_file, write};
+
 use rustix::process::Signal;
 use sevferry::control::api::{Request, Resolution, Response, State};
 
@@ -228,4 +230,110 @@ fn journals_of_destinations_fail() {
         b.limit_files(false);
         goes_back(&hosts, b);
     }
+}
+
+/// Each command of a transfer, and the times it is issued that differ: first, or in the middle.
+const COMMANDS_OF_SOURCES: [&str; 4] =
+    ["SEND_START:1", "SEND_START:2", "SEND_UPDATE_DATA:1", "SEND_UPDATE_DATA:300"];
+const COMMANDS_OF_DESTINATIONS: [&str; 4] =
+    ["RECEIVE_START:1", "RECEIVE_UPDATE_DATA:1", "RECEIVE_UPDATE_DATA:300", "RECEIVE_FINISH:1"];
+
+fn failing(failure: &str) -> String {
+    format!("sev=software,fail={failure}")
+}
+
+/// The name of the command in what a migration's end says.
+#[track_caller]
+fn assert_names(reason: &str, failure: &str) {
+    let (command, _) = failure.split_once(':').unwrap();
+    assert!(reason.contains(command) && reason.contains("HW_PLATFORM"), "{reason}");
+}
+
+/// A firmware that fails at the source costs the attempt, and nothing once the guest is committed.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_faults"]
+fn firmware_of_sources_fails() {
+    for failure in COMMANDS_OF_SOURCES {
+        eprintln!("{failure}");
+        let hosts = Hosts::new();
+        let (b, a) = (hosts.receive("b"), hosts.run_on("a", &failing(failure)));
+        assert_names(&hosts.migrate(&a).was_kept(), failure);
+        hosts.tape.goes_on();
+        b.has(State::Waiting);
+        hosts.moves(a, &b);
+    }
+    let hosts = Hosts::new();
+    let (b, a) = (hosts.receive("b"), hosts.run_on("a", &failing("SEND_FINISH:1")));
+    hosts.migrate(&a).moved();
+    a.process.end().with_code(0).saying("SEND_FINISH");
+    goes_back(&hosts, b);
+}
+
+/// A firmware that fails at the destination costs the attempt, and the source says why; also if the
+/// source's firmware then fails to cancel, once.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_faults"]
+fn firmware_of_destinations_fails() {
+    for failure in COMMANDS_OF_DESTINATIONS {
+        eprintln!("{failure}");
+        let hosts = Hosts::new();
+        let broken = hosts.receive_on("b", &failing(failure));
+        let mut a = hosts.run_on("a", &failing("SEND_CANCEL:1"));
+        assert_names(&hosts.migrate(&a).was_kept(), failure);
+        a.process.wait_for("trying once more");
+        hosts.tape.goes_on();
+        broken.has(State::Waiting);
+        broken.process.signal(Signal::TERM);
+        broken.process.end().with_code(0);
+        let b = hosts.receive("b");
+        hosts.moves(a, &b);
+    }
+}
+
+/// What a destination cannot write down is refused at its offer, and it goes on waiting.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_faults"]
+fn a_journal_that_cannot_be_opened_refuses_the_guest() {
+    let hosts = Hosts::new();
+    let b = hosts.receive("b");
+    let a = hosts.run("a");
+    write(hosts.journal("b"), "in the way").unwrap();
+    let reason = hosts.migrate(&a).was_kept();
+    assert!(reason.contains("without its journal"), "{reason}");
+    b.has(State::Waiting);
+    remove_file(hosts.journal("b")).unwrap();
+    hosts.moves(a, &b);
+}
+
+/// A cancel is heard at the destination, which says so in the source's words.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_faults"]
+fn a_cancel_is_heard_at_the_destination() {
+    let (hosts, a, mut b, migration) = stopped_at(STEPS[5]);
+    hosts.wire.release();
+    assert_eq!(a.ask(&Request::Cancel), Response::Accepted);
+    let reason = migration.was_kept();
+    assert!(reason.contains("the user cancelled it"), "{reason}");
+    b.process.wait_for("sevferry: the source gave up: cancelled: the user cancelled it");
+    hosts.tape.goes_on();
+    hosts.moves(a, &b);
+}
+
+/// Who decides at the destination that the guest runs there ends the doubt at both: a source that
+/// then says its commit again is told so.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_faults"]
+fn a_person_decides_at_the_destination() {
+    let commit = STEPS.into_iter().find(|step| step.stage == Stage::Committed).unwrap();
+    let (hosts, a, b, migration) = stopped_at(commit);
+    b.has(State::InDoubt);
+    // The rule: the source's journal says `committed` and its process is gone.
+    drop(migration);
+    a.kill(&hosts.wire);
+    b.resolve(Resolution::Keep);
+    b.has(State::Running);
+    hosts.tape.goes_on();
+    let mut a = hosts.receive("a");
+    a.process.wait_for("runs at tcp:");
+    hosts.moves(b, &a);
 }
