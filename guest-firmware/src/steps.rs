@@ -232,9 +232,8 @@ impl Guest {
 /// This processor's part of a storm.
 pub(crate) fn storm_here(memory: Memory, storm: &Storm, part: u64, parts: u64) {
     match storm::run(memory, storm, part, parts) {
-        Ok(storm::Report { pages, conversions, shared }) => line(format_args!(
-            "storm: cpu={part} {pages} steps={} conversions={conversions} shared={shared} ok",
-            storm.steps
+        Ok(storm::Report { pages, steps, conversions, shared }) => line(format_args!(
+            "storm: cpu={part} {pages} steps={steps} conversions={conversions} shared={shared} ok"
         )),
         Err(failure) => fail(format_args!("storm: cpu={part} {failure}")),
     }

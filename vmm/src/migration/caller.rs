@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::link::{Link, LinkError};
+use super::link::{Due, Link, LinkError};
 use super::message::{Message, Reason};
 use super::transport::Stream;
 
@@ -24,10 +24,9 @@ impl Caller {
     /// [`LinkError`] if none came in time, or it is no message.
     pub fn greet(stream: Stream) -> Result<Self, LinkError> {
         let mut link = Link::new(stream);
-        let (wanted, patience) = ("its first message", GREETING_MAX);
-        match link.receive(patience, &mut || false)? {
+        match link.receive(Due::GREETING, GREETING_MAX, &mut || false)? {
             Some(first) => Ok(Self { link, first }),
-            None => Err(LinkError::Silent { wanted, patience }),
+            None => Err(Due::GREETING.silent(GREETING_MAX)),
         }
     }
 

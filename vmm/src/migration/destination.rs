@@ -11,14 +11,15 @@ use thiserror::Error;
 use zerocopy::FromBytes;
 
 use super::arrivals::{Arrivals, BadArrival};
-use super::caller::{Caller, GREETING_MAX};
+use super::caller::Caller;
 use super::certificates::{CertificatesError, of_this_host, to_wire};
 use super::handover::{Destination, DestinationInput, DestinationOutput, DestinationState};
 use super::intake::{Delivered, IntakeError, take_in};
+use super::joining::accept_connections;
 use super::journal::{Journal, last};
-use super::link::{Link, LinkError};
+use super::link::{Due, Link, LinkError};
 use super::message::{Message, NotRunning, Offer, Reason, SessionBytes, Transfer, VmId};
-use super::placer::{PagePlacer, Target};
+use super::placer::Target;
 use super::progress::{Phase, Progress};
 use super::reception::{Arrived, Reception};
 use super::transport::Listener;
@@ -171,7 +172,8 @@ fn phases(
     let output = (host.output)().map_err(DestinationError::Output)?;
     let mut machine = ReceivingMachine::build(&description, host.platform, output)?;
     let receiving = start(link, &mut machine, &description, host.silence)?;
-    let (arrivals, arrived) = (Arrivals::new(machine.ram().layout()), Arrived::default());
+    let arrivals = Arrivals::new(machine.ram().layout()).ok_or(DestinationError::Memory)?;
+    let arrived = Arrived::default();
     let mut stop = || look_up(reception.progress(&arrived));
     let mut placers = accept_connections(listener, offer, host.silence, &mut stop)?;
     reception.enter(Phase::Rounds);
@@ -208,7 +210,7 @@ fn start(
     };
     let encrypted = platform.is_some();
     link.send(&Message::Accept { platform })?;
-    let Message::Start { encryption } = link.answer("a start", silence)? else {
+    let Message::Start { encryption } = link.answer(Due::START, silence)? else {
         return Err(LinkError::unexpected("a start").into());
     };
     let receiving = match (encryption, encrypted) {
@@ -236,35 +238,6 @@ fn session_of(
     let session = Session::read_from_bytes(&bytes.session)
         .map_err(|_length| DestinationError::Session { len: bytes.session.len() })?;
     Ok(SendSession { policy: bytes.policy, source_pdh, session })
-}
-
-/// Waits until every page connection has introduced itself; others are turned away.
-fn accept_connections(
-    listener: &Listener,
-    offer: &Offer,
-    silence: Duration,
-    stop: &mut dyn FnMut() -> bool,
-) -> Result<Vec<PagePlacer>, DestinationError> {
-    let patience = GREETING_MAX.min(silence);
-    let deadline = Instant::now() + patience;
-    let mut joined: Vec<Option<PagePlacer>> = Vec::new();
-    joined.resize_with(usize::from(offer.connections), || None);
-    while joined.iter().any(Option::is_none) {
-        if stop() || Instant::now() > deadline {
-            return Err(DestinationError::Connections { wanted: offer.connections });
-        }
-        let Some(stream) = listener.accept(Duration::from_millis(100))? else { continue };
-        let mut link = Link::new(stream);
-        match link.answer("a page connection", patience) {
-            Ok(Message::Join { session, index }) if session == offer.session => {
-                if let Some(slot @ None) = joined.get_mut(usize::from(index)) {
-                    *slot = Some(PagePlacer::new(link.into_stream()));
-                }
-            }
-            other => info!("a connection that is no part of this migration was closed: {other:?}"),
-        }
-    }
-    Ok(joined.into_iter().flatten().collect())
 }
 
 /// Every page has arrived, as what the region list says.
@@ -335,6 +308,9 @@ pub enum DestinationError {
     /// What the source sent and offered do not fit together.
     #[error("what the source sent is not what it offered: SEV or not, and with which policy")]
     Platform,
+    /// The guest is too large to keep count of.
+    #[error("this host has no memory to count the pages of the guest: offer it to a larger one")]
+    Memory,
     /// Page connections are missing.
     #[error("not all of the source's {wanted} page connections came")]
     Connections {

@@ -9,7 +9,7 @@ use log::{info, warn};
 
 use super::handover::{Resolution, Source, SourceInput, SourceOutput, SourceState};
 use super::journal::Journal;
-use super::link::Link;
+use super::link::{Due, Link};
 use super::message::{Message, NotRunning, Reason};
 use super::progress::{Outcome, Phase, Summary};
 use super::source::{Attempt, Guest, Look, Options, SourceError, Wish, Wishes};
@@ -157,7 +157,7 @@ fn next_input(
         park_timeout(LOOK_UP);
         return (since.elapsed() > RETRY).then_some(SourceInput::ConnectionLost);
     };
-    let message = match link.receive(LOOK_UP, &mut || false) {
+    let message = match link.receive(Due::VERDICT, LOOK_UP, &mut || false) {
         Ok(Some(message)) => {
             attempt.heard = Instant::now();
             Some(message)

@@ -31,12 +31,15 @@ mod frame_tests;
 pub mod handing_over;
 pub mod handover;
 mod intake;
+mod joining;
 pub mod journal;
 mod link;
 mod malformed;
 pub mod message;
 mod placer;
 pub mod progress;
+#[cfg(test)]
+mod race_tests;
 pub mod reception;
 pub mod recovery;
 mod rounds;

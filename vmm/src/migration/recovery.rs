@@ -13,7 +13,7 @@ use log::{debug, info, warn};
 use super::endpoint::Endpoint;
 use super::handover::{Source, SourceInput, SourceOutput, SourceState};
 use super::journal::{Journal, JournalError, Record, Side};
-use super::link::Link;
+use super::link::{Due, Link};
 use super::message::{Message, NotRunning};
 use super::transport::Stream;
 
@@ -122,7 +122,7 @@ impl Unfinished {
                 | SourceState::Keeping(_)
                 | SourceState::Resumed => return None,
             }
-            input = match link.answer("what became of its guest", ANSWER_MAX) {
+            input = match link.answer(Due::VERDICT, ANSWER_MAX) {
                 Ok(Message::Running(transfer)) => SourceInput::Running(transfer),
                 Ok(Message::NotRunning { transfer, because }) => {
                     SourceInput::NotRunning(transfer, because)

@@ -18,7 +18,7 @@ use super::certificates::{CertificatesError, from_wire, of_this_host};
 use super::convergence::{Decision, GaveUp, Goal};
 use super::endpoint::Endpoint;
 use super::handover::{Refusal, Resolution};
-use super::link::{Link, LinkError};
+use super::link::{Due, Link, LinkError};
 use super::malformed::Malformed;
 use super::message::{Message, Offer, Reason, SessionBytes, Transfer};
 use super::progress::{Outcome, Phase, Progress, Summary};
@@ -149,8 +149,7 @@ impl<'a> Attempt<'a> {
             .map_err(|cause| SourceError::Connect { to: self.options.to.clone(), cause })?;
         let link = self.link.insert(Link::new(stream));
         link.send(&Message::Offer(Offer { transfer, session, connections, machine }))?;
-        let Message::Accept { platform } = link.answer("an acceptance", self.options.silence)?
-        else {
+        let Message::Accept { platform } = link.answer(Due::ACCEPT, self.options.silence)? else {
             return Err(LinkError::unexpected("an acceptance").into());
         };
         self.session = session;
@@ -165,7 +164,7 @@ impl<'a> Attempt<'a> {
         };
         let link = self.link.as_mut().ok_or(SourceError::Gone)?;
         link.send(&Message::Start { encryption })?;
-        if link.answer("a start", self.options.silence)? == Message::Started {
+        if link.answer(Due::STARTED, self.options.silence)? == Message::Started {
             return Ok(());
         }
         Err(LinkError::unexpected("a start").into())
@@ -259,7 +258,7 @@ impl<'a> Attempt<'a> {
         let elapsed = sent.map_err(|cause| self.explain(cause))?;
         let number = self.rounds.as_ref().map_or(0, Rounds::number);
         let link = self.link.as_mut().ok_or(SourceError::Gone)?;
-        let answer = link.answer("the end of a round", self.options.silence)?;
+        let answer = link.answer(Due::ROUND_OK, self.options.silence)?;
         if answer == (Message::RoundOk { round: number }) {
             return Ok(elapsed);
         }
@@ -268,7 +267,7 @@ impl<'a> Attempt<'a> {
 
     /// A destination that refuses closes its connections after it has said why.
     fn explain(&mut self, cause: SenderError) -> SourceError {
-        let said = self.link.as_mut().map(|link| link.answer("nothing", Duration::from_secs(1)));
+        let said = self.link.as_mut().map(|link| link.answer(Due::REFUSAL, Duration::from_secs(1)));
         match said {
             Some(Err(LinkError::Refused(reason))) => LinkError::Refused(reason).into(),
             _ => cause.into(),

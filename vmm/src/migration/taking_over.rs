@@ -14,7 +14,7 @@ use super::handover::{
     Destination, DestinationInput, DestinationOutput, DestinationState, Refusal, Resolution, Say,
 };
 use super::journal::JournalError;
-use super::link::Link;
+use super::link::{Due, Link};
 use super::message::{Message, NotRunning, Transfer};
 use super::transport::{Listener, Stream};
 use crate::machine::RunningMachine;
@@ -119,7 +119,7 @@ impl Source {
     /// What it says next, on its connection or on a new one: the old one may be stuck for ever.
     fn next_input(&mut self, listener: &Listener, transfer: Transfer) -> Option<DestinationInput> {
         if let Some(link) = &mut self.link {
-            match link.receive(LOOK_UP, &mut || false) {
+            match link.receive(Due::COMMIT, LOOK_UP, &mut || false) {
                 Ok(None) => {}
                 Ok(Some(Message::Commit(named))) => return Some(DestinationInput::Commit(named)),
                 Ok(Some(Message::Abandon { transfer, reason })) => {
