@@ -26,6 +26,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Seconds after which a silent peer counts as gone.
 const SILENCE_S: u32 = 3;
 
+const SEV: &str = "sev=software";
+
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// Two hosts, `a` and `b`. A host is where a process is, or was: its sockets and its journal.
@@ -34,7 +36,6 @@ pub(crate) struct Hosts {
     pub(crate) tape: Tape,
     /// From `a` to `b`.
     pub(crate) wire: Relay,
-    platform: String,
 }
 
 /// A sevferry process on one of them.
@@ -53,7 +54,15 @@ impl Hosts {
         let scratch = Scratch::new(&format!("faults-{}-{number}", id()));
         let tape = Tape::at(&scratch.path("tape"));
         let wire = Relay::to(scratch.path("b"));
-        Self { scratch, tape, wire, platform: "sev=software".to_owned() }
+        Self { scratch, tape, wire }
+    }
+
+    /// A guest at `a`, awaited at `b`.
+    pub(crate) fn with_guest() -> (Self, Vmm, Vmm) {
+        let hosts = Self::new();
+        let b = hosts.receive("b");
+        let a = hosts.run("a");
+        (hosts, a, b)
     }
 
     fn start(&self, host: &'static str, own: &[&str], platform: &str) -> Vmm {
@@ -71,7 +80,7 @@ impl Hosts {
 
     /// Boots a guest, and waits until it says something.
     pub(crate) fn run(&self, host: &'static str) -> Vmm {
-        self.run_on(host, &self.platform)
+        self.run_on(host, SEV)
     }
 
     pub(crate) fn run_on(&self, host: &'static str, platform: &str) -> Vmm {
@@ -85,7 +94,7 @@ impl Hosts {
 
     /// Waits for a guest.
     pub(crate) fn receive(&self, host: &'static str) -> Vmm {
-        self.receive_on(host, &self.platform)
+        self.receive_on(host, SEV)
     }
 
     pub(crate) fn receive_on(&self, host: &'static str, platform: &str) -> Vmm {
@@ -121,6 +130,8 @@ impl Hosts {
 
     /// Begins to move it, and stops the wire at `step`.
     pub(crate) fn migrate_up_to(&self, step: Step, from: &Vmm) -> Migration {
+        // Shown only if the test fails.
+        eprintln!("{:?} does not arrive", step.message);
         self.wire.stop_at(step.message);
         let migration = self.migrate(from);
         self.wire.wait_for_stop();

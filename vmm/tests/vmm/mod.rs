@@ -154,19 +154,6 @@ impl Drop for Sevferry {
         if thread::panicking() {
             self.seen.extend(self.lines.try_iter());
             eprintln!("process {}: {}", self.id(), self.so_far(None));
-            for t in std::fs::read_dir(format!("/proc/{}/task", self.id()))
-                .into_iter()
-                .flatten()
-                .flatten()
-            {
-                let f = |n: &str| read_to_string(t.path().join(n)).unwrap_or_default();
-                eprintln!(
-                    "TASK {} wchan {} stat {}",
-                    f("comm").trim(),
-                    f("wchan"),
-                    f("stat").trim()
-                );
-            }
         }
         // It may have ended, which is what `end` waits for.
         let _ended = self.child.kill();
