@@ -17,7 +17,7 @@ use sevferry::machine::{Config, Machine, MachineState, PausedMachine, ReceivingM
 use sevferry::page::{Frame, FrameSet, PAGE_SIZE, PageRange};
 use sevferry::sev::device::export_pdh;
 use sevferry::sev::launch::Launched;
-use sevferry::sev::send::{PAGE_LEN, SealedPage};
+use sevferry::sev::send::PAGE_LEN;
 use sevferry::sev::software::vendor_chain;
 use sevferry::sev::target::PlatformCertificates;
 
@@ -63,13 +63,13 @@ fn send_private(
     let sending = launched.start_send(&target, pdh).expect("SEND_START");
     let initialised = to.take_initialised().expect("nothing was received");
     let receiving = initialised.start_receive(sending.session()).expect("RECEIVE_START");
-    let mut packet = SealedPage { header: [0; 52], data: [0; PAGE_LEN] };
+    let (mut header, mut data) = ([0; 52], [0; PAGE_LEN]);
     for frame in from.ram().layout().ranges().flat_map(PageRange::frames) {
         if !is_shared(Some(status), frame) {
             let address = from.ram().user_address(one(frame)).expect("RAM");
-            sending.seal(address, &mut packet).expect("SEND_UPDATE_DATA");
+            sending.seal(address, &mut header, &mut data).expect("SEND_UPDATE_DATA");
             let address = to.ram().user_address(one(frame)).expect("RAM");
-            receiving.open(address, &packet.header, &packet.data).expect("RECEIVE_UPDATE_DATA");
+            receiving.open(address, &header, &data).expect("RECEIVE_UPDATE_DATA");
         }
     }
     sending.finish().expect("SEND_FINISH");

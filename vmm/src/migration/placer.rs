@@ -7,7 +7,6 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
-use vm_memory::{Bytes, GuestAddress};
 
 use super::arrivals::{Arrivals, BadArrival};
 use super::frame::{
@@ -18,8 +17,9 @@ use super::malformed::Malformed;
 use super::message::{Message, RoundEnd};
 use super::reception::Arrived;
 use super::transport::Stream;
-use crate::memory::{GuestRam, RamError};
-use crate::page::{Frame, PAGE_SIZE, PageRange};
+use crate::encryption::Status;
+use crate::memory::{Access, GuestRam, RamError};
+use crate::page::{Frame, PageRange};
 use crate::sev::receive::{ReceiveError, Receiving};
 
 /// How long one frame may take from its first byte to its last.
@@ -168,6 +168,9 @@ impl PagePlacer {
         let mut packet_headers = [[0; PACKET_HEADER_LEN]; PAGES_MAX];
         let (packets, _) = packets.as_chunks::<PACKET_HEADER_LEN>();
         packet_headers.iter_mut().zip(packets).for_each(|(to, from)| *to = *from);
+        if header.round == 1 {
+            populate(target, frames, header.kind);
+        }
         if header.kind == PageKind::Zero {
             place_zeros(target, frames)?;
         } else {
@@ -239,10 +242,30 @@ fn place_zeros(target: &Target<'_>, frames: &[Frame]) -> Result<(), PlacerError>
     Ok(())
 }
 
+/// A run of pages comes that the host has not mapped yet: it had better be mapped at once.
+fn populate(target: &Target<'_>, frames: &[Frame], kind: PageKind) {
+    let status = match kind {
+        PageKind::Zero => return,
+        PageKind::Shared => Status::Shared,
+        PageKind::Private => Status::Private,
+    };
+    let Some((first, last)) = frames.first().zip(frames.last()) else { return };
+    let run = PageRange::new(*first, Frame(last.0.saturating_add(1)));
+    if let Ok(run) = run
+        && run.pages() == frames.len() as u64
+    {
+        target.ram.populate(run, status, Access::Write);
+    }
+}
+
 /// A shared page, where the host may see it.
 fn write(target: &Target<'_>, frame: Frame, page: &[u8; PAGE_LEN]) -> Result<(), PlacerError> {
-    let start = GuestAddress(frame.0.saturating_mul(PAGE_SIZE));
-    target.ram.host().write_slice(page, start).map_err(|_outside| PlacerError::NotRam { frame })
+    Ok(target.ram.write_pages(one(frame)?, page)?)
+}
+
+fn one(frame: Frame) -> Result<PageRange, PlacerError> {
+    PageRange::new(frame, Frame(frame.0.saturating_add(1)))
+        .map_err(|_last| PlacerError::NotRam { frame })
 }
 
 /// A private page, by the firmware.
@@ -253,9 +276,7 @@ fn open(
     page: &[u8; PAGE_LEN],
 ) -> Result<(), PlacerError> {
     let receiving = target.receiving.ok_or(PlacerError::PlainVm { frame })?;
-    let one = PageRange::new(frame, Frame(frame.0.saturating_add(1)))
-        .map_err(|_last| PlacerError::NotRam { frame })?;
-    let address = target.ram.user_address(one)?;
+    let address = target.ram.user_address(one(frame)?)?;
     receiving.open(address, packet, page).map_err(|cause| PlacerError::Open { frame, cause })
 }
 
