@@ -26,6 +26,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Seconds after which a silent peer counts as gone.
 const SILENCE_S: u32 = 3;
 
+/// What a process says that waits for a guest.
+const WAITING: &str = "waiting for a guest at";
+
 const SEV: &str = "sev=software";
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -98,11 +101,22 @@ impl Hosts {
     }
 
     pub(crate) fn receive_on(&self, host: &'static str, platform: &str) -> Vmm {
-        let (listen, silence) = (self.direct(host), SILENCE_S.to_string());
-        let own = ["receive", "--listen", &listen, "--silence-s", &silence];
-        let mut vmm = self.start(host, &own, platform);
-        vmm.process.wait_for("waiting for a guest at");
+        let mut vmm = self.start_receiving(host, platform);
+        vmm.process.wait_for(WAITING);
         vmm
+    }
+
+    /// The same, where the process before left a journal that says something.
+    pub(crate) fn receive_again(&self, host: &'static str, journal_says: &str) -> Vmm {
+        let mut vmm = self.start_receiving(host, SEV);
+        vmm.process.wait_for(journal_says);
+        vmm.process.wait_for(WAITING);
+        vmm
+    }
+
+    fn start_receiving(&self, host: &'static str, platform: &str) -> Vmm {
+        let (listen, silence) = (self.direct(host), SILENCE_S.to_string());
+        self.start(host, &["receive", "--listen", &listen, "--silence-s", &silence], platform)
     }
 
     /// A host's own socket, without the wire.

@@ -189,8 +189,7 @@ fn sources_are_killed() {
         a.kill(&hosts.wire);
         if step.stage == Stage::Committed {
             b.has(State::InDoubt);
-            let mut a = hosts.receive("a");
-            a.process.wait_for("and its process here is gone");
+            let mut a = hosts.receive_again("a", "and its process here is gone");
             a.process.wait_for("runs at tcp:");
             b.has(State::Running);
             hosts.tape.goes_on();
