@@ -26,6 +26,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Seconds after which a silent peer counts as gone.
 const SILENCE_S: u32 = 3;
 
+/// What a process says that waits for a guest.
+const WAITING: &str = "waiting for a guest at";
+
+const SEV: &str = "sev=software";
+
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// Two hosts, `a` and `b`. A host is where a process is, or was: its sockets and its journal.
@@ -34,7 +39,6 @@ pub(crate) struct Hosts {
     pub(crate) tape: Tape,
     /// From `a` to `b`.
     pub(crate) wire: Relay,
-    platform: String,
 }
 
 /// A sevferry process on one of them.
@@ -53,7 +57,15 @@ impl Hosts {
         let scratch = Scratch::new(&format!("faults-{}-{number}", id()));
         let tape = Tape::at(&scratch.path("tape"));
         let wire = Relay::to(scratch.path("b"));
-        Self { scratch, tape, wire, platform: "sev=software".to_owned() }
+        Self { scratch, tape, wire }
+    }
+
+    /// A guest at `a`, awaited at `b`.
+    pub(crate) fn with_guest() -> (Self, Vmm, Vmm) {
+        let hosts = Self::new();
+        let b = hosts.receive("b");
+        let a = hosts.run("a");
+        (hosts, a, b)
     }
 
     fn start(&self, host: &'static str, own: &[&str], platform: &str) -> Vmm {
@@ -71,7 +83,7 @@ impl Hosts {
 
     /// Boots a guest, and waits until it says something.
     pub(crate) fn run(&self, host: &'static str) -> Vmm {
-        self.run_on(host, &self.platform)
+        self.run_on(host, SEV)
     }
 
     pub(crate) fn run_on(&self, host: &'static str, platform: &str) -> Vmm {
@@ -85,15 +97,26 @@ impl Hosts {
 
     /// Waits for a guest.
     pub(crate) fn receive(&self, host: &'static str) -> Vmm {
-        self.receive_on(host, &self.platform)
+        self.receive_on(host, SEV)
     }
 
     pub(crate) fn receive_on(&self, host: &'static str, platform: &str) -> Vmm {
-        let (listen, silence) = (self.direct(host), SILENCE_S.to_string());
-        let own = ["receive", "--listen", &listen, "--silence-s", &silence];
-        let mut vmm = self.start(host, &own, platform);
-        vmm.process.wait_for("waiting for a guest at");
+        let mut vmm = self.start_receiving(host, platform);
+        vmm.process.wait_for(WAITING);
         vmm
+    }
+
+    /// The same, where the process before left a journal that says something.
+    pub(crate) fn receive_again(&self, host: &'static str, journal_says: &str) -> Vmm {
+        let mut vmm = self.start_receiving(host, SEV);
+        vmm.process.wait_for(journal_says);
+        vmm.process.wait_for(WAITING);
+        vmm
+    }
+
+    fn start_receiving(&self, host: &'static str, platform: &str) -> Vmm {
+        let (listen, silence) = (self.direct(host), SILENCE_S.to_string());
+        self.start(host, &["receive", "--listen", &listen, "--silence-s", &silence], platform)
     }
 
     /// A host's own socket, without the wire.
@@ -121,6 +144,8 @@ impl Hosts {
 
     /// Begins to move it, and stops the wire at `step`.
     pub(crate) fn migrate_up_to(&self, step: Step, from: &Vmm) -> Migration {
+        // Shown only if the test fails.
+        eprintln!("{:?} does not arrive", step.message);
         self.wire.stop_at(step.message);
         let migration = self.migrate(from);
         self.wire.wait_for_stop();
