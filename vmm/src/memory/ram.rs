@@ -120,21 +120,17 @@ impl GuestRam {
             .map_err(|_outside| RamError::NotRam { range })
     }
 
-    /// Maps all pages of `range`, of private or of shared memory, at once: the caller is about to
-    /// read or write them, and would find them missing one by one. That costs several times as
-    /// much, but nothing else, so whatever keeps the host from it is no error.
-    pub fn populate(&self, range: PageRange, status: Status, access: Access) {
+    /// Gives all pages of `range`, of private or of shared memory, at once: the caller is about to
+    /// write them, and would find them missing one by one. That costs more time, but nothing else,
+    /// so whatever keeps the host from it is no error.
+    pub fn populate(&self, range: PageRange, status: Status) {
         let view = match (&self.split, status) {
             (Some(split), Status::Private) => &split.c1,
             (None, _) | (_, Status::Shared) => &self.host,
         };
-        let advice = match access {
-            Access::Read => libc::MADV_POPULATE_READ,
-            Access::Write => libc::MADV_POPULATE_WRITE,
-        };
         let bytes = usize::try_from(range.bytes()).unwrap_or(usize::MAX);
         if let Ok(pages) = view.get_slice(GuestAddress(range.start().0), bytes) {
-            advise(&pages, advice);
+            advise(&pages, libc::MADV_POPULATE_WRITE);
         }
     }
 
@@ -199,15 +195,6 @@ impl GuestRam {
         }
         Ok(())
     }
-}
-
-/// What memory is about to be used for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
-    /// Only reading.
-    Read,
-    /// Writing.
-    Write,
 }
 
 impl Split {

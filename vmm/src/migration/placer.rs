@@ -18,7 +18,7 @@ use super::message::{Message, RoundEnd};
 use super::reception::Arrived;
 use super::transport::Stream;
 use crate::encryption::Status;
-use crate::memory::{Access, GuestRam, RamError};
+use crate::memory::{GuestRam, RamError};
 use crate::page::{Frame, PageRange};
 use crate::sev::receive::{ReceiveError, Receiving};
 
@@ -204,7 +204,7 @@ fn populate(target: &Target<'_>, frames: &[Frame], kind: PageKind) {
     if let Ok(run) = run
         && run.pages() == frames.len() as u64
     {
-        target.ram.populate(run, status, Access::Write);
+        target.ram.populate(run, status);
     }
 }
 
