@@ -22,7 +22,7 @@ use crate::sev::measurement::{
     Claim, FirmwareVersion, LaunchDigest, Measurement, WrongMeasurement,
 };
 use crate::sev::session::{OwnerSession, SessionError};
-use crate::sev::software::{Identity, IdentityError, SoftwareHost};
+use crate::sev::software::{FailingPlatform, Identity, IdentityError, SoftwareHost};
 use crate::sev::{Platform, Policy, SevDevice};
 use crate::vcpu::cpuid;
 
@@ -56,8 +56,9 @@ impl Encrypted {
             return Ok((Arc::new(GuestRam::single(layout)?), None));
         };
         let (ram, c_bit, device, platform) = match kind {
-            PlatformKind::Software { identity, command_cost } => {
+            PlatformKind::Software { identity, command_cost, failure } => {
                 let c_bit = cpuid::software_c_bit(supported).ok_or(EncryptedError::CBit)?;
+                check_room(layout, c_bit)?;
                 let (ram, private) = GuestRam::split(layout, c_bit)?;
                 let identity = match identity {
                     Some(directory) => Identity::load_or_create(directory)?,
@@ -66,13 +67,17 @@ impl Encrypted {
                 let host = SoftwareHost::new(identity).with_command_cost(*command_cost);
                 let device = host.open_device().map_err(EncryptedError::Device)?;
                 let device: Box<dyn SevDevice> = Box::new(device);
-                let platform: Box<dyn Platform> = Box::new(host.new_vm(private));
+                let mut platform: Box<dyn Platform> = Box::new(host.new_vm(private));
+                if let Some(failure) = failure {
+                    platform = Box::new(FailingPlatform::new(platform, *failure));
+                }
                 (ram, c_bit, device, platform)
             }
             PlatformKind::Hardware => {
                 let device: Box<dyn SevDevice> = Box::new(HardwareDevice::open()?);
                 let platform: Box<dyn Platform> = Box::new(HardwarePlatform::new(Arc::clone(vm))?);
                 let c_bit = cpuid::hardware_c_bit(supported).ok_or(EncryptedError::CBit)?;
+                check_room(layout, c_bit)?;
                 (GuestRam::single(layout)?, c_bit, device, platform)
             }
         };
@@ -208,6 +213,14 @@ impl LaunchRecord {
     }
 }
 
+/// Whether no address of RAM has the C-bit in it: KVM would find two slots at one address.
+fn check_room(layout: RamLayout, c_bit: u8) -> Result<(), EncryptedError> {
+    match layout.ranges().last().map(|range| range.start().0 + range.bytes()) {
+        Some(end) if end > 1 << c_bit => Err(EncryptedError::RamReachesCBit { end, c_bit }),
+        _ => Ok(()),
+    }
+}
+
 /// Why a machine could not become an SEV guest.
 #[derive(Debug, Error)]
 pub enum EncryptedError {
@@ -217,6 +230,17 @@ pub enum EncryptedError {
     /// KVM's CPUID does not say where the C-bit is, or leaves it no room.
     #[error("KVM's CPUID leaves no room for a C-bit: it needs a physical address width above 32")]
     CBit,
+    /// An address of RAM would have the C-bit set.
+    #[error(
+        "guest RAM ends at {end:#x}, but bit {c_bit} of an address is the C-bit on this host: \
+         give the guest less memory"
+    )]
+    RamReachesCBit {
+        /// The first address after RAM.
+        end: u64,
+        /// The number of the C-bit.
+        c_bit: u8,
+    },
     /// The software platform's keys.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -241,4 +265,20 @@ pub enum EncryptedError {
     /// The platform measured something else than we loaded.
     #[error("checking what the SEV platform measured")]
     Measurement(#[from] WrongMeasurement),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// RAM may end where the C-bit begins, and one page later it may not: the answer names both.
+    #[test]
+    fn ram_must_end_below_the_c_bit() {
+        let up_to = |end: u64| RamLayout::new(end - (1 << 30)).unwrap();
+        let hole_ends = up_to(1 << 39).ranges().last().unwrap();
+        assert_eq!(hole_ends.start().0 + hole_ends.bytes(), 1 << 39, "a hole of 1 GiB");
+        check_room(up_to(1 << 39), 39).unwrap();
+        let refused = check_room(up_to((1 << 39) + 4096), 39).unwrap_err().to_string();
+        assert!(refused.contains("ends at 0x8000001000, but bit 39"), "{refused}");
+    }
 }

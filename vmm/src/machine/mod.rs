@@ -39,6 +39,8 @@ pub use host::{Host, HostError};
 pub use probe::{ProbeError, probe};
 pub use receiving::{ReceiveError, ReceivingMachine};
 pub use report::{PageReport, PageSummary, PageWatch, REGIONS_MAX, Report, SevReport};
+#[cfg(test)]
+pub(crate) use running::take_in_order;
 pub use running::{ChangeLog, PausedMachine, RunningMachine, Unpaused};
 pub use state::{MachineState, RestoreError, SaveError};
 pub use vcpus::VcpuSetupError;

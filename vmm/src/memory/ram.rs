@@ -15,6 +15,8 @@ use kvm_ioctls::VmFd;
 use libc::{MFD_CLOEXEC, c_int, memfd_create};
 use log::debug;
 use thiserror::Error;
+#[cfg(test)]
+use vm_memory::Bytes;
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
     GuestRegionMmap, VolatileSlice,
@@ -197,6 +199,15 @@ impl GuestRam {
     }
 }
 
+#[cfg(test)]
+impl GuestRam {
+    /// Writes as the guest does through a mapping without the C-bit.
+    pub(crate) fn write_without_c_bit(&self, start: Gpa, bytes: &[u8]) {
+        let c0 = self.split.as_ref().unwrap().c0();
+        c0.mapping().write_slice(bytes, GuestAddress(start.0)).unwrap();
+    }
+}
+
 impl Split {
     fn c0(&self) -> MutexGuard<'_, SwitchedView> {
         self.c0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -335,8 +346,6 @@ fn memory_slot(
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::Bytes;
-
     use super::*;
     use crate::encryption::{MapGpaRange, Overflow};
     use crate::page::{Frame, PAGE_SIZE};

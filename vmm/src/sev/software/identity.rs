@@ -1,8 +1,8 @@
 //! A software platform's identity: its keys and certificates, kept in a directory or forgotten.
 
 use std::fmt::{Debug, Formatter, Result as FmtResult};
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{Error as IoError, ErrorKind, Write};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{Error as IoError, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process;
@@ -48,7 +48,7 @@ impl Identity {
     /// [`IdentityError`].
     pub fn load_or_create(directory: &Path) -> Result<Self, IdentityError> {
         let path = directory.join(FILE_NAME);
-        match fs::read(&path).map(Zeroizing::new) {
+        match read(&path) {
             Ok(bytes) => {
                 Self::decode(&bytes).map_err(|cause| IdentityError::Damaged { path, cause })
             }
@@ -63,9 +63,9 @@ impl Identity {
         match store(path, &identity.encode()) {
             Ok(()) => Ok(identity),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                let bytes = fs::read(path)
+                let bytes = read(path)
                     .map_err(|cause| IdentityError::File { path: path.to_owned(), cause })?;
-                Self::decode(&Zeroizing::new(bytes))
+                Self::decode(&bytes)
                     .map_err(|cause| IdentityError::Damaged { path: path.to_owned(), cause })
             }
             Err(cause) => Err(IdentityError::File { path: path.to_owned(), cause }),
@@ -168,6 +168,14 @@ impl Identity {
             && chain.pek.signing_key()? == pek.public_key();
         if same { Ok(Self { pek, pdh, pdh_certificate, chain }) } else { Err(Damage::Keys) }
     }
+}
+
+/// The bytes at `path`; of a longer file than an identity has, too many by one.
+fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, IoError> {
+    let limit = size_of::<Stored>() as u64 + 1;
+    let mut bytes = Zeroizing::new(Vec::new());
+    File::open(path)?.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Puts `bytes` at `path`, whole or not at all, readable by this user only.
@@ -314,6 +322,11 @@ mod tests {
             assert!(matches!(refused, Err(IdentityError::Damaged { .. })));
             assert_eq!(fs::read(&path).unwrap(), bytes);
         }
+        // One that never ends is too long, not read to its end.
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        let refused = Identity::load_or_create(&directory.0);
+        assert!(matches!(refused, Err(IdentityError::Damaged { cause: Damage::Length, .. })));
     }
 
     /// A platform vouches for its own PDH, and two platforms have nothing in common.
