@@ -366,6 +366,26 @@ mod tests {
         c0.mapping().read_obj(GuestAddress(gpa)).unwrap()
     }
 
+    /// Pages that are populated stay as they are, in both memories; what is not RAM is left alone.
+    #[test]
+    fn populating_changes_nothing() {
+        let (ram, firmware) = split();
+        let range = pages(0x300, 64);
+        let address = ram.user_address(range).unwrap();
+        firmware.write(address, &[7; 4096]).unwrap();
+        ram.host().write_slice(&[9; 4096], GuestAddress(range.start().0)).unwrap();
+        for status in [Status::Private, Status::Shared] {
+            ram.populate(range, status);
+            ram.populate(pages(u64::MAX >> 12, 1), status);
+            ram.populate(pages(0x7ff, 2), status);
+        }
+        let (mut private, mut shared) = ([1; 8192], [1; 8192]);
+        firmware.read(address, &mut private).unwrap();
+        ram.host().read_slice(&mut shared, GuestAddress(range.start().0)).unwrap();
+        let halves = |byte| [[byte; 4096], [0; 4096]].concat();
+        assert_eq!((private.to_vec(), shared.to_vec()), (halves(7), halves(9)));
+    }
+
     /// After `LAUNCH_UPDATE_DATA` the guest sees what was loaded, with and without the C-bit while
     /// the page is private, and the host sees something else.
     #[test]
