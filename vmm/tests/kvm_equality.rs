@@ -169,8 +169,12 @@ fn moved(machine: RunningMachine, console: &Console, mut road: Road, goal: Goal)
         let directory = road.directory.clone();
         let mut journal =
             move |vm| Journal::open(&directory, vm, Side::Destination).map_err(IoError::other);
-        let (platform, output) = (Some(&platform), &mut output as _);
-        let mut host = Host { platform, output, journal: &mut journal, silence: PATIENCE };
+        let mut host = Host {
+            platform: Some(&platform),
+            output: &mut output,
+            journal: &mut journal,
+            silence: PATIENCE,
+        };
         let caller = Caller::greet(stream).expect("an offer");
         let received = receive(caller, &road.listener, &mut host, &mut |_| false);
         let Ok(Received::Guest(prepared)) = received else {

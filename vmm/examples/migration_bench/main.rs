@@ -9,8 +9,7 @@ mod qemu;
 mod table;
 mod vmm;
 
-use std::env::temp_dir;
-use std::fs::{create_dir_all, remove_dir_all, write};
+use std::fs::write;
 use std::path::PathBuf;
 use std::process::id;
 
@@ -27,6 +26,9 @@ struct Arguments {
     /// The sevferry to measure
     #[arg(long)]
     sevferry: PathBuf,
+    /// An empty directory for the guest's files
+    #[arg(long)]
+    directory: PathBuf,
     /// How often each contender runs, in turns
     #[arg(long, default_value_t = 5)]
     runs: usize,
@@ -50,9 +52,7 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    fn prepare(ram: u64) -> Result<Self> {
-        let directory = temp_dir().join(format!("sevferry-bench-{}", id()));
-        create_dir_all(&directory)?;
+    fn prepare(directory: PathBuf, ram: u64) -> Result<Self> {
         let guest = Self { directory, ram };
         for is_sev in [false, true] {
             write(guest.kernel(is_sev), guest::elf(is_sev))?;
@@ -74,13 +74,6 @@ impl Guest {
     /// Bytes of RAM that are not zero.
     fn filled(&self) -> u64 {
         self.ram / 4 * 3
-    }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        // It lies among temporary files.
-        remove_dir_all(&self.directory).unwrap_or_default();
     }
 }
 
@@ -128,7 +121,7 @@ fn contenders(arguments: &Arguments) -> Vec<Contender> {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let guest = Guest::prepare(arguments.memory << 20)?;
+    let guest = Guest::prepare(arguments.directory.clone(), arguments.memory << 20)?;
     let mut contenders = contenders(&arguments);
     let (all, filled) = (arguments.memory, guest.filled() >> 20);
     println!("guest: 1 vCPU, {all} MiB, {filled} MiB filled; {}", qemu::version()?);
