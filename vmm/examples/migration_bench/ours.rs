@@ -50,7 +50,6 @@ pub(crate) fn migrate(
         silence_s: MigrateRequest::default_silence_s(),
         timeout_strategy: TimeoutStrategy::Cancel,
         connections: u64::from(connections).try_into()?,
-        silence_s: MigrateRequest::default_silence_s(),
         allow_unchecked: false,
     });
     time(source, &destination, guest.ram, true, &mut || {
