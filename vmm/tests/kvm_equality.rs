@@ -242,7 +242,8 @@ fn pages_that_change_status_all_the_while_arrive_equal() {
     assert_eq!(regions, tables as u64, "{}", console.transcript());
 }
 
-/// Debian while it hashes a file and counts: all pages and the status of every frame arrive equal.
+/// Debian while it hashes a file, counts, and shares a page again and again: all pages and the status
+/// of every frame arrive equal.
 #[test]
 #[ignore = "needs KVM: scripts/test kvm_equality"]
 fn linux_arrives_equal() {
@@ -258,11 +259,13 @@ fn linux_arrives_equal() {
     };
     let machine = console.boot(&config);
     console.wait_for("hash=1");
+    console.wait_for("shared=");
     let goal = stop_after(Duration::from_secs(20));
     let Moved { machine, rounds, .. } = moved(machine, &console, Road::new("linux"), goal);
     assert!(rounds > 2, "{rounds} rounds");
     (0..3).for_each(|_| drop(console.wait_for("hash=")));
     console.wait_for("count=");
+    console.wait_for("shared=");
     assert!(!console.transcript().contains("hash_wrong"), "{}", console.transcript());
     machine.stop();
 }
