@@ -1,5 +1,6 @@
 //! Two hosts with a wire between them, and one guest: real processes, asked through their API.
 
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::process::id;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -23,8 +24,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How often it is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// Seconds after which a silent peer counts as gone.
-const SILENCE_S: u32 = 3;
+/// Seconds after which a silent peer counts as gone: usually more than the slowest host takes for
+/// anything, and where silence is the fault, what a test can wait for.
+const SILENCE_S: NonZeroU32 = NonZeroU32::new(30).unwrap();
+const SHORT_SILENCE_S: NonZeroU32 = NonZeroU32::new(5).unwrap();
 
 /// What a process says that waits for a guest.
 const WAITING: &str = "waiting for a guest at";
@@ -39,6 +42,7 @@ pub(crate) struct Hosts {
     pub(crate) tape: Tape,
     /// From `a` to `b`.
     pub(crate) wire: Relay,
+    silence_s: NonZeroU32,
 }
 
 /// A sevferry process on one of them.
@@ -53,19 +57,31 @@ pub(crate) struct Migration(Client);
 
 impl Hosts {
     pub(crate) fn new() -> Self {
+        Self::with_silence(SILENCE_S)
+    }
+
+    fn with_silence(silence_s: NonZeroU32) -> Self {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let scratch = Scratch::new(&format!("faults-{}-{number}", id()));
         let tape = Tape::at(&scratch.path("tape"));
         let wire = Relay::to(scratch.path("b"));
-        Self { scratch, tape, wire }
+        Self { scratch, tape, wire, silence_s }
     }
 
     /// A guest at `a`, awaited at `b`.
     pub(crate) fn with_guest() -> (Self, Vmm, Vmm) {
-        let hosts = Self::new();
-        let b = hosts.receive("b");
-        let a = hosts.run("a");
-        (hosts, a, b)
+        Self::new().started()
+    }
+
+    /// The same, where silence is the fault.
+    pub(crate) fn with_impatient_guest() -> (Self, Vmm, Vmm) {
+        Self::with_silence(SHORT_SILENCE_S).started()
+    }
+
+    fn started(self) -> (Self, Vmm, Vmm) {
+        let b = self.receive("b");
+        let a = self.run("a");
+        (self, a, b)
     }
 
     fn start(&self, host: &'static str, own: &[&str], platform: &str) -> Vmm {
@@ -115,7 +131,7 @@ impl Hosts {
     }
 
     fn start_receiving(&self, host: &'static str, platform: &str) -> Vmm {
-        let (listen, silence) = (self.direct(host), SILENCE_S.to_string());
+        let (listen, silence) = (self.direct(host), self.silence_s.to_string());
         self.start(host, &["receive", "--listen", &listen, "--silence-s", &silence], platform)
     }
 
@@ -133,7 +149,7 @@ impl Hosts {
             timeout_s: MigrateRequest::default_timeout_s(),
             timeout_strategy: Default::default(),
             connections: Connections::try_from(2).unwrap(),
-            silence_s: SILENCE_S.try_into().unwrap(),
+            silence_s: self.silence_s,
             allow_unchecked: false,
         };
         let client = Client::ask(Path::new(&from.api), &Request::Migrate(request)).unwrap();

@@ -91,7 +91,7 @@ fn connections_are_reset() {
 #[test]
 #[ignore = "needs KVM: scripts/test kvm_faults"]
 fn connections_stall() {
-    let (hosts, a, b) = Hosts::with_guest();
+    let (hosts, a, b) = Hosts::with_impatient_guest();
     for step in steps_before_commit() {
         let migration = hosts.migrate_up_to(step, &a);
         migration.was_kept();
@@ -103,7 +103,8 @@ fn connections_stall() {
     }
     hosts.moves(a, &b);
     for step in steps_from_commit() {
-        let (hosts, a, b, migration) = stopped_at(step);
+        let (hosts, a, b) = Hosts::with_impatient_guest();
+        let migration = hosts.migrate_up_to(step, &a);
         does_not_quit(&a);
         if step.stage == Stage::Committed {
             does_not_quit(&b);
@@ -120,7 +121,8 @@ fn connections_stall() {
 #[ignore = "needs KVM: scripts/test kvm_faults"]
 fn connections_are_stuck() {
     for step in steps_from_commit() {
-        let (hosts, a, b, migration) = stopped_at(step);
+        let (hosts, a, b) = Hosts::with_impatient_guest();
+        let migration = hosts.migrate_up_to(step, &a);
         hosts.wire.strand();
         migration.moved();
         a.process.end().with_code(0);
