@@ -74,6 +74,11 @@ impl PagePlacer {
         Self { stream, sequence: 0, round: 1, digest, lists, pages }
     }
 
+    /// Another handle on the connection, to end it from elsewhere.
+    pub(super) fn connection(&self) -> Result<Stream, IoError> {
+        self.stream.try_clone()
+    }
+
     /// Whether pages have come since the last round ended.
     pub(super) fn is_in_a_round(&self) -> bool {
         self.digest.frames() > 0
