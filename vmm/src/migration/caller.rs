@@ -7,7 +7,7 @@ use super::link::{Due, Link, LinkError};
 use super::message::{Message, Reason};
 use super::transport::Stream;
 
-/// How long a peer may take for its first message, and for all of its page connections.
+/// How long a peer may take for its first message.
 pub(super) const GREETING_MAX: Duration = Duration::from_secs(10);
 
 /// A control connection and the first message on it.

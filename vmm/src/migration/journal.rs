@@ -10,9 +10,9 @@
 //! The checksum is XXH3 of what follows it. A line is durable before [`Journal::append`] returns;
 //! a last line that a crash has torn was never reported as written, and is dropped.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Error as IoError, ErrorKind, Read};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::str::from_utf8;
 
@@ -75,7 +75,8 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Opens the journal of `vm` in `directory`, or begins it.
+    /// Opens the journal of `vm` in `directory`, or begins it. One that nothing is ever written to
+    /// leaves no file: whoever may connect can name any number of guests.
     ///
     /// # Errors
     /// [`JournalError`] if the directory cannot be written, the file is another's, or it is damaged.
@@ -90,6 +91,10 @@ impl Journal {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(JournalError::InUse { path }),
             Err(TryLockError::Error(cause)) => return Err(failed("locking")(cause)),
+        }
+        // Its last owner may have removed it between our opening and our locking.
+        if !is_file_at(&file, &path).map_err(failed("looking for"))? {
+            return Err(JournalError::InUse { path });
         }
         let sync = |directory: &Path| File::open(directory)?.sync_all();
         sync(directory).map_err(failed("making durable the directory of"))?;
@@ -182,6 +187,27 @@ impl Journal {
             self.is_torn = false;
         }
         Ok(())
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        // Locked until it is closed, so that nobody has begun to write.
+        if self.records.is_empty() {
+            fs::remove_file(&self.path).unwrap_or_else(|cause| {
+                log::debug!("removing the empty {}: {cause}", self.path.display());
+            });
+        }
+    }
+}
+
+/// Whether `path` still leads to `file`.
+fn is_file_at(file: &File, path: &Path) -> Result<bool, IoError> {
+    let ours = file.metadata()?;
+    match fs::symlink_metadata(path) {
+        Ok(there) => Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -312,151 +338,5 @@ pub enum JournalError {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::env::temp_dir;
-    use std::fs::{create_dir, metadata, read, remove_dir_all, write};
-    use std::os::unix::fs::{PermissionsExt, symlink};
-
-    use super::*;
-
-    const VM: VmId = VmId([9; 16]);
-    const TRANSFER: Transfer = Transfer { vm: VM, epoch: 2 };
-
-    struct Folder(PathBuf);
-
-    impl Folder {
-        fn new() -> Self {
-            let path = temp_dir().join(format!("sevferry-journal-{}", VmId::random().unwrap()));
-            create_dir(&path).unwrap();
-            Self(path)
-        }
-
-        fn open(&self) -> Result<Journal, JournalError> {
-            Journal::open(&self.0, VM, Side::Source)
-        }
-
-        fn file(&self) -> PathBuf {
-            path_of(&self.0, VM, Side::Source)
-        }
-    }
-
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            drop(remove_dir_all(&self.0));
-        }
-    }
-
-    /// A journal of two lines, as bytes.
-    fn two_lines(folder: &Folder) -> Vec<u8> {
-        let mut journal = folder.open().unwrap();
-        journal.append(TRANSFER, Step::Committed, "tcp:10.0.0.2:4000").unwrap();
-        journal.append(TRANSFER, Step::Released, "tcp:10.0.0.2:4000").unwrap();
-        read(folder.file()).unwrap()
-    }
-
-    /// What was appended is there for the next process, and no one else can read it.
-    #[test]
-    fn steps_outlive_the_process() {
-        let folder = Folder::new();
-        assert_eq!(Journal::read(&folder.0, VM, Side::Source).unwrap(), []);
-        two_lines(&folder);
-        let journal = folder.open().unwrap();
-        let steps: Vec<_> = journal.records().iter().map(|record| record.step).collect();
-        assert_eq!(steps, [Step::Committed, Step::Released]);
-        assert_eq!(journal.records()[0].peer, "tcp:10.0.0.2:4000");
-        assert_eq!(journal.last(TRANSFER), Some(Step::Released));
-        assert_eq!(journal.last(Transfer { epoch: 1, ..TRANSFER }), None);
-        assert_eq!(Journal::read(&folder.0, VM, Side::Source).unwrap(), journal.records());
-        assert_eq!(metadata(folder.file()).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(Journal::guests(&folder.0, Side::Source).unwrap(), [VM]);
-        assert_eq!(Journal::guests(&folder.0, Side::Destination).unwrap(), []);
-    }
-
-    /// Cut anywhere, a journal keeps its whole lines, and the next step follows them.
-    #[test]
-    fn a_torn_last_line_is_dropped() {
-        let folder = Folder::new();
-        let whole = two_lines(&folder);
-        let first = whole.iter().position(|byte| *byte == b'\n').unwrap() + 1;
-        for cut in 0..whole.len() {
-            write(folder.file(), &whole[..cut]).unwrap();
-            let mut journal = folder.open().unwrap();
-            assert_eq!(journal.records().len(), usize::from(cut >= first), "cut at {cut}");
-            journal.append(TRANSFER, Step::Kept, "").unwrap();
-            drop(journal);
-            assert_eq!(folder.open().unwrap().last(TRANSFER), Some(Step::Kept), "cut at {cut}");
-        }
-        // A file system may also leave a line of the right length and the wrong content.
-        let mut zeroed = whole.clone();
-        zeroed[first..].fill(0);
-        write(folder.file(), &zeroed).unwrap();
-        assert_eq!(folder.open().unwrap().last(TRANSFER), Some(Step::Committed));
-    }
-
-    /// Damage before the last line is no crash's doing, and is not guessed away.
-    #[test]
-    fn damage_is_refused() {
-        let folder = Folder::new();
-        let mut bytes = two_lines(&folder);
-        bytes[30] ^= 1;
-        write(folder.file(), &bytes).unwrap();
-        assert!(matches!(folder.open(), Err(JournalError::Damaged { line: 1, .. })));
-        bytes[30] ^= 1;
-        bytes[0] = b'2';
-        write(folder.file(), &bytes).unwrap();
-        assert!(matches!(folder.open(), Err(JournalError::Version { line: 1, .. })));
-        write(folder.file(), vec![b'\n'; 2 << 20]).unwrap();
-        assert!(matches!(folder.open(), Err(JournalError::TooLong { .. })));
-    }
-
-    /// Two processes cannot both decide, and nobody is led to another file.
-    #[test]
-    fn a_journal_has_one_writer_and_no_links() {
-        let folder = Folder::new();
-        let first = folder.open().unwrap();
-        assert!(matches!(folder.open(), Err(JournalError::InUse { .. })));
-        Journal::open(&folder.0, VM, Side::Destination).unwrap();
-        drop(first);
-        folder.open().unwrap();
-        std::fs::remove_file(folder.file()).unwrap();
-        symlink("/dev/null", folder.file()).unwrap();
-        assert!(matches!(folder.open(), Err(JournalError::Io { doing: "opening", .. })));
-        assert!(matches!(
-            Journal::open(&folder.0.join("missing"), VM, Side::Source),
-            Err(JournalError::Io { doing: "opening", .. })
-        ));
-    }
-
-    /// A step that could not be written does not count, and does not spoil the next.
-    #[test]
-    fn a_failed_write_is_taken_back() {
-        let folder = Folder::new();
-        two_lines(&folder);
-        let mut journal = folder.open().unwrap();
-        let writable = journal.file.try_clone().unwrap();
-        journal.file = File::open(folder.file()).unwrap();
-        let refused = journal.append(TRANSFER, Step::Kept, "").unwrap_err();
-        assert!(matches!(refused, JournalError::Io { doing: "writing", .. }), "{refused}");
-        assert_eq!(journal.last(TRANSFER), Some(Step::Released));
-        // What the failed write may have left, now that the disk works again:
-        writable.write_all_at(b"1 half a li", journal.length).unwrap();
-        journal.file = writable;
-        journal.append(TRANSFER, Step::Kept, "").unwrap();
-        drop(journal);
-        let records = Journal::read(&folder.0, VM, Side::Source).unwrap();
-        assert_eq!(records.len(), 3);
-        assert_eq!(last(&records, TRANSFER), Some(Step::Kept));
-    }
-
-    /// An address cannot write lines of its own.
-    #[test]
-    fn an_address_is_one_short_line() {
-        let folder = Folder::new();
-        let mut journal = folder.open().unwrap();
-        journal.append(TRANSFER, Step::Owner, &format!("a\nb c{}", "d".repeat(999))).unwrap();
-        drop(journal);
-        let records = Journal::read(&folder.0, VM, Side::Source).unwrap();
-        assert_eq!(records.len(), 1);
-        assert!(records[0].peer.starts_with("ab cd") && records[0].peer.len() == 256);
-    }
-}
+#[path = "journal_tests.rs"]
+mod tests;
