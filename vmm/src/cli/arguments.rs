@@ -231,6 +231,9 @@ const PLATFORM_HELP: &str = "\
 Make it an SEV guest; without this it is a plain VM. Keys, separated by commas:
   sev=software|hardware  who answers SEV commands; software gives no confidentiality
   policy=N               guest policy [default: 0x21, NODBG and SEV]
+  status=list|bitmap|donated
+                         what keeps track of shared pages: a list of regions, one bit per page, or
+                         a table that the guest donates [default: list]
   overflow=promote|poison
                          when the guest shares more regions than the list may hold, keep a
                          bitmap, or give up on migration [default: promote]
@@ -294,12 +297,12 @@ impl OwnerArguments {
 
 /// Reads the owner's files, if there are any.
 fn sev_config(argument: PlatformArgument) -> Result<SevConfig, OwnerFileError> {
-    let PlatformArgument { kind: platform, policy, overflow, owner } = argument;
+    let PlatformArgument { kind: platform, policy, status, owner } = argument;
     let owner = match owner {
         None => OwnerInput::Own,
         Some((certificate, session)) => read_owner(&certificate, &session)?,
     };
-    Ok(SevConfig { platform, policy, overflow, owner })
+    Ok(SevConfig { platform, policy, status, owner })
 }
 
 #[derive(Debug, Args)]

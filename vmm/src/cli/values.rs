@@ -8,7 +8,7 @@ use base64::prelude::BASE64_STANDARD;
 
 use super::key_values::{BadKeyValues, KeyValues};
 use crate::control::api::{Connections, Resolution, TimeoutStrategy};
-use crate::encryption::Overflow;
+use crate::encryption::{Design, Overflow};
 use crate::machine::config::{PlatformKind, Serial, VcpuCount, ram_layout};
 use crate::page::RamLayout;
 use crate::sev::Policy;
@@ -19,7 +19,7 @@ use crate::sev::measurement::{MEASUREMENT_LEN, Measurement};
 pub(super) struct PlatformArgument {
     pub(super) kind: PlatformKind,
     pub(super) policy: Policy,
-    pub(super) overflow: Overflow,
+    pub(super) status: Design,
     /// The guest owner's certificate and session.
     pub(super) owner: Option<(PathBuf, PathBuf)>,
 }
@@ -28,14 +28,14 @@ pub(super) struct PlatformArgument {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ReceivingPlatform {
     pub(super) kind: PlatformKind,
-    pub(super) overflow: Overflow,
 }
 
 /// `--platform sev=software|hardware,...`
 pub(super) fn platform(text: &str) -> Result<PlatformArgument, BadKeyValues> {
-    const KEYS: [&str; 7] = [
+    const KEYS: [&str; 8] = [
         "sev",
         "policy",
+        "status",
         "overflow",
         "dh_cert_file",
         "session_file",
@@ -43,7 +43,7 @@ pub(super) fn platform(text: &str) -> Result<PlatformArgument, BadKeyValues> {
         "command_cost_us",
     ];
     let list = KeyValues::parse(text, &KEYS)?;
-    let (kind, overflow) = (platform_kind(&list)?, overflow(&list)?);
+    let (kind, status) = (platform_kind(&list)?, status(&list)?);
     let both = "the guest owner makes both, for each other";
     let owner = match (list.value("dh_cert_file"), list.value("session_file")) {
         (None, None) => None,
@@ -60,16 +60,16 @@ pub(super) fn platform(text: &str) -> Result<PlatformArgument, BadKeyValues> {
     Ok(PlatformArgument {
         kind,
         policy: list.parsed("policy", policy)?.unwrap_or_default(),
-        overflow,
+        status,
         owner,
     })
 }
 
-/// `--platform sev=software|hardware,...` of a host where guests arrive: their policies and owners
-/// come with them.
+/// `--platform sev=software|hardware,...` of a host where guests arrive: their policies, owners and
+/// what keeps their page status come with them.
 pub(super) fn receiving_platform(text: &str) -> Result<ReceivingPlatform, BadKeyValues> {
-    let list = KeyValues::parse(text, &["sev", "overflow", "identity", "command_cost_us"])?;
-    Ok(ReceivingPlatform { kind: platform_kind(&list)?, overflow: overflow(&list)? })
+    let list = KeyValues::parse(text, &["sev", "identity", "command_cost_us"])?;
+    Ok(ReceivingPlatform { kind: platform_kind(&list)? })
 }
 
 fn platform_kind(list: &KeyValues<'_>) -> Result<PlatformKind, BadKeyValues> {
@@ -101,13 +101,27 @@ fn command_cost(text: &str) -> Result<Duration, &'static str> {
     }
 }
 
-fn overflow(list: &KeyValues<'_>) -> Result<Overflow, BadKeyValues> {
+/// What keeps page status; only a list can overflow.
+fn status(list: &KeyValues<'_>) -> Result<Design, BadKeyValues> {
     let overflow = list.parsed("overflow", |value| match value {
         "promote" => Ok(Overflow::Promote),
         "poison" => Ok(Overflow::Poison),
         _ => Err("expected promote or poison"),
     })?;
-    Ok(overflow.unwrap_or_default())
+    let design = list.parsed("status", |value| match value {
+        "list" => Ok(Design::List(overflow.unwrap_or_default())),
+        "bitmap" => Ok(Design::Bitmap),
+        "donated" => Ok(Design::Donated),
+        _ => Err("expected list, bitmap or donated"),
+    })?;
+    match (design, overflow) {
+        (None, overflow) => Ok(Design::List(overflow.unwrap_or_default())),
+        (Some(Design::Bitmap | Design::Donated), Some(_)) => {
+            let (key, other) = ("overflow", "status=list");
+            Err(BadKeyValues::Without { key, other, why: "only a list can overflow" })
+        }
+        (Some(design), _) => Ok(design),
+    }
 }
 
 fn policy(text: &str) -> Result<Policy, String> {

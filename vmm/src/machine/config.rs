@@ -7,7 +7,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::boot::BootConfig;
-use crate::encryption::Overflow;
+use crate::encryption::Design;
 use crate::page::{BadRange, PAGE_SIZE, RamLayout};
 use crate::sev::Policy;
 use crate::sev::certificate::Certificate;
@@ -115,8 +115,8 @@ pub struct SevConfig {
     pub platform: PlatformKind,
     /// The guest's policy.
     pub policy: Policy,
-    /// What the record of shared pages does when the guest makes it overflow.
-    pub overflow: Overflow,
+    /// What keeps the record of shared pages.
+    pub status: Design,
     /// Who can check the measurement.
     pub owner: OwnerInput,
 }

@@ -11,7 +11,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::compatibility::PlatformName;
 use super::config::{OwnerInput, PlatformKind, SevConfig};
 use crate::boot::Piece;
-use crate::encryption::Overflow;
+use crate::encryption::Design;
 use crate::memory::{GuestRam, RamError};
 use crate::page::RamLayout;
 use crate::sev::command::CommandError;
@@ -138,7 +138,7 @@ impl Encrypted {
         Ok(RunningGuest {
             record,
             platform: self.platform,
-            overflow: sev.overflow,
+            status: sev.status,
             launched: Some(measured.finish()?),
             device: self.device,
         })
@@ -171,7 +171,7 @@ pub fn digest_of(ram: &GuestRam, pieces: &[Piece]) -> Result<[u8; 32], RamError>
 pub(super) struct RunningGuest {
     pub(super) record: LaunchRecord,
     pub(super) platform: PlatformName,
-    pub(super) overflow: Overflow,
+    pub(super) status: Design,
     /// `None` while the guest is being sent.
     pub(super) launched: Option<Launched>,
     /// Commands after the launch go to this very descriptor, so it stays open.

@@ -93,7 +93,7 @@ impl Machine {
             cpuids.push(cpuid);
         }
         let pages = config.sev.as_ref().map(|sev| {
-            let mut status = PageStatus::new(config.ram, sev.overflow);
+            let mut status = PageStatus::new(config.ram, sev.status);
             status.offer_migration();
             Mutex::new(Pages::new(status, Arc::clone(&ram)))
         });

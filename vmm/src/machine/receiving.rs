@@ -138,7 +138,7 @@ impl ReceivingMachine {
             ram.show_restored(pages)?;
         }
         state.restore(&vm, &vcpus, &serial)?;
-        let pages = pages.map(|status| Mutex::new(Pages::new(status, Arc::clone(&ram))));
+        let pages = pages.map(|status| Mutex::new(Pages::arrived(status, Arc::clone(&ram))));
         let board = Arc::new(Board { ram, ports: Ports::new(Arc::clone(&serial)), pages });
         let assembly = Assembly { vm, board, serial, guest, cpuid, msrs, tsc_khz };
         Ok(PausedMachine::new(vcpus, assembly))
@@ -173,7 +173,7 @@ impl ReceivingGuest {
         Ok(RunningGuest {
             record,
             platform: self.platform,
-            overflow: self.offer.overflow(),
+            status: self.offer.status,
             launched: Some(launched),
             device: self.device,
         })

@@ -14,7 +14,7 @@ use super::report::{PageReport, PageWatch, Report, SevReport};
 use super::state::{MachineState, SaveError};
 use super::wire::MACHINE_VERSION;
 use crate::devices::SerialPort;
-use crate::encryption::{NotMigratable, Overflow, PageStatus};
+use crate::encryption::{NotMigratable, PageStatus};
 use crate::memory::{DirtyLog, GuestRam, Pages, RamError};
 use crate::page::FrameSet;
 use crate::sev::SevDevice;
@@ -62,7 +62,7 @@ impl Assembly {
                 platform: guest.platform,
                 policy: guest.record.policy.bits(),
                 c_bit: guest.record.c_bit,
-                poison: guest.overflow == Overflow::Poison,
+                status: guest.status,
             }),
         }
     }
@@ -124,7 +124,7 @@ impl<V> Started<V> {
     #[must_use]
     pub fn page_status(&self) -> Option<PageStatus> {
         let pages = self.assembly.board.pages.as_ref();
-        pages.map(|pages| lock(pages).status().clone())
+        pages.map(|pages| lock(pages).status().sample())
     }
 
     /// The open `/dev/sev`; `None` for a plain VM.
@@ -256,11 +256,7 @@ impl ChangeLog {
     /// [`RamError::DirtyLog`]: the frames taken so far are in `into`, which must not get lost.
     pub fn take(&mut self, into: &mut FrameSet) -> Result<Option<PageStatus>, RamError> {
         self.dirty.take(into)?;
-        Ok(self.board.pages.as_ref().map(|pages| {
-            let mut pages = lock(pages);
-            pages.take_flipped(into);
-            pages.status().clone()
-        }))
+        Ok(self.board.pages.as_ref().map(|pages| lock(pages).take_flipped(into)))
     }
 
     /// Stops to log.

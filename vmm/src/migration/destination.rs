@@ -219,7 +219,7 @@ fn check(
         (None, None) => None,
         (Some(sev), Some(bytes)) => {
             let layout = description.ram().map_err(MachineError::OfferedRam)?;
-            Some(PageStatus::from_bytes(&bytes, layout, sev.overflow())?)
+            Some(PageStatus::from_bytes(&bytes, layout, sev.status)?)
         }
         _ => return Err(DestinationError::Platform),
     };
