@@ -192,7 +192,10 @@ fn wrong_platforms_are_named() {
         ),
         ("sev=software,overflow=x", "overflow=x: expected promote or poison"),
         ("sev=software,status=x", "status=x: expected list, bitmap or donated"),
-        ("sev=software,status=bitmap,overflow=poison", "overflow is given without status=list"),
+        (
+            "sev=software,status=bitmap,overflow=poison",
+            "overflow is given without status=list; only a list can overflow",
+        ),
         (
             "sev=hardware,identity=d",
             "identity is given without sev=software; the keys of hardware are its own",
