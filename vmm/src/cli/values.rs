@@ -13,6 +13,7 @@ use crate::machine::config::{PlatformKind, Serial, VcpuCount, ram_layout};
 use crate::page::RamLayout;
 use crate::sev::Policy;
 use crate::sev::measurement::{MEASUREMENT_LEN, Measurement};
+use crate::sev::software::Failure;
 
 /// What `--platform` says; the files that it names are not read yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +33,7 @@ pub(super) struct ReceivingPlatform {
 
 /// `--platform sev=software|hardware,...`
 pub(super) fn platform(text: &str) -> Result<PlatformArgument, BadKeyValues> {
-    const KEYS: [&str; 8] = [
+    const KEYS: [&str; 9] = [
         "sev",
         "policy",
         "status",
@@ -41,6 +42,7 @@ pub(super) fn platform(text: &str) -> Result<PlatformArgument, BadKeyValues> {
         "session_file",
         "identity",
         "command_cost_us",
+        "fail",
     ];
     let list = KeyValues::parse(text, &KEYS)?;
     let (kind, status) = (platform_kind(&list)?, status(&list)?);
@@ -68,7 +70,7 @@ pub(super) fn platform(text: &str) -> Result<PlatformArgument, BadKeyValues> {
 /// `--platform sev=software|hardware,...` of a host where guests arrive: their policies, owners and
 /// what keeps their page status come with them.
 pub(super) fn receiving_platform(text: &str) -> Result<ReceivingPlatform, BadKeyValues> {
-    let list = KeyValues::parse(text, &["sev", "identity", "command_cost_us"])?;
+    let list = KeyValues::parse(text, &["sev", "identity", "command_cost_us", "fail"])?;
     Ok(ReceivingPlatform { kind: platform_kind(&list)? })
 }
 
@@ -76,8 +78,11 @@ fn platform_kind(list: &KeyValues<'_>) -> Result<PlatformKind, BadKeyValues> {
     let identity = list.value("identity").map(PathBuf::from);
     let cost = list.parsed("command_cost_us", command_cost)?;
     let command_cost = cost.unwrap_or_default();
+    let failure = list.parsed("fail", str::parse::<Failure>)?;
     let kind = list.required("sev", |value| match value {
-        "software" => Ok(PlatformKind::Software { identity: identity.clone(), command_cost }),
+        "software" => {
+            Ok(PlatformKind::Software { identity: identity.clone(), command_cost, failure })
+        }
         "hardware" => Ok(PlatformKind::Hardware),
         _ => Err("expected software or hardware"),
     })?;
@@ -88,6 +93,9 @@ fn platform_kind(list: &KeyValues<'_>) -> Result<PlatformKind, BadKeyValues> {
         }
         PlatformKind::Hardware if cost.is_some() => {
             Err(of_software("command_cost_us", "hardware takes the time it takes"))
+        }
+        PlatformKind::Hardware if failure.is_some() => {
+            Err(of_software("fail", "hardware fails when it does"))
         }
         kind @ (PlatformKind::Hardware | PlatformKind::Software { .. }) => Ok(kind),
     }

@@ -16,6 +16,7 @@
 
 mod account;
 mod arrivals;
+mod caller;
 mod certificates;
 mod codec;
 #[cfg(test)]
@@ -30,13 +31,17 @@ mod frame_tests;
 pub mod handing_over;
 pub mod handover;
 mod intake;
+mod joining;
 pub mod journal;
 mod link;
 mod malformed;
 pub mod message;
 mod placer;
 pub mod progress;
+#[cfg(test)]
+mod race_tests;
 pub mod reception;
+pub mod recovery;
 mod rounds;
 mod sender;
 mod socket_file;
@@ -46,7 +51,9 @@ mod transport;
 
 use std::error::Error;
 
+pub use caller::Caller;
 pub use endpoint::{BadEndpoint, Endpoint};
+pub use link::LinkError;
 pub use malformed::Malformed;
 pub use socket_file::{NoSocket, SocketFile};
 pub use transport::{Listener, Stream};

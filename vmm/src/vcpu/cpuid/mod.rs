@@ -120,6 +120,17 @@ pub fn hardware_c_bit(supported: &CpuId) -> Option<u8> {
     (leaf.eax & SEV != 0).then_some(position).filter(|bit| C_BITS.contains(bit))
 }
 
+/// Whether Linux can start as an SEV guest here: its start-up code repeats RDRAND until it succeeds,
+/// to check the C-bit with it.
+///
+/// # Errors
+/// [`CpuidError::NoRdrand`] if that would be for ever.
+pub fn require_rdrand(supported: &CpuId) -> Result<(), CpuidError> {
+    let basic = supported.as_slice().iter().find(|entry| entry.function == 1);
+    let has_rdrand = basic.is_some_and(|leaf| leaf.ecx & RDRAND != 0);
+    if has_rdrand { Ok(()) } else { Err(CpuidError::NoRdrand) }
+}
+
 /// What every guest sees: a hypervisor, its timer and memory types; no nested virtualization.
 fn features(leaves: &mut Leaves, cpu: &GuestCpu) {
     let basic = leaves.leaf(1);
@@ -146,10 +157,6 @@ fn offer_sev(leaves: &mut Leaves, c_bit: u8) -> Result<(), CpuidError> {
     let [max_phys_addr, ..] = leaves.leaf(ADDRESS_SIZES).eax.to_le_bytes();
     if !C_BITS.contains(&c_bit) || c_bit >= max_phys_addr {
         return Err(CpuidError::CBit { c_bit, max_phys_addr });
-    }
-    // The guest's start-up code repeats RDRAND until it succeeds, to check the C-bit with it.
-    if leaves.leaf(1).ecx & RDRAND == 0 {
-        return Err(CpuidError::NoRdrand);
     }
     leaves.leaf(KVM_FEATURES).eax |= PAGE_STATUS_FEATURES;
     let highest = leaves.leaf(EXTENDED);
@@ -208,7 +215,7 @@ pub enum CpuidError {
         max_phys_addr: u8,
     },
     /// Linux waits for it for ever.
-    #[error("this host's processor has no RDRAND, and an SEV guest cannot start without")]
+    #[error("this host's processor has no RDRAND, and Linux cannot start as an SEV guest without")]
     NoRdrand,
     /// More than KVM takes.
     #[error("the guest's CPUID has {entries} entries, more than KVM takes")]
