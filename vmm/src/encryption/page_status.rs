@@ -211,6 +211,11 @@ impl PageStatus {
         Self { ledger: self.ledger.sample(), ..self.clone() }
     }
 
+    /// A sample of the guest's table; `None` if the record holds still by itself.
+    pub(super) fn sampled_if_donated(&self) -> Option<Self> {
+        self.ledger.table().map(|_table| self.sample())
+    }
+
     /// The shared frames of a [`PageStatus::sample`] of the guest's table; `None` if the host keeps
     /// the record, which then tells by itself what flips.
     #[must_use]

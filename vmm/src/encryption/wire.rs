@@ -37,7 +37,9 @@ impl PageStatus {
     /// The serial form, as of now.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        let now = self.sample();
+        // A record of the host's own holds still; one that the guest keeps may not.
+        let sampled = self.sampled_if_donated();
+        let now = sampled.as_ref().unwrap_or(self);
         let poisoned = if now.ledger.whole().is_err() { POISONED } else { 0 };
         // The largest RAM has fewer frames than this can say.
         let table = now.ledger.sampled_frames().and_then(|(_, base)| u32::try_from(base.0).ok());
