@@ -219,8 +219,9 @@ fn stop_after(timeout: Duration) -> Goal {
     Goal { downtime: Duration::ZERO, timeout, strategy: TimeoutStrategy::Stop }
 }
 
-/// A guest whose two processors convert and rewrite pages all the while: in the end all pages and
-/// the status of every frame are equal, and the guest's own checks find nothing wrong.
+/// A guest whose two processors convert and rewrite pages all the while, moved there and back: each
+/// time all pages and the status of every frame are equal, and in the end the guest's own checks find
+/// nothing wrong.
 #[test]
 #[ignore = "needs KVM: scripts/test kvm_equality"]
 fn pages_that_change_status_all_the_while_arrive_equal() {
@@ -230,8 +231,9 @@ fn pages_that_change_status_all_the_while_arrive_equal() {
                  storm-smp=6M+800:3,input check=10M+700:4 check=4M+64:1 tables";
     let machine = console.boot(&firmware(words, 2, as_sev()));
     console.wait_for("count: 1");
-    let goal = stop_after(Duration::from_secs(10));
-    let Moved { machine, status, rounds } = moved(machine, &console, Road::new("storm"), goal);
+    let goal = stop_after(Duration::from_secs(8));
+    let Moved { machine, status, rounds } = moved(machine, &console, Road::new("there"), goal);
+    let machine = moved(machine, &console, Road::new("back"), goal).machine;
     type_line(&machine, "");
     console.wait_for_pass();
     assert!(rounds > 2, "{rounds} rounds");
@@ -242,7 +244,8 @@ fn pages_that_change_status_all_the_while_arrive_equal() {
     assert_eq!(regions, tables as u64, "{}", console.transcript());
 }
 
-/// Debian while it hashes a file and counts: all pages and the status of every frame arrive equal.
+/// Debian while it hashes a file, counts, and shares a page again and again: all pages and the status
+/// of every frame arrive equal.
 #[test]
 #[ignore = "needs KVM: scripts/test kvm_equality"]
 fn linux_arrives_equal() {
@@ -258,11 +261,13 @@ fn linux_arrives_equal() {
     };
     let machine = console.boot(&config);
     console.wait_for("hash=1");
+    console.wait_for("shared=");
     let goal = stop_after(Duration::from_secs(20));
     let Moved { machine, rounds, .. } = moved(machine, &console, Road::new("linux"), goal);
     assert!(rounds > 2, "{rounds} rounds");
     (0..3).for_each(|_| drop(console.wait_for("hash=")));
     console.wait_for("count=");
+    console.wait_for("shared=");
     assert!(!console.transcript().contains("hash_wrong"), "{}", console.transcript());
     machine.stop();
 }

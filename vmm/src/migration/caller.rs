@@ -24,9 +24,16 @@ impl Caller {
     /// [`LinkError`] if none came in time, or it is no message.
     pub fn greet(stream: Stream) -> Result<Self, LinkError> {
         let mut link = Link::new(stream);
-        match link.receive(Due::GREETING, GREETING_MAX, &mut || false)? {
-            Some(first) => Ok(Self { link, first }),
-            None => Err(Due::GREETING.silent(GREETING_MAX)),
+        let first = link.receive(Due::GREETING, GREETING_MAX, &mut || false);
+        let silent = || Due::GREETING.silent(GREETING_MAX);
+        match first.and_then(|first| first.ok_or_else(silent)) {
+            Ok(first) => Ok(Self { link, first }),
+            Err(cause) => {
+                // A source of another version learns so, if it is one at all.
+                let reason = Reason::new(&super::chain_of(&cause));
+                link.send(&Message::Refuse { reason }).unwrap_or_default();
+                Err(cause)
+            }
         }
     }
 

@@ -16,6 +16,7 @@ use super::frame::status_bytes_max;
 use super::link::{Due, Link, LinkError};
 use super::message::{Message, Reason, RoundEnd};
 use super::placer::{PagePlacer, PlacerError, Target};
+use super::transport::Stream;
 
 /// Two KiB a second where silence is 30 s: less than any network, more than a peer that only holds
 /// the line.
@@ -64,6 +65,8 @@ pub(super) fn take_in(
 ) -> Result<Delivered, IntakeError> {
     let over = AtomicBool::new(false);
     let control = link.try_clone().map_err(LinkError::Lost)?;
+    let connections = placers.iter().map(PagePlacer::connection).collect::<Result<Vec<_>, _>>();
+    let connections = connections.map_err(LinkError::Lost)?;
     thread::scope(|scope| {
         // A source that says more than it may waits until the last thing was looked at.
         let (queue, arrivals) = sync_channel(1);
@@ -80,6 +83,11 @@ pub(super) fn take_in(
         scope.spawn(move || read_control(control, due, &queue, over_here));
         let delivered = collect(link, target, &arrivals, &go, stop);
         over.store(true, Ordering::Relaxed);
+        if delivered.is_err() {
+            // Nobody finishes what is of no use; the source is still told why.
+            connections.iter().for_each(Stream::shut_down);
+            link.stop_reading();
+        }
         // The placers wait for this, and then say whether anything came after the last round.
         drop(go);
         let delivered = delivered?;
@@ -279,6 +287,28 @@ pub enum IntakeError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::migration::message::{Transfer, VmId};
+
+    /// A source that gives up is heard also if its page connections end first; one that is gone, or
+    /// sends what it must not, is not waited for.
+    #[test]
+    fn a_source_that_gives_up_is_heard() {
+        let cut = || IntakeError::Placer(PlacerError::Cut { round: 1 });
+        let reason = Reason::new("enough");
+        let transfer = Transfer { vm: VmId([1; 16]), epoch: 1 };
+        let abandon = Message::Abandon { transfer, reason: reason.clone() };
+        for (next, heard) in [
+            (vec![Arrival::Failed(cut()), Arrival::Control(abandon)], true),
+            (vec![Arrival::Failed(LinkError::unexpected("it").into())], false),
+            (vec![], false),
+        ] {
+            let (queue, arrivals) = sync_channel(2);
+            next.into_iter().for_each(|arrival| queue.send(arrival).unwrap());
+            drop(queue);
+            let cause = explained(cut(), &arrivals);
+            assert_eq!(matches!(cause, IntakeError::Abandoned { .. }), heard, "{cause}");
+        }
+    }
 
     /// Whoever sends steadily may take hours, but not for ever; silence, or a byte now and then, is
     /// not waited for.

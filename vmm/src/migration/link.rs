@@ -137,6 +137,11 @@ impl Link {
         Ok(Message::decode(header, bytes)?)
     }
 
+    /// Nothing more is read here, by any handle; whoever waits to read stops.
+    pub(super) fn stop_reading(&self) {
+        self.stream.stop_reading();
+    }
+
     /// Another handle on the connection, for a thread of its own.
     pub(super) fn try_clone(&self) -> Result<Self, IoError> {
         self.stream.try_clone().map(Self::new)

@@ -30,6 +30,8 @@ pub mod frame;
 mod frame_tests;
 pub mod handing_over;
 pub mod handover;
+#[cfg(test)]
+mod hostile_tests;
 mod intake;
 mod joining;
 pub mod journal;

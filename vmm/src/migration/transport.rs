@@ -140,6 +140,15 @@ impl Stream {
         }
     }
 
+    /// Ends what comes in; sending goes on.
+    pub fn stop_reading(&self) {
+        // It may be gone already, which is what is wanted.
+        match self {
+            Self::Tcp(stream) => stream.shutdown(Shutdown::Read).unwrap_or_default(),
+            Self::Unix(stream) => stream.shutdown(Shutdown::Read).unwrap_or_default(),
+        }
+    }
+
     /// Whether something can be read within `patience`; also true at the end of the stream.
     ///
     /// # Errors

@@ -3,7 +3,12 @@
 //! Needs `/dev/kvm` for memory slots and vCPUs, but no guest runs on them. `docs/hostile-peers.md`
 //! has the list of inputs and the reasons why some have no row here.
 
-#![expect(clippy::unwrap_used, reason = "what a test needs and does not get fails it")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "what a test needs and does not get fails it"
+)]
 
 mod bounds;
 mod golden;
@@ -17,6 +22,7 @@ mod waits;
 use golden::Golden;
 use peer::Bench;
 use rows::Row;
+use script::{Step, cut, length};
 
 /// Tries every row, after which a good stream is accepted; says all rows that were not refused as
 /// they should be.
@@ -31,11 +37,19 @@ fn assert_refused(golden: &Golden, rows: &[Row]) {
             Err(cause) if !cause.contains(said) => {
                 wrong.push(format!("{input}, {what}: {cause:?} instead of {said:?}"));
             }
+            // A source that is still there is told.
+            Err(_) if outcome.refusal.is_none() && !is_gone(steps) => {
+                wrong.push(format!("{input}, {what}: the source was not told"));
+            }
             Err(_) => {}
         }
     }
     assert!(wrong.is_empty(), "of {} rows:\n{}", rows.len(), wrong.join("\n"));
     assert_accepted(golden, &bench);
+}
+
+fn is_gone(steps: &[Step]) -> bool {
+    steps.iter().any(|step| matches!(step, Step::CloseAll))
 }
 
 #[track_caller]
@@ -52,10 +66,43 @@ fn a_good_stream_is_accepted() {
     assert_accepted(golden, &Bench::new(None));
 }
 
+/// A source that goes away during the handshake, after whichever byte, leaves nothing here. What
+/// follows is cut by a unit test of the migration, which needs no KVM.
+#[test]
+#[ignore = "needs /dev/kvm: scripts/test kvm_hostile"]
+fn every_cut_of_the_handshake_is_refused() {
+    let golden = golden::plain();
+    let (bench, steps) = (Bench::new(None), golden.script.steps());
+    let start = steps.iter().position(|step| matches!(step, Step::Connect(1))).unwrap();
+    for bytes in 0..=length(&steps[..start]) {
+        let outcome = bench.attempt(&cut(&steps[..start], bytes));
+        assert!(!outcome.refused().is_empty(), "cut after {bytes} bytes");
+    }
+    assert_accepted(golden, &bench);
+}
+
+/// A source that goes away at forty places of the whole stream leaves nothing here either: the next
+/// guest is accepted.
+#[test]
+#[ignore = "needs /dev/kvm: scripts/test kvm_hostile"]
+fn a_source_that_goes_away_leaves_nothing() {
+    let golden = golden::plain();
+    let (bench, steps) = (Bench::new(None), golden.script.steps());
+    for n in 0..=40 {
+        let bytes = length(&steps) * n / 41;
+        assert!(
+            !bench.attempt(&cut(&steps, bytes)).refused().is_empty(),
+            "cut after {bytes} bytes"
+        );
+    }
+    assert_accepted(golden, &bench);
+}
+
 #[test]
 #[ignore = "needs /dev/kvm: scripts/test kvm_hostile"]
 fn frames_that_are_none_are_refused() {
     assert_refused(golden::plain(), &rows::of_frames(golden::plain()));
+    assert_refused(golden::plain(), &rows::of_connections(golden::plain()));
 }
 
 #[test]
@@ -68,6 +115,7 @@ fn machines_that_are_none_are_refused() {
 #[ignore = "needs /dev/kvm: scripts/test kvm_hostile"]
 fn pages_that_do_not_belong_are_refused() {
     assert_refused(golden::plain(), &rows::of_pages(golden::plain()));
+    assert_refused(golden::plain(), &rows::of_rounds(golden::plain()));
 }
 
 /// An SEV guest's stream is good as well, and the lies that any guest's stream can hold are refused.
@@ -76,6 +124,7 @@ fn pages_that_do_not_belong_are_refused() {
 fn pages_of_an_sev_guest_that_do_not_belong_are_refused() {
     let golden = golden::sev();
     assert_refused(golden, &rows::of_pages(golden));
+    assert_refused(golden, &rows::of_rounds(golden));
 }
 
 #[test]

@@ -18,6 +18,7 @@ use sevferry::migration::destination::{Host, Received, receive};
 use sevferry::migration::frame::{FRAME_HEADER_LEN, FrameHeader};
 use sevferry::migration::journal::{Journal, Side};
 use sevferry::migration::message::Message;
+use sevferry::migration::progress::Progress;
 use sevferry::migration::{Caller, Endpoint, Listener};
 
 use super::script::{Channel, Step};
@@ -33,8 +34,8 @@ static MEMORY: RwLock<()> = RwLock::new(());
 
 /// A destination with a place to connect to.
 pub(crate) struct Bench {
-    /// Somebody wants it to stop after this.
-    pub(crate) stop_after: Duration,
+    /// Somebody wants it to stop in this round.
+    pub(crate) stop_at_round: u32,
     _memory: Option<RwLockReadGuard<'static, ()>>,
     path: PathBuf,
     listener: Listener,
@@ -53,7 +54,7 @@ impl Outcome {
     /// The error; fails if a guest arrived.
     #[track_caller]
     pub(crate) fn refused(&self) -> &str {
-        self.result.as_ref().err().expect("a guest was accepted that must not be")
+        self.result.as_ref().expect_err("a guest was accepted that must not be")
     }
 }
 
@@ -75,7 +76,7 @@ impl Bench {
         let path = std::env::temp_dir().join(name);
         let endpoint: Endpoint = format!("unix:{}", path.display()).parse().unwrap();
         let listener = Listener::bind(&endpoint).unwrap();
-        Self { stop_after: HANG, _memory: None, path, listener, platform }
+        Self { stop_at_round: u32::MAX, _memory: None, path, listener, platform }
     }
 
     /// Lets a source do `steps`, and the destination receive.
@@ -97,7 +98,9 @@ impl Bench {
                 journal: &mut journal,
                 silence: SILENCE,
             };
-            let mut look_up = |_: &_| began.elapsed() > self.stop_after;
+            let mut look_up = |progress: &Progress| {
+                began.elapsed() > HANG || progress.round >= self.stop_at_round
+            };
             let result = match Caller::greet(stream) {
                 Ok(caller) => receive(caller, &self.listener, &mut host, &mut look_up),
                 Err(cause) => Err(cause.into()),

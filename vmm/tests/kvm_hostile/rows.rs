@@ -1,7 +1,7 @@
 //! The lies of a source, one per row: what of the good stream is different, and what is said of it.
 
 use sevferry::machine::compatibility::MachineOffer;
-use sevferry::migration::frame::{FRAME_HEADER_LEN, Kind, PageKind};
+use sevferry::migration::frame::{FRAME_HEADER_LEN, Kind, PageKind, PayloadDigest};
 use sevferry::migration::message::{Message, Reason};
 
 use super::golden::{FILLED, FRAMES, Golden, TRANSFER, content};
@@ -51,7 +51,12 @@ impl Rows<'_> {
         let mut steps = self.golden.script.steps();
         let sends = steps.iter_mut().filter_map(|step| match step {
             Step::Send(to, bytes) if *to == channel => Some(bytes),
-            _ => None,
+            Step::Send(..)
+            | Step::Connect(_)
+            | Step::Hear(_)
+            | Step::Trickle(..)
+            | Step::Close(_)
+            | Step::CloseAll => None,
         });
         damage(sends.into_iter().nth(nth).expect("so many messages"));
         self.add(input, what, steps, said);
@@ -91,11 +96,11 @@ pub(crate) fn of_frames(golden: &Golden) -> Vec<Row> {
         let said = format!("speaks version {version} of the protocol and this program version 1");
         let bytes = version.to_le_bytes();
         rows.damage((3, "another version", &said), OFFER, |frame| {
-            frame[4..6].copy_from_slice(&bytes)
+            frame[4..6].copy_from_slice(&bytes);
         });
     }
     rows.offer(3, "a machine of another version", "a machine in version 2", |offer| {
-        offer.version = 2
+        offer.version = 2;
     });
     for kind in [0_u16, 17, u16::MAX] {
         let said = format!("a frame is of kind {kind}, which does not exist");
@@ -123,6 +128,12 @@ pub(crate) fn of_frames(golden: &Golden) -> Vec<Row> {
         frame[8] += 1;
         frame.push(0);
     });
+    rows.rows
+}
+
+/// Connections: how many, how they begin, how they end.
+pub(crate) fn of_connections(golden: &Golden) -> Vec<Row> {
+    let mut rows = Rows { golden, rows: Vec::new() };
     for connections in [0, 129, u16::MAX] {
         let said = format!("the number of connections is {connections}");
         rows.damage((16, "a wrong number of connections", &said), OFFER, |frame| {
@@ -257,6 +268,12 @@ pub(crate) fn of_pages(golden: &Golden) -> Vec<Row> {
         script.rounds[1][1].frames.retain(|frame| !frame.numbers.is_empty());
     });
     rows.lie(25, "no page at all", "never sent frame 0", |script| script.rounds.clear());
+    rows.rows
+}
+
+/// Pages on their way: which frame they are in, and which round.
+pub(crate) fn of_rounds(golden: &Golden) -> Vec<Row> {
+    let mut rows = Rows { golden, rows: Vec::new() };
     rows.lie(27, "a frame of another round", "has round 1 where 2 is due", |script| {
         script.frame(1, PageKind::Shared).round = Some(1);
     });
@@ -271,7 +288,7 @@ pub(crate) fn of_pages(golden: &Golden) -> Vec<Row> {
         let numbers: Vec<_> =
             frame.numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
         let pages = frame.pages.as_flattened();
-        frame.digest = Some(sevferry::migration::frame::PayloadDigest::of(&numbers, &[], pages));
+        frame.digest = Some(PayloadDigest::of(&numbers, &[], pages));
         frame.pages.swap(0, 1);
     });
     rows.lie(

@@ -3,7 +3,8 @@
 use std::iter::repeat_with;
 
 use sevferry::machine::compatibility::MachineOffer;
-use sevferry::migration::frame::PageKind;
+use sevferry::migration::frame::{PageKind, PayloadDigest};
+use sevferry::migration::message::SessionBytes;
 
 use super::golden::{FILLED, FRAMES, Golden, PRIVATE, content, other_session, regions};
 use super::rows::{Row, Rows};
@@ -39,7 +40,7 @@ pub(crate) fn of_the_platform(golden: &Golden) -> Vec<Row> {
     });
     for at in [0, 16, 32, 64, 100, 127] {
         rows.lie(37, "a session with a bit changed", keys, |script| {
-            session(script).session[at] ^= 1
+            session(script).session[at] ^= 1;
         });
     }
     rows.lie(37, "a session that is too long", "a session of 129 bytes", |script| {
@@ -65,9 +66,14 @@ pub(crate) fn of_the_platform(golden: &Golden) -> Vec<Row> {
     rows.lie(33, "no session", "what the source sent is not what it offered", |script| {
         script.session = None;
     });
-    rows.lie(33, "an SEV guest offered as a plain VM", "is not what it offered", |script| {
-        offered(script, |offer| offer.sev = None);
-    });
+    rows.lie(
+        33,
+        "an SEV guest offered as a plain VM",
+        "this host cannot run the machine",
+        |script| {
+            offered(script, |offer| offer.sev = None);
+        },
+    );
     rows.rows
 }
 
@@ -94,7 +100,7 @@ pub(crate) fn of_regions(golden: &Golden) -> Vec<Row> {
         list
     };
     rows.lie(44, "more regions than come", "not 16 for each of 2", |script| {
-        script.status = Some(counted(2))
+        script.status = Some(counted(2));
     });
     rows.lie(44, "more regions than fit into RAM", "at most 2048 are accepted", |script| {
         script.status = Some(counted(u64::MAX));
@@ -126,7 +132,7 @@ pub(crate) fn of_regions(golden: &Golden) -> Vec<Row> {
         let numbers: Vec<_> =
             frame.numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
         let (packets, pages) = (frame.packets.as_flattened(), frame.pages.as_flattened());
-        let digest = sevferry::migration::frame::PayloadDigest::of(&numbers, packets, pages);
+        let digest = PayloadDigest::of(&numbers, packets, pages);
         frame.digest = Some(digest);
         frame.packets.swap(0, 1);
         frame.pages.swap(0, 1);
@@ -134,7 +140,7 @@ pub(crate) fn of_regions(golden: &Golden) -> Vec<Row> {
     rows.rows
 }
 
-fn session(script: &mut Script) -> &mut sevferry::migration::message::SessionBytes {
+fn session(script: &mut Script) -> &mut SessionBytes {
     script.session.as_mut().expect("an SEV guest")
 }
 

@@ -1,8 +1,8 @@
 //! A source that is slow, silent, endless, or not alone: the destination waits for nothing for ever.
 
 use std::thread;
-use std::time::Duration;
 
+use sevferry::migration::destination::Received;
 use sevferry::migration::frame::Kind;
 use sevferry::migration::message::Message;
 
@@ -34,7 +34,7 @@ fn nobody_is_waited_for_for_ever() {
     let joins = "not all of the source's 2 page connections came";
     let pace = "sent less than 64 KiB of pages in 30 s";
     let places = [
-        ((0, 0), "has not sent an offer for 10 s", slow),
+        ((0, 0), "has not sent its first message for 10 s", slow),
         ((0, 1), "has not sent a start for 30 s", slow),
         ((2, 0), joins, joins),
         ((2, 1), pace, slow),
@@ -113,7 +113,7 @@ fn rounds_come_to_an_end() {
 #[ignore = "needs /dev/kvm: scripts/test kvm_hostile"]
 fn a_busy_source_does_not_keep_the_user_from_stopping() {
     let mut bench = Bench::new(None);
-    bench.stop_after = Duration::from_millis(150);
+    bench.stop_at_round = 100;
     let outcome = bench.attempt(&empty_rounds(10_000));
     assert_eq!(outcome.refused(), "receiving was stopped");
 }
@@ -134,7 +134,9 @@ fn every_message_out_of_its_place_is_refused() {
             let all = golden::plain().script.steps();
             let rest = all[prefix.len()..].to_vec();
             let outcome = bench.attempt(&[prefix.clone(), vec![early], rest].concat());
-            assert!(outcome.result.is_err(), "{kind:?} was accepted at {channel}, {nth}");
+            // A commit of a guest that is not here is answered, and nothing arrives.
+            let arrived = matches!(outcome.result, Ok(Received::Guest(_)));
+            assert!(!arrived, "{kind:?} was accepted at {channel}, {nth}");
         }
     }
 }
