@@ -1,6 +1,5 @@
 //! The record of page status in the designs other than the list: what a guest sees of them, what a
 //! guest that lies comes to, and that each moves with its guest.
-#![expect(clippy::indexing_slicing, reason = "an absent member of a report is null, not a panic")]
 
 #[expect(dead_code, reason = "each test file uses its part")]
 mod vmm;
