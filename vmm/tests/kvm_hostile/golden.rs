@@ -187,7 +187,7 @@ fn paused(platform: Option<PlatformKind>) -> PausedMachine {
     let sev = platform.map(|platform| SevConfig {
         platform,
         policy: Policy::default(),
-        overflow: Overflow::Promote,
+        status: Overflow::Promote.into(),
         owner: OwnerInput::Own,
     });
     let config = Config {
