@@ -21,11 +21,8 @@ use sevferry::machine::{
 };
 use sevferry::page::{Frame, FrameSet, PAGE_SIZE, PageRange};
 use sevferry::sev::Policy;
-use sevferry::sev::device::export_pdh;
 use sevferry::sev::launch::Launched;
 use sevferry::sev::send::{PAGE_LEN, SealedPage};
-use sevferry::sev::software::vendor_chain;
-use sevferry::sev::target::PlatformCertificates;
 use sevferry::vcpu::Stop;
 
 /// Between two lines of a guest, and until its end. Generous: the lab is emulated.
@@ -201,11 +198,10 @@ fn send_private(
     to: &mut ReceivingMachine,
     status: &PageStatus,
 ) -> Launched {
-    let device = to.sev_device().expect("an SEV guest");
-    let target = PlatformCertificates::export(device, vendor_chain(), None).expect("it exports");
-    let (pdh, _chain) = export_pdh(from.sev_device().expect("an SEV guest")).expect("it exports");
+    let target = to.platform_certificates().expect("it exports").expect("an SEV guest");
+    let own = from.platform_certificates().expect("it exports").expect("an SEV guest");
     let launched = from.take_launched().expect("it was launched");
-    let sending = launched.start_send(&target, pdh).expect("SEND_START");
+    let sending = launched.start_send(&target, own.pdh).expect("SEND_START");
     let initialised = to.take_initialised().expect("nothing was received");
     let receiving = initialised.start_receive(sending.session()).expect("RECEIVE_START");
     let mut packet = SealedPage { header: [0; 52], data: [0; PAGE_LEN] };

@@ -20,6 +20,7 @@ use crate::machine::config::{
 };
 use crate::page::RamLayout;
 use crate::sev::Policy;
+use crate::sev::endorsement::EndorsementFiles;
 use crate::sev::measurement::{FirmwareVersion, Measurement};
 use crate::sev::session::Key;
 
@@ -236,6 +237,8 @@ Make it an SEV guest; without this it is a plain VM. Keys, separated by commas:
                          bitmap, or give up on migration [default: promote]
   dh_cert_file=FILE,session_file=FILE
                          the guest owner's files, as sevctl session makes them
+  cek_cert_file=FILE     hardware: this chip's CEK as AMD's key server signed it, for migrations
+  ask_ark_file=FILE      hardware: AMD's ASK and ARK, of a generation that sevferry does not know
   identity=DIR           where the software platform keeps its keys [default: nowhere]
   command_cost_us=N      let each command of the software platform take N microseconds, one after
                          the other as on a secure processor [default: 0]";
@@ -354,7 +357,8 @@ impl DigestArguments {
             _ => None,
         };
         let policy = self.platform.as_ref().map(|platform| platform.policy).unwrap_or_default();
-        let of_host = || self.platform.map_or(PlatformKind::Hardware, |platform| platform.kind);
+        let hardware = || PlatformKind::Hardware { endorsement: EndorsementFiles::default() };
+        let of_host = || self.platform.map_or_else(hardware, |platform| platform.kind);
         let c_bit = self.c_bit.map_or_else(|| CBit::OfThisHost(of_host()), CBit::Number);
         let config = self.guest.config(Serial::Null, None);
         Ok(Task::Digest(Box::new(DigestOptions { config, c_bit, policy, check })))

@@ -12,6 +12,7 @@ use crate::encryption::Overflow;
 use crate::machine::config::{PlatformKind, Serial, VcpuCount, ram_layout};
 use crate::page::RamLayout;
 use crate::sev::Policy;
+use crate::sev::endorsement::EndorsementFiles;
 use crate::sev::measurement::{MEASUREMENT_LEN, Measurement};
 
 /// What `--platform` says; the files that it names are not read yet.
@@ -33,7 +34,7 @@ pub(super) struct ReceivingPlatform {
 
 /// `--platform sev=software|hardware,...`
 pub(super) fn platform(text: &str) -> Result<PlatformArgument, BadKeyValues> {
-    const KEYS: [&str; 7] = [
+    const KEYS: [&str; 9] = [
         "sev",
         "policy",
         "overflow",
@@ -41,6 +42,8 @@ pub(super) fn platform(text: &str) -> Result<PlatformArgument, BadKeyValues> {
         "session_file",
         "identity",
         "command_cost_us",
+        "cek_cert_file",
+        "ask_ark_file",
     ];
     let list = KeyValues::parse(text, &KEYS)?;
     let (kind, overflow) = (platform_kind(&list)?, overflow(&list)?);
@@ -68,7 +71,9 @@ pub(super) fn platform(text: &str) -> Result<PlatformArgument, BadKeyValues> {
 /// `--platform sev=software|hardware,...` of a host where guests arrive: their policies and owners
 /// come with them.
 pub(super) fn receiving_platform(text: &str) -> Result<ReceivingPlatform, BadKeyValues> {
-    let list = KeyValues::parse(text, &["sev", "overflow", "identity", "command_cost_us"])?;
+    const KEYS: [&str; 6] =
+        ["sev", "overflow", "identity", "command_cost_us", "cek_cert_file", "ask_ark_file"];
+    let list = KeyValues::parse(text, &KEYS)?;
     Ok(ReceivingPlatform { kind: platform_kind(&list)?, overflow: overflow(&list)? })
 }
 
@@ -76,21 +81,34 @@ fn platform_kind(list: &KeyValues<'_>) -> Result<PlatformKind, BadKeyValues> {
     let identity = list.value("identity").map(PathBuf::from);
     let cost = list.parsed("command_cost_us", command_cost)?;
     let command_cost = cost.unwrap_or_default();
-    let kind = list.required("sev", |value| match value {
-        "software" => Ok(PlatformKind::Software { identity: identity.clone(), command_cost }),
-        "hardware" => Ok(PlatformKind::Hardware),
+    let endorsement = EndorsementFiles {
+        cek: list.value("cek_cert_file").map(PathBuf::from),
+        ask_ark: list.value("ask_ark_file").map(PathBuf::from),
+    };
+    let without = |key, other, why| Err(BadKeyValues::Without { key, other, why });
+    let hardware = list.required("sev", |value| match value {
+        "software" => Ok(false),
+        "hardware" => Ok(true),
         _ => Err("expected software or hardware"),
     })?;
-    let of_software = |key, why| BadKeyValues::Without { key, other: "sev=software", why };
-    match kind {
-        PlatformKind::Hardware if identity.is_some() => {
-            Err(of_software("identity", "the keys of hardware are its own"))
-        }
-        PlatformKind::Hardware if cost.is_some() => {
-            Err(of_software("command_cost_us", "hardware takes the time it takes"))
-        }
-        kind @ (PlatformKind::Hardware | PlatformKind::Software { .. }) => Ok(kind),
+    if !hardware {
+        let why = "the software platform has its vendor's certificates itself";
+        return match (&endorsement.cek, &endorsement.ask_ark) {
+            (None, None) => Ok(PlatformKind::Software { identity, command_cost }),
+            (Some(_), _) => without("cek_cert_file", "sev=hardware", why),
+            (None, Some(_)) => without("ask_ark_file", "sev=hardware", why),
+        };
     }
+    if identity.is_some() {
+        return without("identity", "sev=software", "the keys of hardware are its own");
+    }
+    if cost.is_some() {
+        return without("command_cost_us", "sev=software", "hardware takes the time it takes");
+    }
+    if endorsement.cek.is_none() && endorsement.ask_ark.is_some() {
+        return without("ask_ark_file", "cek_cert_file", "it is what signed the CEK");
+    }
+    Ok(PlatformKind::Hardware { endorsement })
 }
 
 /// Microseconds; a second at most, so that no command seems to hang.

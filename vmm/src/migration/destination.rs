@@ -11,7 +11,7 @@ use thiserror::Error;
 use zerocopy::FromBytes;
 
 use super::arrivals::{Arrivals, BadArrival};
-use super::certificates::{CertificatesError, of_this_host, to_wire};
+use super::certificates::{CertificatesError, to_wire};
 use super::intake::{Delivered, IntakeError, take_in};
 use super::link::{Link, LinkError};
 use super::message::{Message, Offer, Reason, SessionBytes, Transfer};
@@ -146,10 +146,8 @@ fn start(
     machine: &mut ReceivingMachine,
     description: &MachineOffer,
 ) -> Result<Option<Receiving>, DestinationError> {
-    let platform = match (description.sev, machine.sev_device()) {
-        (Some(sev), Some(device)) => Some(to_wire(&of_this_host(device, sev.platform)?)),
-        _ => None,
-    };
+    let own = machine.platform_certificates().map_err(CertificatesError::Own)?;
+    let platform = own.as_ref().map(to_wire);
     let encrypted = platform.is_some();
     link.send(&Message::Accept { platform })?;
     let Message::Start { encryption } = link.answer("a start", ANSWER_MAX)? else {

@@ -12,6 +12,7 @@ pub mod abi;
 pub mod certificate;
 pub mod command;
 pub mod device;
+pub mod endorsement;
 mod errno;
 pub mod hardware;
 pub mod launch;
