@@ -120,6 +120,13 @@ pub fn hardware_c_bit(supported: &CpuId) -> Option<u8> {
     (leaf.eax & SEV != 0).then_some(position).filter(|bit| C_BITS.contains(bit))
 }
 
+/// Whether guests can have RDRAND: the start-up code of an SEV guest repeats it until it succeeds.
+#[must_use]
+pub fn has_rdrand(supported: &CpuId) -> bool {
+    let leaf = supported.as_slice().iter().find(|entry| entry.function == 1);
+    leaf.is_some_and(|leaf| leaf.ecx & RDRAND != 0)
+}
+
 /// Leaf 0x8000001F as KVM reports it on a host with SEV.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryEncryption {
