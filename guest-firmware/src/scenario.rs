@@ -31,6 +31,8 @@ pub(crate) enum Step {
     Cpus { expected: Option<u64> },
     /// `cpuid=`
     Cpuid { leaf: u32, subleaf: u32 },
+    /// `forever`
+    Forever,
     /// `then=`
     Then(End),
 }
@@ -56,7 +58,12 @@ pub(crate) struct Storm {
     pub(crate) seed: u64,
     /// Steps of each processor.
     pub(crate) steps: u64,
+    /// Whether some pages are written before their hypercall, as Linux does early.
+    pub(crate) in_place: bool,
 }
+
+/// Steps of a storm that goes on until a byte arrives on the serial port.
+pub(crate) const UNTIL_INPUT: u64 = u64::MAX;
 
 impl Step {
     /// Parses a word; `None` if it is not understood.
@@ -72,6 +79,7 @@ impl Step {
             "ready" => Self::Ready(true),
             "unready" => Self::Ready(false),
             "tables" => Self::Tables,
+            "forever" => Self::Forever,
             "cpus" => Self::Cpus { expected: None },
             _ => return None,
         })
@@ -97,8 +105,8 @@ impl Step {
                 let (range, rounds) = value.split_once('*').unwrap_or((value, "1"));
                 Self::Alternate { pages: pages(range)?, rounds: number(rounds)? }
             }
-            "storm" => Self::Storm { storm: storm(value)?, on: Processors::First },
-            "storm-smp" => Self::Storm { storm: storm(value)?, on: Processors::All },
+            "storm" => Self::Storm { storm: storm(value, true)?, on: Processors::First },
+            "storm-smp" => Self::Storm { storm: storm(value, false)?, on: Processors::All },
             "count" => Self::Count(number(value)?),
             "cpus" => Self::Cpus { expected: Some(number(value)?) },
             "cpuid" => {
@@ -137,11 +145,12 @@ fn hypercall(value: &str, ring: Ring) -> Option<Step> {
     arguments.next().is_none().then_some(Step::Hypercall { call, ring, expected })
 }
 
-/// `GPA+PAGES:SEED,STEPS`
-fn storm(value: &str) -> Option<Storm> {
+/// `GPA+PAGES:SEED,STEPS` or `GPA+PAGES:SEED,input`
+fn storm(value: &str, in_place: bool) -> Option<Storm> {
     let (range, rest) = value.split_once(':')?;
     let (seed, steps) = rest.split_once(',')?;
-    Some(Storm { pages: pages(range)?, seed: number(seed)?, steps: number(steps)? })
+    let steps = if steps == "input" { UNTIL_INPUT } else { number(steps)? };
+    Some(Storm { pages: pages(range)?, seed: number(seed)?, steps, in_place })
 }
 
 /// `GPA+PAGES:SEED`
@@ -180,7 +189,7 @@ fn number(value: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Pages, Processors, Ring, Status, Step, Storm};
+    use super::{Pages, Processors, Ring, Status, Step, Storm, UNTIL_INPUT};
 
     #[test]
     fn words_with_ranges_are_understood() {
@@ -191,9 +200,14 @@ mod tests {
             Step::parse("alternate=4096K+0x10*1000"),
             Some(Step::Alternate { pages, rounds: 1000 })
         );
-        let storm = Storm { pages, seed: 1, steps: 500 };
+        let storm = Storm { pages, seed: 1, steps: 500, in_place: true };
         assert_eq!(
-            Step::parse("storm-smp=4M+16:1,500"),
+            Step::parse("storm=4M+16:1,500"),
+            Some(Step::Storm { storm, on: Processors::First })
+        );
+        let storm = Storm { steps: UNTIL_INPUT, in_place: false, ..storm };
+        assert_eq!(
+            Step::parse("storm-smp=4M+16:1,input"),
             Some(Step::Storm { storm, on: Processors::All })
         );
     }

@@ -11,6 +11,8 @@ const FIFO_CONTROL: u16 = COM1 + 2;
 const LINE_CONTROL: u16 = COM1 + 3;
 const LINE_STATUS: u16 = COM1 + 5;
 
+/// `LINE_STATUS`: a byte has arrived.
+const DATA_READY: u8 = 1;
 /// `LINE_STATUS`: the transmit FIFO is empty.
 const TRANSMITTER_EMPTY: u8 = 0x20;
 /// Bytes that an empty transmit FIFO takes.
@@ -40,6 +42,11 @@ pub(crate) fn line(text: Arguments<'_>) {
     // The port never fails, so neither does writing to it.
     Port.write_fmt(text).and_then(|()| Port.write_str("\r\n")).unwrap_or_default();
     BUSY.store(false, Ordering::Release);
+}
+
+/// Whether a byte has arrived. Nobody takes it, so every processor sees it.
+pub(crate) fn has_input() -> bool {
+    cpu::in8(LINE_STATUS) & DATA_READY != 0
 }
 
 struct Port;

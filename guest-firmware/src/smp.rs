@@ -102,7 +102,7 @@ pub(crate) fn arrive(number: u64, c_mask: u64) -> ! {
     let [first, count, seed, steps, parts] =
         STORM.each_ref().map(|word| word.load(Ordering::Relaxed));
     if parts > 0 {
-        let storm = Storm { pages: Pages { first, count }, seed, steps };
+        let storm = Storm { pages: Pages { first, count }, seed, steps, in_place: false };
         steps::storm_here(Memory::current(c_mask), &storm, number, parts);
     }
     FINISHED.fetch_add(1, Ordering::Release);

@@ -22,11 +22,21 @@ pub(crate) struct Guest {
 impl Guest {
     /// Carries out the words of a command line.
     pub(crate) fn perform_all(&mut self, command_line: &str) {
-        for word in command_line.split_ascii_whitespace() {
+        let mut words = command_line.split_ascii_whitespace();
+        while let Some(word) = words.next() {
             match Step::parse(word) {
-                Some(step) => self.perform(step),
-                None => fail(format_args!("not understood: {word}")),
+                Some(Step::Forever) => loop {
+                    words.clone().for_each(|word| self.perform_word(word));
+                },
+                _ => self.perform_word(word),
             }
+        }
+    }
+
+    fn perform_word(&mut self, word: &str) {
+        match Step::parse(word) {
+            Some(step) => self.perform(step),
+            None => fail(format_args!("not understood: {word}")),
         }
     }
 
@@ -45,6 +55,7 @@ impl Guest {
             Step::Cpus { expected } => self.cpus(expected),
             Step::Cpuid { leaf, subleaf } => cpuid(leaf, subleaf),
             Step::Then(end) => verdict::end_by(end),
+            Step::Forever => fail(format_args!("forever: within what is repeated")),
         }
     }
 
@@ -221,9 +232,8 @@ impl Guest {
 /// This processor's part of a storm.
 pub(crate) fn storm_here(memory: Memory, storm: &Storm, part: u64, parts: u64) {
     match storm::run(memory, storm, part, parts) {
-        Ok(storm::Report { pages, conversions, shared }) => line(format_args!(
-            "storm: cpu={part} {pages} steps={} conversions={conversions} shared={shared} ok",
-            storm.steps
+        Ok(storm::Report { pages, steps, conversions, shared }) => line(format_args!(
+            "storm: cpu={part} {pages} steps={steps} conversions={conversions} shared={shared} ok"
         )),
         Err(failure) => fail(format_args!("storm: cpu={part} {failure}")),
     }

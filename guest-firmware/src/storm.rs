@@ -4,9 +4,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::conversion::{Failure, Memory};
 use crate::paging::Status;
-use crate::pattern;
 use crate::ram::Pages;
-use crate::scenario::Storm;
+use crate::scenario::{Storm, UNTIL_INPUT};
+use crate::{pattern, serial};
 
 /// Pages that one storm may cover.
 pub(crate) const MAX_PAGES: usize = 16384;
@@ -21,6 +21,7 @@ static FILLED_WITH: [AtomicU64; MAX_PAGES] = [const { AtomicU64::new(0) }; MAX_P
 pub(crate) struct Report {
     /// Pages of this processor.
     pub(crate) pages: Pages,
+    pub(crate) steps: u64,
     pub(crate) conversions: u64,
     /// Pages that are shared at the end.
     pub(crate) shared: usize,
@@ -36,10 +37,13 @@ pub(crate) fn run(memory: Memory, storm: &Storm, part: u64, parts: u64) -> Resul
     };
     // Several processors must not convert in place within one 2 MiB chunk: a page that one of them
     // wrote before its hypercall may lose its content when another's switches the chunk's view.
-    let mut state = Storming { memory, all: storm.pages, in_place: parts == 1, conversions: 0 };
+    let in_place = storm.in_place && parts == 1;
+    let mut state = Storming { memory, all: storm.pages, in_place, conversions: 0 };
     let mut random = pattern::mix(storm.seed ^ part);
     state.fill(pages, random);
-    for _ in 0..if pages.count > 0 { storm.steps } else { 0 } {
+    let mut steps = 0;
+    while pages.count > 0 && !is_over(storm, steps) {
+        steps += 1;
         random = pattern::mix(random);
         let at = (random >> 8) % pages.count;
         let count = (1 + (random >> 4) % MAX_RUN).min(pages.count - at);
@@ -48,7 +52,12 @@ pub(crate) fn run(memory: Memory, storm: &Storm, part: u64, parts: u64) -> Resul
     state.check(pages)?;
     let shared = |&frame: &u64| memory.map.status(frame) == Status::Shared;
     let shared = pages.frames().filter(shared).count();
-    Ok(Report { pages, conversions: state.conversions, shared })
+    Ok(Report { pages, steps, conversions: state.conversions, shared })
+}
+
+/// Whether so many steps are enough.
+fn is_over(storm: &Storm, steps: u64) -> bool {
+    if storm.steps == UNTIL_INPUT { serial::has_input() } else { steps >= storm.steps }
 }
 
 struct Storming {

@@ -15,7 +15,7 @@ use hmac::{Hmac, Mac};
 use sevferry::memory::GuestRam;
 use sevferry::page::RamLayout;
 use sevferry::sev::launch::Initialised;
-use sevferry::sev::send::{PAGE_LEN, SealedPage};
+use sevferry::sev::send::PAGE_LEN;
 use sevferry::sev::software::{Identity, SoftwareHost, vendor_chain};
 use sevferry::sev::target::PlatformCertificates;
 use sevferry::sev::{Policy, SevDevice};
@@ -50,11 +50,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let into = target_ram.mappings().next().ok_or("no RAM")?.0;
 
     let seal = |page: u64, packet: &mut SealedPage| {
-        sending.seal(from + page * PAGE_LEN as u64, packet).is_ok()
+        let address = from + page * PAGE_LEN as u64;
+        sending.seal(address, &mut packet.header, &mut packet.data).is_ok()
     };
     let mut packets = vec![empty(); usize::try_from(PAGES)?];
     for (page, packet) in (0..PAGES).zip(&mut packets) {
-        sending.seal(from + page * PAGE_LEN as u64, packet)?;
+        let address = from + page * PAGE_LEN as u64;
+        sending.seal(address, &mut packet.header, &mut packet.data)?;
     }
     let open = |page: u64, _: &mut SealedPage| {
         let packet = usize::try_from(page).ok().and_then(|at| packets.get(at));
@@ -75,6 +77,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("{threads} thread(s): RECEIVE_UPDATE_DATA  {:.2} GB/s", best(threads, &open));
     }
     Ok(())
+}
+
+/// A page's packet.
+#[derive(Clone)]
+struct SealedPage {
+    header: [u8; 52],
+    data: [u8; PAGE_LEN],
 }
 
 fn empty() -> SealedPage {

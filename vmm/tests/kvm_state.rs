@@ -2,166 +2,22 @@
 //!
 //! What a migration does to a machine, without its stream: shared pages are copied, private ones
 //! sealed and opened, the rest goes through its serial form.
-#![expect(clippy::panic, reason = "what a test waits for in vain fails it")]
 
-use std::env;
+mod guest;
+
 use std::io::{Error as IoError, Write};
-use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Instant;
 
+use guest::{Console, Output, as_sev, asset, firmware, software, type_line};
 use sevferry::encryption::{Overflow, PageStatus, Status};
 use sevferry::machine::compatibility::{HostOffer, MachineOffer, compare};
-use sevferry::machine::config::{
-    OwnerInput, PlatformKind, Serial, SevConfig, VcpuCount, ram_layout,
-};
-use sevferry::machine::{
-    Config, Machine, MachineState, PausedMachine, ReceivingMachine, RunningMachine, Unpaused,
-};
+use sevferry::machine::config::ram_layout;
+use sevferry::machine::{Config, Machine, MachineState, PausedMachine, ReceivingMachine, Unpaused};
 use sevferry::page::{Frame, FrameSet, PAGE_SIZE, PageRange};
-use sevferry::sev::Policy;
 use sevferry::sev::launch::Launched;
-use sevferry::sev::send::{PAGE_LEN, SealedPage};
-use sevferry::vcpu::Stop;
-
-/// Between two lines of a guest, and until its end. Generous: the lab is emulated.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-/// A guest's serial output, line by line, with when each came, and how the guest ended.
-struct Console {
-    lines: Receiver<(Instant, String)>,
-    line_sender: Sender<(Instant, String)>,
-    ends: Receiver<Stop>,
-    end_sender: Sender<Stop>,
-    seen: Vec<(Instant, String)>,
-    /// The line that has begun: a guest may be moved in the middle of one.
-    line: Arc<Mutex<Vec<u8>>>,
-}
-
-/// The other end of a serial port.
-struct Output {
-    lines: Sender<(Instant, String)>,
-    line: Arc<Mutex<Vec<u8>>>,
-}
-
-impl Write for Output {
-    fn write(&mut self, bytes: &[u8]) -> Result<usize, IoError> {
-        let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
-        for &byte in bytes {
-            if byte == b'\n' {
-                let text = String::from_utf8_lossy(&line).trim_end().to_owned();
-                self.lines.send((Instant::now(), text)).map_err(IoError::other)?;
-                line.clear();
-            } else {
-                line.push(byte);
-            }
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> Result<(), IoError> {
-        Ok(())
-    }
-}
-
-impl Console {
-    fn new() -> Self {
-        let (line_sender, lines) = channel();
-        let (end_sender, ends) = channel();
-        Self { lines, line_sender, ends, end_sender, seen: Vec::new(), line: Arc::default() }
-    }
-
-    /// An end for the serial port of a machine; the lines of all machines come here.
-    fn output(&self) -> Box<Output> {
-        Box::new(Output { lines: self.line_sender.clone(), line: Arc::clone(&self.line) })
-    }
-
-    fn boot(&self, config: &Config) -> RunningMachine {
-        let machine = Machine::build(config, self.output()).expect("the machine can be built");
-        machine.run(&self.end_sender).expect("threads for vCPUs")
-    }
-
-    fn resume(&self, paused: PausedMachine) -> RunningMachine {
-        paused.resume(&self.end_sender).expect("threads for vCPUs")
-    }
-
-    /// The next line that contains `text`.
-    #[track_caller]
-    fn wait_for(&mut self, text: &str) -> String {
-        loop {
-            match self.lines.recv_timeout(PATIENCE) {
-                Ok((when, line)) => {
-                    self.seen.push((when, line.clone()));
-                    if line.contains(text) {
-                        return line;
-                    }
-                }
-                Err(_) => panic!("no '{text}' came; {}", self.transcript()),
-            }
-        }
-    }
-
-    /// Waits until the guest has passed and powered off.
-    #[track_caller]
-    fn wait_for_pass(&mut self) {
-        let mut verdict = String::new();
-        while verdict.is_empty() || verdict.starts_with("guest-firmware: start") {
-            verdict = self.wait_for("guest-firmware: ");
-        }
-        assert_eq!(verdict, "guest-firmware: PASS", "{}", self.transcript());
-        let end = self.ends.recv_timeout(PATIENCE);
-        assert!(matches!(end, Ok(Stop::PowerOff)), "{end:?}; {}", self.transcript());
-    }
-
-    /// Fails unless the lines `count: N` were those from 1 to `last`, each once and in order.
-    #[track_caller]
-    fn assert_counted_to(&self, last: u64) {
-        let numbers = self.seen.iter().filter_map(|(_, line)| line.strip_prefix("count: "));
-        let mut expected = 1;
-        for number in numbers {
-            assert_eq!(number.parse(), Ok(expected), "a count repeats or is missing");
-            expected += 1;
-        }
-        assert_eq!(expected - 1, last, "the last count");
-    }
-
-    fn transcript(&self) -> String {
-        let lines: Vec<_> = self.seen.iter().map(|(_, line)| line.as_str()).collect();
-        format!("the guest printed:\n{}", lines.join("\n"))
-    }
-}
-
-fn asset(name: &str) -> PathBuf {
-    let directory = env::var("SEVFERRY_ASSETS")
-        .expect("SEVFERRY_ASSETS names the guests' files: run this through scripts/test");
-    Path::new(&directory).join(name)
-}
-
-fn software() -> PlatformKind {
-    PlatformKind::Software { identity: None, command_cost: Duration::ZERO }
-}
-
-fn as_sev() -> Option<SevConfig> {
-    Some(SevConfig {
-        platform: software(),
-        policy: Policy::default(),
-        overflow: Overflow::Promote,
-        owner: OwnerInput::Own,
-    })
-}
-
-fn firmware(words: &str, vcpus: u64, sev: Option<SevConfig>) -> Config {
-    Config {
-        kernel: asset("guest-firmware.elf"),
-        initramfs: None,
-        cmdline: words.to_owned(),
-        vcpus: VcpuCount::new(vcpus).expect("a number of vCPUs"),
-        ram: ram_layout(16 << 20).expect("a size of RAM"),
-        serial: Serial::Null,
-        sev,
-    }
-}
+use sevferry::sev::send::PAGE_LEN;
+use sevferry::sev::target::PlatformCertificates;
 
 /// The machine elsewhere: paused there, and gone here.
 fn moved(mut from: PausedMachine, console: &Console) -> PausedMachine {
@@ -204,13 +60,13 @@ fn send_private(
     let sending = launched.start_send(&target, own.pdh).expect("SEND_START");
     let initialised = to.take_initialised().expect("nothing was received");
     let receiving = initialised.start_receive(sending.session()).expect("RECEIVE_START");
-    let mut packet = SealedPage { header: [0; 52], data: [0; PAGE_LEN] };
+    let (mut header, mut data) = ([0; 52], [0; PAGE_LEN]);
     for frame in from.ram().layout().ranges().flat_map(PageRange::frames) {
         if !is_shared(Some(status), frame) {
             let address = from.ram().user_address(one(frame)).expect("RAM");
-            sending.seal(address, &mut packet).expect("SEND_UPDATE_DATA");
+            sending.seal(address, &mut header, &mut data).expect("SEND_UPDATE_DATA");
             let address = to.ram().user_address(one(frame)).expect("RAM");
-            receiving.open(address, &packet.header, &packet.data).expect("RECEIVE_UPDATE_DATA");
+            receiving.open(address, &header, &data).expect("RECEIVE_UPDATE_DATA");
         }
     }
     sending.finish().expect("SEND_FINISH");
@@ -428,18 +284,10 @@ fn linux_goes_on_elsewhere_and_its_clocks_do_not_jump() {
                          grep -ciE 'lockup|stall|unstable|bug|warning'); poweroff -f",
     );
     let complaints = console.wait_for("complaints=");
-    let end = console.ends.recv_timeout(PATIENCE);
-    assert!(matches!(end, Ok(Stop::PowerOff)), "{end:?}; {}", console.transcript());
+    console.wait_for_power_off();
     machine.stop();
     assert_eq!(complaints, "complaints=0", "{}", console.transcript());
     assert_clocks(&console);
-}
-
-fn type_line(machine: &RunningMachine, text: &str) {
-    let input = format!("{text}\n");
-    let deadline = Instant::now() + PATIENCE;
-    let gone = || Instant::now() > deadline;
-    machine.serial().receive(input.as_bytes(), &gone).expect("the guest reads");
 }
 
 /// Lines `clock N UPTIME EPOCH` are numbered without a gap, and both clocks go as far from line to

@@ -260,7 +260,9 @@ Make it an SEV guest; without this it is a plain VM. Keys, separated by commas:
   ask_ark_file=FILE      hardware: AMD's ASK and ARK, of a generation that sevferry does not know
   identity=DIR           where the software platform keeps its keys [default: nowhere]
   command_cost_us=N      let each command of the software platform take N microseconds, one after
-                         the other as on a secure processor [default: 0]";
+                         the other as on a secure processor [default: 0]
+  fail=COMMAND:N         let the Nth such command of the software platform fail, such as
+                         SEND_FINISH:1: to see what becomes of the guest";
 
 #[derive(Debug, Args)]
 struct RunArguments {

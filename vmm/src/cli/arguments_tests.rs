@@ -95,7 +95,7 @@ fn platform_makes_an_sev_guest() {
     let keys = "policy=49,identity=d,overflow=poison,sev=software,command_cost_us=150";
     let sev = run(&format!("--platform {keys}")).0.sev.unwrap();
     let (identity, command_cost) = (Some("d".into()), Duration::from_micros(150));
-    assert_eq!(sev.platform, PlatformKind::Software { identity, command_cost });
+    assert_eq!(sev.platform, PlatformKind::Software { identity, command_cost, failure: None });
     assert_eq!(sev.policy, Policy::new(0x31).unwrap());
     assert_eq!(sev.overflow, Overflow::Poison);
 }
@@ -159,7 +159,7 @@ fn wrong_machines_are_named() {
 /// What is not a platform is named with what would be.
 #[test]
 fn wrong_platforms_are_named() {
-    let keys = "sev, policy, overflow, dh_cert_file, session_file, identity, command_cost_us, \
+    let keys = "sev, policy, overflow, dh_cert_file, session_file, identity, command_cost_us, fail, \
          cek_cert_file, ask_ark_file";
     let both = "the guest owner makes both, for each other";
     for (value, answer) in [
@@ -258,7 +258,8 @@ fn digest_knows_its_c_bit() {
     assert_eq!(options.config.vcpus.get(), 4);
     assert!(options.check.is_none());
     let options = digest("--platform sev=software,policy=1");
-    let software = PlatformKind::Software { identity: None, command_cost: Duration::ZERO };
+    let software =
+        PlatformKind::Software { identity: None, command_cost: Duration::ZERO, failure: None };
     assert_eq!(options.c_bit, CBit::OfThisHost(software));
     assert_eq!(options.policy, Policy::new(1).unwrap());
     for bit in [0, 31, 52, 255] {

@@ -4,7 +4,7 @@ use serde_json::Error as JsonError;
 use thiserror::Error;
 
 use super::migration_arguments::AskOptions;
-use crate::control::api::{PagesReply, Request, Response, State, StatusReply};
+use crate::control::api::{PagesReply, Request, Resolution, Response, State, StatusReply};
 use crate::control::{ClientError, ask as ask_owner};
 use crate::migration::progress::Phase;
 
@@ -31,7 +31,8 @@ pub(super) fn ask(options: &AskOptions) -> Result<(), AskError> {
 fn accepted(request: &Request) -> &'static str {
     match request {
         Request::Cancel => "cancelled; the guest runs on where it is",
-        Request::Resolve(_) => "it is being done; sevferry status shows how it ends",
+        Request::Resolve(Resolution::Keep) => "the guest runs here",
+        Request::Resolve(Resolution::Discard) => "the guest is gone from here",
         Request::Quit => "the guest is being ended",
         Request::Status | Request::Report | Request::Migrate(_) => "accepted",
     }

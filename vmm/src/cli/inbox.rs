@@ -26,6 +26,8 @@ struct Deferred {
     stops: VecDeque<Stop>,
     quit: bool,
     report: bool,
+    /// A decision that is being carried out, and who waits for that.
+    decision: Option<(Resolution, Answer)>,
 }
 
 /// What a migration that is under way must heed.
@@ -58,6 +60,25 @@ impl Inbox {
         self.deferred.borrow_mut().stops.pop_front()
     }
 
+    /// The decision that was passed on cannot be carried out.
+    pub(super) fn refuse_decision(&self, why: &str) {
+        if let Some((_, answer)) = self.deferred.borrow_mut().decision.take() {
+            answer.refuse(why);
+        }
+    }
+
+    /// The doubt is over, and ended as if this had been decided.
+    pub(super) fn settle_decision(&self, as_if: Resolution) {
+        match self.deferred.borrow_mut().decision.take() {
+            Some((wanted, answer)) if wanted == as_if => answer.give(Response::Accepted),
+            Some((_, answer)) => answer.refuse(match as_if {
+                Resolution::Keep => "too late: the guest runs here",
+                Resolution::Discard => "too late: the guest is the other host's",
+            }),
+            None => {}
+        }
+    }
+
     /// What the migration must heed now, without waiting. In doubt that is a decision and nothing
     /// else: a process that ended then might take the only copy of the guest with it.
     ///
@@ -76,7 +97,9 @@ impl Inbox {
                     deferred.quit = true;
                 }
                 Event::Request(Request::Resolve(resolution), answer) if in_doubt => {
-                    answer.give(Response::Accepted);
+                    if let Some((_, earlier)) = deferred.decision.replace((resolution, answer)) {
+                        earlier.refuse("somebody else has decided meanwhile");
+                    }
                     return Some(Interruption::Resolved(resolution));
                 }
                 Event::Request(request, answer) => respond_while_busy(&request, &answer, board),
@@ -188,15 +211,26 @@ mod tests {
         assert_eq!(quit(), Response::Accepted);
     }
 
-    /// `resolve` decides only when there is a doubt, and once.
+    /// `resolve` decides only when there is a doubt, and once; who asked hears how it ended.
     #[test]
-    fn a_doubt_is_resolved_once() {
+    fn a_decision_is_answered_when_it_is_carried_out() {
+        let refused = |response| matches!(response, Response::Refused { .. });
+        for (as_if, accepted) in [(Resolution::Discard, true), (Resolution::Keep, false)] {
+            let (events, inbox, board) = migrating(State::InDoubt);
+            let resolve = ask(&events, Request::Resolve(Resolution::Discard));
+            let resolved = Some(Interruption::Resolved(Resolution::Discard));
+            assert_eq!(inbox.interruption(&board), resolved);
+            assert_eq!(inbox.interruption(&board), None);
+            inbox.settle_decision(as_if);
+            assert_eq!(refused(resolve()), !accepted);
+        }
         let (events, inbox, board) = migrating(State::InDoubt);
-        let resolve = ask(&events, Request::Resolve(Resolution::Discard));
-        let resolved = Some(Interruption::Resolved(Resolution::Discard));
-        assert_eq!(inbox.interruption(&board), resolved);
-        assert_eq!(resolve(), Response::Accepted);
-        assert_eq!(inbox.interruption(&board), None);
+        let first = ask(&events, Request::Resolve(Resolution::Keep));
+        assert!(inbox.interruption(&board).is_some());
+        let second = ask(&events, Request::Resolve(Resolution::Discard));
+        assert!(inbox.interruption(&board).is_some());
+        inbox.refuse_decision("the journal is full");
+        assert!(refused(first()) && refused(second()));
     }
 
     /// In doubt, quitting and cancelling are not heeded, whether they came before or after.
@@ -212,6 +246,7 @@ mod tests {
         let resolve = ask(&events, Request::Resolve(Resolution::Keep));
         let resolved = Some(Interruption::Resolved(Resolution::Keep));
         assert_eq!(inbox.interruption(&board), resolved);
+        inbox.settle_decision(Resolution::Keep);
         assert_eq!(resolve(), Response::Accepted);
     }
 }

@@ -1,5 +1,6 @@
 //! A guest on its way in: what the owner does while nothing runs yet.
 
+use std::io::Error as IoError;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,14 +11,15 @@ use super::journals::open_journal;
 use super::migration_arguments::ReceiveOptions;
 use super::owner::{Owner, serial_output};
 use super::receive::ReceiveError;
-use crate::control::api::{Outcome, Progress, State};
+use crate::control::api::{Outcome, Progress, Resolution, State};
 use crate::machine::RunningMachine;
-use crate::migration::destination::{Host, Prepared, receive};
-use crate::migration::handover::Destination;
+use crate::migration::destination::{Host, Prepared, Received, receive};
+use crate::migration::handover::{Destination, Refusal};
 use crate::migration::journal::Side;
+use crate::migration::message::VmId;
 use crate::migration::progress::Phase;
-use crate::migration::taking_over::take_over;
-use crate::migration::{Listener, Stream};
+use crate::migration::taking_over::{Taken, take_over};
+use crate::migration::{Caller, Listener};
 
 /// How often the user's wish to end is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -32,64 +34,108 @@ pub(super) fn receive_guest(
     options: &ReceiveOptions,
     owner: &Owner,
 ) -> Result<Option<(RunningMachine, Destination)>, ReceiveError> {
+    let mut calls_again = None;
     loop {
         if owner.inbox.interruption(&owner.board).is_some() {
             return Ok(None);
         }
-        let Some(source) = listener.accept(LOOK_EVERY).map_err(ReceiveError::Accept)? else {
-            continue;
+        let caller = match calls_again.take() {
+            Some(caller) => caller,
+            None => match greet_next(listener)? {
+                Some(caller) => caller,
+                None => continue,
+            },
         };
-        let Some(prepared) = prepare(source, listener, options, owner) else { continue };
+        let Some(prepared) = prepare(caller, listener, options, owner) else { continue };
         let (transfer, reception) = (prepared.transfer, prepared.reception.clone());
         show(owner, State::Receiving, reception.now());
-        let mut journal =
-            open_journal(owner.options.journal.as_deref(), transfer.vm, Side::Destination)?;
+        // From here on quitting is refused: what was asked before that must be heard before it.
+        if owner.inbox.interruption(&owner.board).is_some() {
+            return Ok(None);
+        }
         owner.board.show(State::InDoubt);
-        let mut resolved = || match owner.inbox.interruption(&owner.board)? {
-            Interruption::Resolved(resolution) => Some(resolution),
-            Interruption::GuestStopped | Interruption::Quit | Interruption::Cancelled => None,
+        let mut decided = |refused: Option<Refusal>| {
+            if let Some(refusal) = refused {
+                owner.inbox.refuse_decision(&refusal.to_string());
+            }
+            match owner.inbox.interruption(&owner.board)? {
+                Interruption::Resolved(resolution) => Some(resolution),
+                Interruption::GuestStopped | Interruption::Quit | Interruption::Cancelled => None,
+            }
         };
-        let taken = take_over(prepared, listener, &mut journal, &owner.events, &mut resolved)
+        let taken = take_over(*prepared, listener, &owner.events, &mut decided)
             .map_err(ReceiveError::Vcpu)?;
-        if let Some(taken) = taken {
-            let done = Progress { phase: Phase::Done, ..reception.now().clone() };
-            show(owner, State::Receiving, &done);
-            eprintln!("sevferry: {}", reception.summary(Outcome::Moved));
-            owner.adopt(transfer);
-            return Ok(Some(taken));
+        match taken {
+            Taken::Runs(machine, side) => {
+                owner.inbox.settle_decision(Resolution::Keep);
+                let done = Progress { phase: Phase::Done, ..reception.now().clone() };
+                show(owner, State::Receiving, &done);
+                eprintln!("sevferry: {}", reception.summary(Outcome::Moved));
+                owner.adopt(transfer);
+                return Ok(Some((*machine, side)));
+            }
+            Taken::Dropped(anew) => {
+                owner.inbox.settle_decision(Resolution::Discard);
+                eprintln!("sevferry: {transfer} was dropped here; waiting for a guest");
+                calls_again = anew;
+            }
         }
         owner.board.show(State::Waiting);
     }
+}
+
+/// The next to connect and say something; `None` if nobody does for a while.
+fn greet_next(listener: &Listener) -> Result<Option<Caller>, ReceiveError> {
+    let Some(stream) = listener.accept(LOOK_EVERY).map_err(ReceiveError::Accept)? else {
+        return Ok(None);
+    };
+    let greeted = Caller::greet(stream);
+    if let Err(cause) = &greeted {
+        info!("somebody connected: {}", super::chain_of(cause));
+    }
+    Ok(greeted.ok())
 }
 
 fn show(owner: &Owner, state: State, progress: &Progress) {
     owner.board.show_migration(state, Arc::new(Mutex::new(progress.clone())));
 }
 
-/// Receives a guest whole, or says why it was refused.
+/// Receives a guest whole, or says why it does not come.
 fn prepare(
-    source: Stream,
+    caller: Caller,
     listener: &Listener,
     options: &ReceiveOptions,
     owner: &Owner,
-) -> Option<Prepared> {
+) -> Option<Box<Prepared>> {
     owner.board.show(State::Receiving);
     let platform = options.platform.as_ref().map(|platform| &platform.kind);
-    let mut output = || serial_output(&options.serial).map_err(std::io::Error::other);
-    let mut host = Host { platform, output: &mut output };
+    let mut output = || serial_output(&options.serial).map_err(IoError::other);
+    let mut journal = |vm: VmId| {
+        let directory = owner.options.journal.as_deref();
+        open_journal(directory, vm, Side::Destination).map_err(IoError::other)
+    };
+    let silence = options.silence;
+    let mut host = Host { platform, output: &mut output, journal: &mut journal, silence };
     let mut look_up = |progress: &Progress| {
         show(owner, State::Receiving, progress);
         owner.inbox.interruption(&owner.board).is_some()
     };
-    match receive(source, listener, &mut host, &mut look_up) {
-        Ok(prepared) => {
+    let received = receive(caller, listener, &mut host, &mut look_up);
+    if !matches!(received, Ok(Received::Guest(_))) {
+        owner.board.show(State::Waiting);
+    }
+    match received {
+        Ok(Received::Guest(prepared)) => {
             info!("{} has arrived", prepared.transfer);
-            Some(prepared)
+            return Some(prepared);
         }
+        Ok(Received::Answered(transfer, because)) => {
+            eprintln!("sevferry: the source of {transfer} asks for it: {because}");
+        }
+        Err(cause) if cause.is_the_sources_wish() => eprintln!("sevferry: {cause}"),
         Err(cause) => {
             eprintln!("sevferry: a guest was refused: {}", super::chain_of(&cause));
-            owner.board.show(State::Waiting);
-            None
         }
     }
+    None
 }

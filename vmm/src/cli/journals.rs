@@ -6,11 +6,13 @@ use std::io::Error as IoError;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use log::warn;
 use rustix::process::geteuid;
 use thiserror::Error;
 
-use crate::migration::journal::{Journal, JournalError, Side};
+use crate::migration::journal::{Journal, JournalError, Record, Side};
 use crate::migration::message::VmId;
+use crate::migration::recovery::{Fate, unfinished};
 
 /// Root's journals.
 const SYSTEM_DIRECTORY: &str = "/var/lib/sevferry";
@@ -31,6 +33,37 @@ pub(super) fn open_journal(
         .create(&directory)
         .map_err(|cause| NoJournal::Directory { path: directory.clone(), cause })?;
     Ok(Journal::open(&directory, vm, side)?)
+}
+
+/// Says which guests a process that is gone has left in doubt, and has their destinations asked what
+/// became of them.
+pub(super) fn finish_handovers(directory: Option<&Path>) {
+    let directory = directory.map_or_else(default_directory, Path::to_owned);
+    if !directory.exists() {
+        return;
+    }
+    let found = match unfinished(&directory) {
+        Ok(found) => found,
+        Err(cause) => return warn!("{}", super::chain_of(&cause)),
+    };
+    for found in found {
+        let Record { transfer, peer, .. } = found.record();
+        eprintln!(
+            "sevferry: {transfer} was committed to {peer}, and its process here is gone; asking \
+             there until it is known what became of it"
+        );
+        if let Err(cause) = found.finish(tell_fate) {
+            warn!("starting a thread: {cause}");
+        }
+    }
+}
+
+fn tell_fate(record: &Record, fate: Fate) {
+    let Record { transfer, peer, .. } = record;
+    match fate {
+        Fate::Runs => eprintln!("sevferry: {transfer} runs at {peer}"),
+        Fate::Lost(because) => eprintln!("sevferry: {transfer} is lost: {because}"),
+    }
 }
 
 /// Survives a restart of the host: a handover that is in doubt must.

@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 
@@ -18,6 +19,8 @@ pub(super) struct ReceiveOptions {
     pub(super) serial: Serial,
     /// What answers SEV commands; without it only plain VMs are received.
     pub(super) platform: Option<ReceivingPlatform>,
+    /// How long the source may be silent.
+    pub(super) silence: Duration,
     pub(super) owner: OwnerOptions,
 }
 
@@ -54,7 +57,9 @@ Take SEV guests; without this only plain VMs are taken. Keys, separated by comma
                          bitmap, or give up on migration [default: promote]
   identity=DIR           where the software platform keeps its keys [default: nowhere]
   command_cost_us=N      let each command of the software platform take N microseconds, one after
-                         the other as on a secure processor [default: 0]";
+                         the other as on a secure processor [default: 0]
+  fail=COMMAND:N         let the Nth such command of the software platform fail, such as
+                         SEND_FINISH:1: to see what becomes of the guest";
 
 #[derive(Debug, Args)]
 pub(super) struct ReceiveArguments {
@@ -72,14 +77,18 @@ pub(super) struct ReceiveArguments {
         long_help = RECEIVING_PLATFORM_HELP
     )]
     platform: Option<ReceivingPlatform>,
+    /// Seconds that the other host may be silent before it counts as gone
+    #[arg(long, value_name = "N", default_value_t = MigrateRequest::default_silence_s())]
+    silence_s: NonZeroU32,
     #[command(flatten)]
     owner: OwnerArguments,
 }
 
 impl ReceiveArguments {
     pub(super) fn options(self) -> ReceiveOptions {
-        let Self { listen, serial, platform, owner } = self;
-        ReceiveOptions { listen, serial, platform, owner: owner.options() }
+        let Self { listen, serial, platform, silence_s, owner } = self;
+        let silence = Duration::from_secs(silence_s.get().into());
+        ReceiveOptions { listen, serial, platform, silence, owner: owner.options() }
     }
 }
 
@@ -115,6 +124,9 @@ pub(super) struct MigrateArguments {
     /// Connections that carry pages, 1 to 128 [default: one for each processor, up to 8]
     #[arg(long, value_name = "N", value_parser = values::connections)]
     connections: Option<Connections>,
+    /// Seconds that the other host may be silent before it counts as gone
+    #[arg(long, value_name = "N", default_value_t = MigrateRequest::default_silence_s())]
+    silence_s: NonZeroU32,
     /// Migrate also a guest whose policy lets the firmware send it to any destination
     #[arg(long)]
     allow_unchecked: bool,
@@ -131,6 +143,7 @@ impl MigrateArguments {
             timeout_s: self.timeout_s,
             timeout_strategy: self.timeout_strategy,
             connections: self.connections.unwrap_or_default(),
+            silence_s: self.silence_s,
             allow_unchecked: self.allow_unchecked,
         };
         MigrateOptions { api_socket: self.socket.api_socket, request, json: self.json }

@@ -53,6 +53,7 @@ fn flags_make_a_destination() {
     let kind = PlatformKind::Software {
         identity: Some("d".into()),
         command_cost: Duration::from_micros(7),
+        failure: None,
     };
     assert_eq!(options.platform, Some(ReceivingPlatform { kind, overflow: Overflow::Poison }));
     assert_eq!(options.serial, Serial::Null);
@@ -65,7 +66,7 @@ fn flags_make_a_destination() {
 #[test]
 fn a_destination_decides_no_policy() {
     let said = refused("receive --listen unix:/b --platform sev=software,policy=1");
-    let keys = "write key=value,... with the keys sev, overflow, identity, command_cost_us, \
+    let keys = "write key=value,... with the keys sev, overflow, identity, command_cost_us, fail, \
                 cek_cert_file, ask_ark_file";
     assert!(said.ends_with(&format!("unknown key \"policy\"; {keys}")), "{said}");
 }

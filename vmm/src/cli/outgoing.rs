@@ -6,13 +6,13 @@ use super::inbox::Interruption;
 use super::journals::open_journal;
 use super::owner::{Owner, OwnerError};
 use crate::control::Answer;
-use crate::control::api::{MigrateRequest, Response, State};
+use crate::control::api::{MigrateRequest, Resolution, Response, State};
 use crate::machine::RunningMachine;
 use crate::migration::handing_over::{Ended, send};
 use crate::migration::journal::Side;
 use crate::migration::message::Reason;
 use crate::migration::progress::{Phase, Progress};
-use crate::migration::source::{Options, Wish};
+use crate::migration::source::{Look, Options, Wish};
 
 /// Where the guest is now.
 #[derive(Debug)]
@@ -48,16 +48,20 @@ pub(super) fn send_guest(
         to: request.to.clone(),
         connections: request.connections.get().into(),
         goal: request.goal(),
+        silence: request.silence(),
         transfer,
         allow_unchecked: request.allow_unchecked,
     };
     let progress = Arc::new(Mutex::new(Progress::new(transfer, Side::Source)));
     owner.board.show_migration(State::Migrating, Arc::clone(&progress));
     answer.give(Response::Accepted);
-    let mut wish = |now: &Progress, in_doubt: bool| {
-        now.clone_into(&mut progress.lock().unwrap_or_else(PoisonError::into_inner));
-        if in_doubt {
+    let mut wish = |look: Look<'_>| {
+        look.progress.clone_into(&mut progress.lock().unwrap_or_else(PoisonError::into_inner));
+        if look.in_doubt {
             owner.board.show(State::InDoubt);
+        }
+        if let Some(refusal) = look.refused {
+            owner.inbox.refuse_decision(&refusal.to_string());
         }
         owner.inbox.interruption(&owner.board).and_then(wish_of)
     };
@@ -72,6 +76,10 @@ pub(super) fn send_guest(
         }
     };
     progress.lock().unwrap_or_else(PoisonError::into_inner).phase = Phase::Done;
+    owner.inbox.settle_decision(match sent {
+        Sent::Moved => Resolution::Discard,
+        Sent::Stayed(_) | Sent::Ended => Resolution::Keep,
+    });
     eprintln!("sevferry: {summary}");
     answer.give(Response::Ended(summary));
     Ok(sent)

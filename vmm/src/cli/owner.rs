@@ -10,13 +10,14 @@ use std::thread::Builder;
 
 use getrandom::Error as RandomError;
 use log::debug;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use thiserror::Error;
 
 use super::arguments::{OwnerOptions, ReportFormat};
 use super::exit::Ending;
 use super::inbox::Inbox;
+use super::journals::finish_handovers;
 use super::outgoing::{Sent, send_guest};
 use super::report;
 use super::terminal::{Console, RawTerminal};
@@ -73,6 +74,7 @@ impl Owner {
         if terminal.is_some() {
             eprintln!("sevferry: Ctrl-A x ends the guest, Ctrl-A h helps");
         }
+        finish_handovers(options.journal.as_deref());
         let inbox = Inbox::new(happened);
         let vm = VmId::random().map_err(OwnerError::Identity)?;
         let transfer = Cell::new(Transfer { vm, epoch: 0 });
@@ -197,13 +199,18 @@ pub(super) fn serial_output(serial: &Serial) -> Result<Box<dyn Write + Send>, Ow
     })
 }
 
-/// SIGTERM, SIGINT and SIGHUP end the guest; SIGUSR1 asks for a report.
+/// SIGTERM, SIGINT and SIGHUP end the guest; SIGUSR1 asks for a report. SIGXFSZ would end it too: a
+/// file that may not grow any more fails its writer and nobody else.
 fn forward_signals(events: Sender<Event>) -> Result<(), IoError> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1])?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGXFSZ])?;
     let forward = move || {
         for signal in signals.forever() {
             debug!("signal {signal}");
-            let event = if signal == SIGUSR1 { Event::Report } else { Event::Quit };
+            let event = match signal {
+                SIGXFSZ => continue,
+                SIGUSR1 => Event::Report,
+                _ => Event::Quit,
+            };
             if events.send(event).is_err() {
                 return;
             }

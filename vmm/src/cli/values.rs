@@ -14,6 +14,7 @@ use crate::page::RamLayout;
 use crate::sev::Policy;
 use crate::sev::endorsement::EndorsementFiles;
 use crate::sev::measurement::{MEASUREMENT_LEN, Measurement};
+use crate::sev::software::Failure;
 
 /// What `--platform` says; the files that it names are not read yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,7 +35,7 @@ pub(super) struct ReceivingPlatform {
 
 /// `--platform sev=software|hardware,...`
 pub(super) fn platform(text: &str) -> Result<PlatformArgument, BadKeyValues> {
-    const KEYS: [&str; 9] = [
+    const KEYS: [&str; 10] = [
         "sev",
         "policy",
         "overflow",
@@ -42,6 +43,7 @@ pub(super) fn platform(text: &str) -> Result<PlatformArgument, BadKeyValues> {
         "session_file",
         "identity",
         "command_cost_us",
+        "fail",
         "cek_cert_file",
         "ask_ark_file",
     ];
@@ -71,8 +73,8 @@ pub(super) fn platform(text: &str) -> Result<PlatformArgument, BadKeyValues> {
 /// `--platform sev=software|hardware,...` of a host where guests arrive: their policies and owners
 /// come with them.
 pub(super) fn receiving_platform(text: &str) -> Result<ReceivingPlatform, BadKeyValues> {
-    const KEYS: [&str; 6] =
-        ["sev", "overflow", "identity", "command_cost_us", "cek_cert_file", "ask_ark_file"];
+    const KEYS: [&str; 7] =
+        ["sev", "overflow", "identity", "command_cost_us", "fail", "cek_cert_file", "ask_ark_file"];
     let list = KeyValues::parse(text, &KEYS)?;
     Ok(ReceivingPlatform { kind: platform_kind(&list)?, overflow: overflow(&list)? })
 }
@@ -81,6 +83,7 @@ fn platform_kind(list: &KeyValues<'_>) -> Result<PlatformKind, BadKeyValues> {
     let identity = list.value("identity").map(PathBuf::from);
     let cost = list.parsed("command_cost_us", command_cost)?;
     let command_cost = cost.unwrap_or_default();
+    let failure = list.parsed("fail", str::parse::<Failure>)?;
     let endorsement = EndorsementFiles {
         cek: list.value("cek_cert_file").map(PathBuf::from),
         ask_ark: list.value("ask_ark_file").map(PathBuf::from),
@@ -94,7 +97,7 @@ fn platform_kind(list: &KeyValues<'_>) -> Result<PlatformKind, BadKeyValues> {
     if !hardware {
         let why = "the software platform has its vendor's certificates itself";
         return match (&endorsement.cek, &endorsement.ask_ark) {
-            (None, None) => Ok(PlatformKind::Software { identity, command_cost }),
+            (None, None) => Ok(PlatformKind::Software { identity, command_cost, failure }),
             (Some(_), _) => without("cek_cert_file", "sev=hardware", why),
             (None, Some(_)) => without("ask_ark_file", "sev=hardware", why),
         };
@@ -104,6 +107,9 @@ fn platform_kind(list: &KeyValues<'_>) -> Result<PlatformKind, BadKeyValues> {
     }
     if cost.is_some() {
         return without("command_cost_us", "sev=software", "hardware takes the time it takes");
+    }
+    if failure.is_some() {
+        return without("fail", "sev=software", "hardware fails when it does");
     }
     if endorsement.cek.is_none() && endorsement.ask_ark.is_some() {
         return without("ask_ark_file", "cek_cert_file", "it is what signed the CEK");

@@ -44,7 +44,7 @@ pub enum Request {
     Migrate(MigrateRequest),
     /// Give up the migration that is under way, and answer when the guest runs as before.
     Cancel,
-    /// Decide a handover that is in doubt.
+    /// Decide a handover that is in doubt, and answer when that is done.
     Resolve(Resolution),
     /// End the guest and its process.
     Quit,
@@ -68,6 +68,9 @@ pub struct MigrateRequest {
     /// How many connections carry pages.
     #[serde(default)]
     pub connections: Connections,
+    /// Seconds that the other host may be silent before it counts as gone.
+    #[serde(default = "MigrateRequest::default_silence_s")]
+    pub silence_s: NonZeroU32,
     /// Migrate also a guest whose policy lets the firmware send it to any destination.
     #[serde(default)]
     pub allow_unchecked: bool,
@@ -84,6 +87,18 @@ impl MigrateRequest {
     #[must_use]
     pub fn default_timeout_s() -> NonZeroU32 {
         const { NonZeroU32::new(3600).unwrap() }
+    }
+
+    /// Half a minute: a network that comes back within it costs nothing.
+    #[must_use]
+    pub fn default_silence_s() -> NonZeroU32 {
+        const { NonZeroU32::new(30).unwrap() }
+    }
+
+    /// For the engine.
+    #[must_use]
+    pub fn silence(&self) -> Duration {
+        Duration::from_secs(self.silence_s.get().into())
     }
 
     /// For the engine.

@@ -16,6 +16,7 @@ fn migrate() -> MigrateRequest {
         timeout_s: NonZeroU32::new(7).unwrap(),
         timeout_strategy: TimeoutStrategy::Stop,
         connections: Connections::try_from(3).unwrap(),
+        silence_s: NonZeroU32::new(5).unwrap(),
         allow_unchecked: true,
     }
 }
@@ -83,7 +84,7 @@ fn requests_look_as_documented() {
         line(Request::Migrate(migrate())),
         "{\"version\":1,\"request\":{\"migrate\":{\"to\":\"tcp:b:4444\",\"downtime_ms\":20,\
          \"timeout_s\":7,\"timeout_strategy\":\"stop\",\"connections\":3,\
-         \"allow_unchecked\":true}}}\n"
+         \"silence_s\":5,\"allow_unchecked\":true}}}\n"
     );
 }
 
@@ -102,6 +103,7 @@ fn a_migration_has_defaults() {
     };
     assert_eq!(request.goal(), goal);
     assert_eq!(request.connections, Connections::default());
+    assert_eq!(request.silence_s.get(), 30);
     assert!(!request.allow_unchecked);
 }
 

@@ -25,7 +25,7 @@ use crate::sev::endorsement::cek_address;
 use crate::sev::hardware::{HardwareDevice, HardwarePlatform};
 use crate::sev::measurement::FirmwareVersion;
 use crate::sev::target::verify_target;
-use crate::vcpu::cpuid::{MemoryEncryption, hardware_c_bit, has_rdrand, software_c_bit};
+use crate::vcpu::cpuid::{MemoryEncryption, hardware_c_bit, require_rdrand, software_c_bit};
 
 /// The oldest firmware API whose launch measurements have the form that is known here.
 const API_MIN: (u8, u8) = (0, 17);
@@ -181,10 +181,10 @@ fn shared_needs(host: &Host, supported: Option<&CpuId>) -> Vec<Finding> {
         None => Finding::missing("C-bit (software)", "no room above 32 address bits", newer),
     });
     findings.push(match supported {
-        Some(table) if has_rdrand(table) => Finding::ok("RDRAND", "guests check their C-bit with it"),
+        Some(table) if require_rdrand(table).is_ok() => Finding::ok("RDRAND", "guests check their C-bit with it"),
         _ => Finding::missing(
             "RDRAND",
-            "KVM offers none, and an SEV guest cannot start without",
+            "KVM offers none, and Linux cannot start as an SEV guest without",
             "use a processor that has it, or, if this is a virtual machine, give it the host's CPU model",
         ),
     });

@@ -5,9 +5,9 @@
 
 use std::fmt::{Display, Formatter, Result as FmtResult};
 
-use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use rmp_serde::encode::Error as EncodeError;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
 use super::MachineError;
@@ -20,10 +20,21 @@ use crate::sev::{BadPolicy, Policy};
 use crate::vcpu::cpuid::{
     CpuidError, GuestCpu, Shortfall, guest_cpuid, hardware_c_bit, shortfalls, software_c_bit,
 };
-use crate::vcpu::{KernelStruct, state_msrs};
+use crate::vcpu::{AtMost, KernelStruct, MSRS_MAX, at_most, state_msrs};
 
 /// By how much a TSC may differ and still count as the same: KVM does not scale below this.
 const TSC_TOLERANCE_PPM: u64 = 250;
+
+/// Most tables of CPUID in an offer that is read: what no machine has is refused by [`compare`].
+const TABLES_MAX: usize = 256;
+
+/// Reads CPUID tables, in about as much memory as their bytes take.
+fn cpuid_tables<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<Vec<KernelStruct<kvm_cpuid_entry2>>>, D::Error> {
+    let tables: Vec<AtMost<_, KVM_MAX_CPUID_ENTRIES>> = at_most::<TABLES_MAX, _, _>(deserializer)?;
+    Ok(tables.into_iter().map(|table| table.0).collect())
+}
 
 /// What a machine is made of, as far as a destination must be able to make the same.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -33,8 +44,10 @@ pub struct MachineOffer {
     /// Bytes of RAM.
     pub ram_bytes: u64,
     /// The CPUID of every vCPU, as it was set.
+    #[serde(deserialize_with = "cpuid_tables")]
     pub cpuid: Vec<Vec<KernelStruct<kvm_cpuid_entry2>>>,
     /// The MSRs whose values will come.
+    #[serde(deserialize_with = "at_most::<MSRS_MAX, _, _>")]
     pub msrs: Vec<u32>,
     /// How fast the guest's TSC counts.
     pub tsc_khz: u32,

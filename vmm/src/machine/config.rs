@@ -13,6 +13,7 @@ use crate::sev::Policy;
 use crate::sev::certificate::Certificate;
 use crate::sev::endorsement::EndorsementFiles;
 use crate::sev::session::Session;
+use crate::sev::software::Failure;
 
 /// Most vCPUs of a machine.
 pub const VCPUS_MAX: u8 = 8;
@@ -137,6 +138,8 @@ pub enum PlatformKind {
         /// The time that each firmware command takes, one after the other, beside our own work; none
         /// unless a migration is studied at a secure processor's price.
         command_cost: Duration,
+        /// A command that fails, for tests.
+        failure: Option<Failure>,
     },
 }
 

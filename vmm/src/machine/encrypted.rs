@@ -22,7 +22,7 @@ use crate::sev::measurement::{
     Claim, FirmwareVersion, LaunchDigest, Measurement, WrongMeasurement,
 };
 use crate::sev::session::{OwnerSession, SessionError};
-use crate::sev::software::{Identity, IdentityError, SoftwareHost, vendor_chain};
+use crate::sev::software::{FailingPlatform, Identity, IdentityError, SoftwareHost, vendor_chain};
 use crate::sev::target::PlatformCertificates;
 use crate::sev::{Platform, Policy, SevDevice};
 use crate::vcpu::cpuid;
@@ -57,7 +57,7 @@ impl Encrypted {
             return Ok((Arc::new(GuestRam::single(layout)?), None));
         };
         let (ram, c_bit, device, platform) = match kind {
-            PlatformKind::Software { identity, command_cost } => {
+            PlatformKind::Software { identity, command_cost, failure } => {
                 let c_bit = cpuid::software_c_bit(supported).ok_or(EncryptedError::CBit)?;
                 check_room(layout, c_bit)?;
                 let (ram, private) = GuestRam::split(layout, c_bit)?;
@@ -68,7 +68,10 @@ impl Encrypted {
                 let host = SoftwareHost::new(identity).with_command_cost(*command_cost);
                 let device = host.open_device().map_err(EncryptedError::Device)?;
                 let device: Box<dyn SevDevice> = Box::new(device);
-                let platform: Box<dyn Platform> = Box::new(host.new_vm(private));
+                let mut platform: Box<dyn Platform> = Box::new(host.new_vm(private));
+                if let Some(failure) = failure {
+                    platform = Box::new(FailingPlatform::new(platform, *failure));
+                }
                 (ram, c_bit, device, platform)
             }
             PlatformKind::Hardware { .. } => {

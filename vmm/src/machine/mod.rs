@@ -42,16 +42,18 @@ pub use host::{Host, HostError};
 pub use probe::{ProbeError, probe};
 pub use receiving::{ReceiveError, ReceivingMachine};
 pub use report::{PageReport, PageSummary, PageWatch, REGIONS_MAX, Report, SevReport};
+#[cfg(test)]
+pub(crate) use running::take_in_order;
 pub use running::{ChangeLog, PausedMachine, RunningMachine, Unpaused};
 pub use state::{MachineState, RestoreError, SaveError};
 pub use vcpus::VcpuSetupError;
 pub use wire::{MACHINE_BYTES_MAX, MACHINE_VERSION, Undecodable};
 
-use crate::boot::{BootError, load};
+use crate::boot::{BootError, Entry, load};
 use crate::devices::{COM1_IRQ, Ports, SerialPort};
 use crate::encryption::PageStatus;
 use crate::memory::{Pages, RamError};
-use crate::vcpu::cpuid::{CpuidError, GuestCpu, guest_cpuid};
+use crate::vcpu::cpuid::{CpuidError, GuestCpu, guest_cpuid, require_rdrand};
 use crate::vcpu::{Board, Stop, VcpuError};
 use config::{BadRam, BadVcpuCount};
 use encrypted::Encrypted;
@@ -82,6 +84,9 @@ impl Machine {
         ram.register(&vm)?;
         let c_bit = encrypted.as_ref().map(Encrypted::c_bit);
         let loaded = load(ram.host(), &config.boot(c_bit))?;
+        if c_bit.is_some() && matches!(loaded.entry, Entry::Linux64 { .. }) {
+            require_rdrand(&supported)?;
+        }
         let guest = encrypted.zip(config.sev.as_ref());
         let guest =
             guest.map(|(guest, sev)| guest.launch(sev, &ram, &loaded.pieces)).transpose()?;

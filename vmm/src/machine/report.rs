@@ -103,6 +103,13 @@ impl PageWatch {
         board.pages.is_some().then(|| Self(Arc::clone(board)))
     }
 
+    /// The record as it is now; `None` if no page is encrypted. Hypercalls wait while it is copied.
+    #[must_use]
+    pub fn status(&self) -> Option<PageStatus> {
+        let pages = self.0.pages.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(pages.status().clone())
+    }
+
     /// What the page status is now; `None` if no page is encrypted. Hypercalls wait meanwhile.
     #[must_use]
     pub fn summary(&self) -> Option<PageSummary> {

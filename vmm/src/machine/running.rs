@@ -260,12 +260,8 @@ impl ChangeLog {
     /// # Errors
     /// [`RamError::DirtyLog`]: the frames taken so far are in `into`, which must not get lost.
     pub fn take(&mut self, into: &mut FrameSet) -> Result<Option<PageStatus>, RamError> {
-        self.dirty.take(into)?;
-        Ok(self.board.pages.as_ref().map(|pages| {
-            let mut pages = lock(pages);
-            pages.take_flipped(into);
-            pages.status().clone()
-        }))
+        let Self { dirty, board } = self;
+        take_in_order(|into| dirty.take(into), board.pages.as_ref(), into)
     }
 
     /// Stops to log.
@@ -278,6 +274,24 @@ impl ChangeLog {
         }
         self.dirty.stop()
     }
+}
+
+/// [`ChangeLog::take`], whatever `written` takes the writes from: the writes first, then the flips
+/// and the status at one moment.
+///
+/// In this order no page is last sent from the view that it has left: a flip that this status does
+/// not know yet is in the next call's frames, however long ago the page was written.
+pub(crate) fn take_in_order(
+    written: impl FnOnce(&mut FrameSet) -> Result<(), RamError>,
+    pages: Option<&Mutex<Pages>>,
+    into: &mut FrameSet,
+) -> Result<Option<PageStatus>, RamError> {
+    written(into)?;
+    Ok(pages.map(|pages| {
+        let mut pages = lock(pages);
+        pages.take_flipped(into);
+        pages.status().clone()
+    }))
 }
 
 /// A machine could not be paused.

@@ -1,5 +1,6 @@
 //! The serial form of what describes a machine: `MessagePack` with names, in a known version.
 
+use rmp_serde::Deserializer;
 use rmp_serde::decode::Error as DecodeError;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -10,6 +11,10 @@ pub const MACHINE_VERSION: u32 = 1;
 
 /// Most bytes of a description or a state: eight vCPUs need about 100 KiB.
 pub const MACHINE_BYTES_MAX: usize = 1 << 20;
+
+/// How deep lists and maps lie in each other: a few times as deep as they do, and far from what a
+/// thread's stack can take.
+const DEPTH_MAX: usize = 32;
 
 /// What every version has.
 #[derive(Deserialize)]
@@ -22,12 +27,16 @@ pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Undecodable
     if bytes.len() > MACHINE_BYTES_MAX {
         return Err(Undecodable::TooLong { len: bytes.len() });
     }
-    let Versioned { version } = rmp_serde::from_slice(bytes)?;
+    let mut reader = Deserializer::from_read_ref(bytes);
+    reader.set_max_depth(DEPTH_MAX);
+    let Versioned { version } = Versioned::deserialize(&mut reader)?;
     if version != MACHINE_VERSION {
         return Err(Undecodable::Version { version });
     }
     let mut rest = bytes;
-    let value = rmp_serde::from_read(&mut rest)?;
+    let mut reader = Deserializer::new(&mut rest);
+    reader.set_max_depth(DEPTH_MAX);
+    let value = T::deserialize(&mut reader)?;
     if rest.is_empty() { Ok(value) } else { Err(Undecodable::Trailing { len: rest.len() }) }
 }
 
@@ -85,6 +94,15 @@ mod tests {
         assert!(matches!(decode::<Described>(&longer), Err(Undecodable::Trailing { len: 1 })));
         let huge = vec![0; MACHINE_BYTES_MAX + 1];
         assert!(matches!(decode::<Described>(&huge), Err(Undecodable::TooLong { .. })));
+    }
+
+    /// Lists within lists are refused long before they could exhaust the stack.
+    #[test]
+    fn deep_descriptions_are_refused() {
+        let lists = |depth| [&b"\x82\xa7version\x01\xa4word"[..], &vec![0x91; depth]].concat();
+        let refused = decode::<Described>(&lists(100_000)).unwrap_err();
+        let cause = std::error::Error::source(&refused).unwrap().to_string();
+        assert_eq!(cause, "depth limit exceeded");
     }
 
     /// Another version is refused by number, even if it has other fields.

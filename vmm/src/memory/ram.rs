@@ -12,18 +12,20 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use libc::{MFD_CLOEXEC, memfd_create};
+use libc::{MFD_CLOEXEC, c_int, memfd_create};
 use log::debug;
 use thiserror::Error;
+#[cfg(test)]
+use vm_memory::Bytes;
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionMmap,
+    GuestRegionMmap, VolatileSlice,
 };
 use vmm_sys_util::errno::Error as Errno;
 
 use super::guest_view::GuestView;
 use super::view::{Backing, SwitchedView};
-use crate::encryption::PageStatus;
+use crate::encryption::{PageStatus, Status};
 use crate::page::{Gpa, PageRange, RamLayout};
 
 /// Guest RAM as the VMM, devices and the migration engine see it.
@@ -62,6 +64,12 @@ impl GuestRam {
         }
         let host = HostView::from_ranges(&ranges)
             .map_err(|cause| RamError::Map { bytes: layout.bytes(), cause: cause.to_string() })?;
+        for region in host.iter() {
+            // Guests and migrations touch nearly all of it, in large runs.
+            if let Ok(whole) = region.as_volatile_slice() {
+                advise(&whole, libc::MADV_HUGEPAGE);
+            }
+        }
         Ok(Self { layout, host, split: None })
     }
 
@@ -112,6 +120,24 @@ impl GuestRam {
             .get_slice(GuestAddress(range.start().0), bytes)
             .map(|slice| slice.ptr_guard().as_ptr() as u64)
             .map_err(|_outside| RamError::NotRam { range })
+    }
+
+    /// Maps all pages of `range`, of private or of shared memory, at once: the caller is about to
+    /// read or write them, and would find them missing one by one. That costs several times as
+    /// much, but nothing else, so whatever keeps the host from it is no error.
+    pub fn populate(&self, range: PageRange, status: Status, access: Access) {
+        let view = match (&self.split, status) {
+            (Some(split), Status::Private) => &split.c1,
+            (None, _) | (_, Status::Shared) => &self.host,
+        };
+        let advice = match access {
+            Access::Read => libc::MADV_POPULATE_READ,
+            Access::Write => libc::MADV_POPULATE_WRITE,
+        };
+        let bytes = usize::try_from(range.bytes()).unwrap_or(usize::MAX);
+        if let Ok(pages) = view.get_slice(GuestAddress(range.start().0), bytes) {
+            advise(&pages, advice);
+        }
     }
 
     /// Gives the guest its RAM: memory slots at the GPA and, for the split views, at GPA + 2^C.
@@ -177,6 +203,24 @@ impl GuestRam {
     }
 }
 
+#[cfg(test)]
+impl GuestRam {
+    /// Writes as the guest does through a mapping without the C-bit.
+    pub(crate) fn write_without_c_bit(&self, start: Gpa, bytes: &[u8]) {
+        let c0 = self.split.as_ref().unwrap().c0();
+        c0.mapping().write_slice(bytes, GuestAddress(start.0)).unwrap();
+    }
+}
+
+/// What memory is about to be used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Only reading.
+    Read,
+    /// Writing.
+    Write,
+}
+
 impl Split {
     fn c0(&self) -> MutexGuard<'_, SwitchedView> {
         self.c0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -236,6 +280,16 @@ pub enum RamError {
         /// The pages.
         range: PageRange,
     },
+}
+
+/// Gives the kernel a hint on whole pages of guest RAM.
+fn advise(pages: &VolatileSlice<'_>, advice: c_int) {
+    let start = pages.ptr_guard_mut();
+    // SAFETY: the slice is a live mapping of guest RAM, and the advice changes none of its contents:
+    // huge pages and populating are all that callers ask for.
+    if unsafe { libc::madvise(start.as_ptr().cast(), pages.len(), advice) } != 0 {
+        debug!("madvise {advice} on {:#x} bytes: {}", pages.len(), IoError::last_os_error());
+    }
 }
 
 fn length(range: PageRange) -> Result<usize, RamError> {
@@ -305,10 +359,8 @@ fn memory_slot(
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::Bytes;
-
     use super::*;
-    use crate::encryption::{MapGpaRange, Overflow, Status};
+    use crate::encryption::{MapGpaRange, Overflow};
     use crate::page::{Frame, PAGE_SIZE};
 
     const MIB: u64 = 1 << 20;

@@ -1,8 +1,9 @@
 //! What has arrived at the destination: which pages, as what, and none twice in a round.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use thiserror::Error;
+use zerocopy::FromZeros;
 
 use super::frame::PageKind;
 use crate::encryption::{Incomplete, PageStatus, Status};
@@ -11,38 +12,45 @@ use crate::page::{Frame, PageRange, RamLayout};
 /// Frames in a word of the round's bitmap.
 const WORD: usize = 64;
 
-/// A page that never arrived.
-const NOTHING: u8 = 0;
-
-/// What arrived for every frame of RAM, last and in this round. Takes 9 bits per page.
+/// What arrived for every frame of RAM, last and in this round: three bits per page, by its place
+/// among the frames of RAM. Memory that no frame was marked in is not used.
 #[derive(Debug)]
 pub(super) struct Arrivals {
     layout: RamLayout,
-    /// By compact index: [`NOTHING`] or a [`PageKind`] plus 1.
-    kinds: Vec<AtomicU8>,
+    arrived: Vec<AtomicU64>,
+    /// Last as private.
+    private: Vec<AtomicU64>,
     this_round: Vec<AtomicU64>,
 }
 
 impl Arrivals {
-    /// Nothing has arrived.
-    pub(super) fn new(layout: RamLayout) -> Self {
-        let pages = usize::try_from(layout.pages()).unwrap_or(usize::MAX);
-        let kinds = (0..pages).map(|_| AtomicU8::new(NOTHING)).collect();
-        let this_round = (0..pages.div_ceil(WORD)).map(|_| AtomicU64::new(0)).collect();
-        Self { layout, kinds, this_round }
+    /// Nothing has arrived. `None` if this host has no memory to count a guest of this size.
+    pub(super) fn new(layout: RamLayout) -> Option<Self> {
+        let words = usize::try_from(layout.pages()).ok()?.div_ceil(WORD);
+        let bitmap = || AtomicU64::new_vec_zeroed(words).ok();
+        Some(Self { layout, arrived: bitmap()?, private: bitmap()?, this_round: bitmap()? })
     }
 
     /// A page arrives; its place must be marked before it is written. True if it is the first that
     /// arrives there.
     pub(super) fn mark(&self, frame: Frame, kind: PageKind) -> Result<bool, BadArrival> {
         let index = self.index(frame).ok_or(BadArrival::NotRam { frame })?;
-        let word = self.this_round.get(index / WORD).ok_or(BadArrival::NotRam { frame })?;
+        let words = (self.this_round.get(index / WORD), self.private.get(index / WORD));
+        let ((Some(this_round), Some(private)), Some(arrived)) =
+            (words, self.arrived.get(index / WORD))
+        else {
+            return Err(BadArrival::NotRam { frame });
+        };
         let bit = 1 << (index % WORD);
-        if word.fetch_or(bit, Ordering::Relaxed) & bit != 0 {
+        if this_round.fetch_or(bit, Ordering::Relaxed) & bit != 0 {
             return Err(BadArrival::Repeated { frame });
         }
-        let slot = self.kinds.get(index).ok_or(BadArrival::NotRam { frame })?;
-        Ok(slot.swap(kind as u8 + 1, Ordering::Relaxed) == NOTHING)
+        if kind == PageKind::Private {
+            private.fetch_or(bit, Ordering::Relaxed);
+        } else {
+            private.fetch_and(!bit, Ordering::Relaxed);
+        }
+        Ok(arrived.fetch_or(bit, Ordering::Relaxed) & bit == 0)
     }
 
     /// The next round begins; no connection may be placing pages.
@@ -56,23 +64,21 @@ impl Arrivals {
     /// (`None`) all are shared.
     pub(super) fn check(&self, status: Option<&PageStatus>) -> Result<(), BadArrival> {
         let mut shared_until = Frame(0);
-        let mut regions = match status {
-            Some(status) => status.shared_regions()?.collect::<Vec<PageRange>>(),
-            None => self.layout.ranges().collect(),
-        }
-        .into_iter()
-        .peekable();
-        let frames = self.layout.ranges().flat_map(PageRange::frames);
-        for (frame, kind) in frames.zip(&self.kinds) {
+        let regions: &mut dyn Iterator<Item = PageRange> = match status {
+            Some(status) => &mut status.shared_regions()?,
+            None => &mut self.layout.ranges(),
+        };
+        let mut regions = regions.peekable();
+        for (index, frame) in self.layout.ranges().flat_map(PageRange::frames).enumerate() {
             if regions.peek().is_some_and(|region| region.base() == frame) {
                 shared_until = regions.next().map_or(frame, PageRange::limit);
             }
             let wanted = if frame < shared_until { Status::Shared } else { Status::Private };
-            let arrived = match kind.load(Ordering::Relaxed) {
-                NOTHING => return Err(BadArrival::Missing { frame }),
-                kind if kind == PageKind::Private as u8 + 1 => Status::Private,
-                _ => Status::Shared,
-            };
+            if !is_set(&self.arrived, index) {
+                return Err(BadArrival::Missing { frame });
+            }
+            let is_private = is_set(&self.private, index);
+            let arrived = if is_private { Status::Private } else { Status::Shared };
             if arrived != wanted {
                 return Err(BadArrival::Contradiction { frame, arrived, wanted });
             }
@@ -91,6 +97,11 @@ impl Arrivals {
         }
         None
     }
+}
+
+fn is_set(bitmap: &[AtomicU64], index: usize) -> bool {
+    let word = bitmap.get(index / WORD).map_or(0, |word| word.load(Ordering::Relaxed));
+    word & 1 << (index % WORD) != 0
 }
 
 /// A page that must not have come, or has not.
@@ -139,7 +150,7 @@ mod tests {
     }
 
     fn all_arrived_as(kind: PageKind) -> Arrivals {
-        let arrivals = Arrivals::new(layout());
+        let arrivals = Arrivals::new(layout()).unwrap();
         for frame in 0..256 {
             arrivals.mark(Frame(frame), kind).unwrap();
         }
@@ -149,7 +160,7 @@ mod tests {
     /// A frame outside RAM, or the same frame twice in a round, is refused; a new round takes it.
     #[test]
     fn pages_arrive_inside_ram_and_once_a_round() {
-        let arrivals = Arrivals::new(layout());
+        let arrivals = Arrivals::new(layout()).unwrap();
         let frame = Frame(256);
         assert_eq!(arrivals.mark(frame, PageKind::Zero), Err(BadArrival::NotRam { frame }));
         let frame = Frame(255);
@@ -162,7 +173,7 @@ mod tests {
     /// RAM above the device hole follows RAM below it.
     #[test]
     fn the_device_hole_takes_no_place() {
-        let arrivals = Arrivals::new(RamLayout::new((3 << 30) + (1 << 20)).unwrap());
+        let arrivals = Arrivals::new(RamLayout::new((3 << 30) + (1 << 20)).unwrap()).unwrap();
         arrivals.mark(Frame(0x10_00ff), PageKind::Shared).unwrap();
         arrivals.mark(Frame(0x10_0100), PageKind::Shared).unwrap_err();
         arrivals.mark(Frame(0xf_ffff), PageKind::Shared).unwrap_err();
@@ -173,7 +184,7 @@ mod tests {
     #[test]
     fn the_end_is_held_against_the_region_list() {
         let mut status = PageStatus::new(layout(), Overflow::Promote);
-        let arrivals = Arrivals::new(layout());
+        let arrivals = Arrivals::new(layout()).unwrap();
         let frame = Frame(0);
         assert_eq!(arrivals.check(Some(&status)), Err(BadArrival::Missing { frame }));
         let arrivals = all_arrived_as(PageKind::Private);

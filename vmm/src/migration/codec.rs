@@ -64,14 +64,21 @@ impl Message {
     /// Reads the bytes after `header`: [`FrameHeader::length`] of them.
     ///
     /// # Errors
-    /// [`Malformed`] unless they are exactly such a message. Memory is at most that of `body`.
-    pub fn decode(header: FrameHeader, body: &[u8]) -> Result<Self, Malformed> {
+    /// [`Malformed`] unless they are exactly such a message. Long parts are not held twice.
+    pub fn decode(header: FrameHeader, body: Vec<u8>) -> Result<Self, Malformed> {
         let kind = header.kind();
         if body.len() < header.length() {
             let (needed, left) = (header.length() - body.len(), 0);
             return Err(Malformed::Truncated { what: "a message", needed, left });
         }
-        let mut reader = Reader::new("a message", body);
+        // Nothing but one variable part, which may be megabytes.
+        if body.len() == header.length() && kind == Kind::StatusList {
+            return Ok(Self::StatusList(body));
+        }
+        if body.len() == header.length() && kind == Kind::State {
+            return Ok(Self::State(body));
+        }
+        let mut reader = Reader::new("a message", &body);
         let message = match kind {
             Kind::Offer => Self::Offer(read_offer(&mut reader)?),
             Kind::Accept => Self::Accept { platform: read_platform(&mut reader)? },

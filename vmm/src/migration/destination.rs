@@ -3,7 +3,7 @@
 //! offer -> compare -> `RECEIVE_START` -> rounds -> region list and state -> checks ->
 //! `RECEIVE_FINISH`, then the handover in `taking_over.rs`.
 
-use std::io::Write;
+use std::io::{Error as IoError, Write};
 use std::time::{Duration, Instant};
 
 use log::info;
@@ -11,14 +11,18 @@ use thiserror::Error;
 use zerocopy::FromBytes;
 
 use super::arrivals::{Arrivals, BadArrival};
+use super::caller::Caller;
 use super::certificates::{CertificatesError, to_wire};
+use super::handover::{Destination, DestinationInput, DestinationOutput, DestinationState};
 use super::intake::{Delivered, IntakeError, take_in};
-use super::link::{Link, LinkError};
-use super::message::{Message, Offer, Reason, SessionBytes, Transfer};
-use super::placer::{PagePlacer, Target};
+use super::joining::accept_connections;
+use super::journal::{Journal, last};
+use super::link::{Due, Link, LinkError};
+use super::message::{Message, NotRunning, Offer, Reason, SessionBytes, Transfer, VmId};
+use super::placer::Target;
 use super::progress::{Phase, Progress};
 use super::reception::{Arrived, Reception};
-use super::transport::{Listener, Stream};
+use super::transport::Listener;
 use crate::encryption::{Malformed as MalformedStatus, PageStatus};
 use crate::machine::compatibility::{HostOffer, Incompatible, MachineOffer, compare};
 use crate::machine::config::PlatformKind;
@@ -31,18 +35,16 @@ use crate::sev::receive::{ReceiveError, Receiving};
 use crate::sev::send::SendSession;
 use crate::sev::session::Session;
 
-/// How long a peer may take for its first message, and for all of its page connections.
-const GREETING_MAX: Duration = Duration::from_secs(10);
-
-/// How long the source may take between phases.
-const ANSWER_MAX: Duration = Duration::from_secs(30);
-
 /// What this host receives guests with.
 pub struct Host<'a> {
     /// Receives SEV guests; `None` takes plain VMs only.
     pub platform: Option<&'a PlatformKind>,
     /// Where a guest's serial port writes to.
-    pub output: &'a mut dyn FnMut() -> Result<Box<dyn Write + Send>, std::io::Error>,
+    pub output: &'a mut dyn FnMut() -> Result<Box<dyn Write + Send>, IoError>,
+    /// Opens a guest's journal.
+    pub journal: &'a mut dyn FnMut(VmId) -> Result<Journal, IoError>,
+    /// How long the source may be silent.
+    pub silence: Duration,
 }
 
 impl std::fmt::Debug for Host<'_> {
@@ -61,28 +63,62 @@ pub struct Prepared {
     pub machine: PausedMachine,
     /// The control connection.
     pub(super) link: Link,
+    /// Where it is written down whose it is.
+    pub(super) journal: Journal,
     /// Which guest, which attempt.
     pub transfer: Transfer,
     /// How it came.
     pub reception: Reception,
 }
 
-/// Receives one guest from `stream`. `look_up` is told now and then how far it is, and says whether
-/// to stop. A refusal is told to the source.
+/// What a caller has led to.
+#[derive(Debug)]
+pub enum Received {
+    /// A guest.
+    Guest(Box<Prepared>),
+    /// The source of an earlier one was told what became of it here.
+    Answered(Transfer, NotRunning),
+}
+
+/// Receives one guest from `caller`, or tells it what the journal knows of an earlier one.
+/// `look_up` is told now and then how far it is, and says whether to stop. A refusal is told to the
+/// source.
 ///
 /// # Errors
 /// [`DestinationError`]; nothing is left of the guest then, and the source keeps it.
 pub fn receive(
-    stream: Stream,
+    caller: Caller,
     listener: &Listener,
     host: &mut Host<'_>,
     look_up: &mut LookUp<'_>,
-) -> Result<Prepared, DestinationError> {
-    let mut link = Link::new(stream);
-    match phases(&mut link, listener, host, look_up) {
-        Ok((machine, reception)) => {
+) -> Result<Received, DestinationError> {
+    let Caller { mut link, first } = caller;
+    if let Message::Commit(transfer) = first {
+        return recall(&mut link, transfer, host);
+    }
+    let received = match &first {
+        Message::Offer(offer) => phases(&mut link, offer, listener, host, look_up),
+        Message::Abandon { reason, .. } | Message::Refuse { reason } => {
+            Err(LinkError::Refused(reason.clone()).into())
+        }
+        Message::Accept { .. }
+        | Message::Start { .. }
+        | Message::Started
+        | Message::Join { .. }
+        | Message::RoundEnd(_)
+        | Message::RoundOk { .. }
+        | Message::StatusList(_)
+        | Message::State(_)
+        | Message::Prepared(_)
+        | Message::Commit(_)
+        | Message::Running(_)
+        | Message::NotRunning { .. } => Err(LinkError::unexpected("an offer").into()),
+    };
+    match received {
+        Ok((machine, journal, reception)) => {
             let transfer = reception.now().transfer;
-            Ok(Prepared { machine, link, transfer, reception })
+            let prepared = Prepared { machine, link, journal, transfer, reception };
+            Ok(Received::Guest(Box::new(prepared)))
         }
         Err(cause) => {
             let reason = Reason::new(&super::chain_of(&cause));
@@ -93,22 +129,53 @@ pub fn receive(
     }
 }
 
+/// The process that had this guest here is gone, and the guest with it: only its journal is left to
+/// tell the source what it did.
+fn recall(
+    link: &mut Link,
+    transfer: Transfer,
+    host: &mut Host<'_>,
+) -> Result<Received, DestinationError> {
+    let journal = (host.journal)(transfer.vm).map_err(DestinationError::Journal)?;
+    let side = Destination::recovered(transfer, last(journal.records(), transfer));
+    let (side, outputs) = side.on(DestinationInput::Commit(transfer));
+    for output in outputs {
+        if let DestinationOutput::Send(say) = output {
+            link.send(&say.into())?;
+        }
+    }
+    let because = match side.state {
+        DestinationState::Dropped(because) => because,
+        DestinationState::Prepared
+        | DestinationState::Owning { .. }
+        | DestinationState::Running
+        | DestinationState::Discarding => NotRunning::Unknown,
+    };
+    Ok(Received::Answered(transfer, because))
+}
+
 fn phases(
     link: &mut Link,
+    offer: &Offer,
     listener: &Listener,
     host: &mut Host<'_>,
     look_up: &mut LookUp<'_>,
-) -> Result<(PausedMachine, Reception), DestinationError> {
+) -> Result<(PausedMachine, Journal, Reception), DestinationError> {
     let begun = Instant::now();
-    let (offer, description) = take_offer(link, host)?;
+    let description = MachineOffer::from_bytes(&offer.machine)?;
+    compare(&description, &HostOffer::read(host.platform)?)?;
+    // Before anything is sent: a guest that nobody could own here must not come.
+    let journal = (host.journal)(offer.transfer.vm).map_err(DestinationError::Journal)?;
+    info!("{} is offered", offer.transfer);
     let mut reception = Reception::new(begun, offer.transfer, offer.connections);
     reception.enter(Phase::Attest);
     let output = (host.output)().map_err(DestinationError::Output)?;
     let mut machine = ReceivingMachine::build(&description, host.platform, output)?;
-    let receiving = start(link, &mut machine, &description)?;
-    let (arrivals, arrived) = (Arrivals::new(machine.ram().layout()), Arrived::default());
+    let receiving = start(link, &mut machine, &description, host.silence)?;
+    let arrivals = Arrivals::new(machine.ram().layout()).ok_or(DestinationError::Memory)?;
+    let arrived = Arrived::default();
     let mut stop = || look_up(reception.progress(&arrived));
-    let mut placers = accept_connections(listener, &offer, &mut stop)?;
+    let mut placers = accept_connections(listener, offer, host.silence, &mut stop)?;
     reception.enter(Phase::Rounds);
     let target = Target {
         ram: machine.ram(),
@@ -116,6 +183,7 @@ fn phases(
         receiving: receiving.as_ref(),
         session: offer.session,
         arrived: &arrived,
+        silence: host.silence,
     };
     let mut stop = || look_up(reception.progress(&arrived));
     let Delivered { status, state, rounds } = take_in(link, &mut placers, &target, &mut stop)?;
@@ -126,18 +194,7 @@ fn phases(
     let machine = machine.finish(&state, status, launched)?;
     reception.all_arrived(&arrived, rounds);
     info!("{}: all arrived in {rounds} rounds", offer.transfer);
-    Ok((machine, reception))
-}
-
-/// Reads the offer, and holds it against this host before anything is built.
-fn take_offer(link: &mut Link, host: &Host<'_>) -> Result<(Offer, MachineOffer), DestinationError> {
-    let Message::Offer(offer) = link.answer("an offer", GREETING_MAX)? else {
-        return Err(LinkError::unexpected("an offer").into());
-    };
-    let description = MachineOffer::from_bytes(&offer.machine)?;
-    compare(&description, &HostOffer::read(host.platform)?)?;
-    info!("{} is offered", offer.transfer);
-    Ok((offer, description))
+    Ok((machine, journal, reception))
 }
 
 /// Says what this platform is, and takes the session that the source has made for it.
@@ -145,12 +202,13 @@ fn start(
     link: &mut Link,
     machine: &mut ReceivingMachine,
     description: &MachineOffer,
+    silence: Duration,
 ) -> Result<Option<Receiving>, DestinationError> {
     let own = machine.platform_certificates().map_err(CertificatesError::Own)?;
     let platform = own.as_ref().map(to_wire);
     let encrypted = platform.is_some();
     link.send(&Message::Accept { platform })?;
-    let Message::Start { encryption } = link.answer("a start", ANSWER_MAX)? else {
+    let Message::Start { encryption } = link.answer(Due::START, silence)? else {
         return Err(LinkError::unexpected("a start").into());
     };
     let receiving = match (encryption, encrypted) {
@@ -180,33 +238,6 @@ fn session_of(
     Ok(SendSession { policy: bytes.policy, source_pdh, session })
 }
 
-/// Waits until every page connection has introduced itself; others are turned away.
-fn accept_connections(
-    listener: &Listener,
-    offer: &Offer,
-    stop: &mut dyn FnMut() -> bool,
-) -> Result<Vec<PagePlacer>, DestinationError> {
-    let deadline = Instant::now() + GREETING_MAX;
-    let mut joined: Vec<Option<PagePlacer>> = Vec::new();
-    joined.resize_with(usize::from(offer.connections), || None);
-    while joined.iter().any(Option::is_none) {
-        if stop() || Instant::now() > deadline {
-            return Err(DestinationError::Connections { wanted: offer.connections });
-        }
-        let Some(stream) = listener.accept(Duration::from_millis(100))? else { continue };
-        let mut link = Link::new(stream);
-        match link.answer("a page connection", GREETING_MAX) {
-            Ok(Message::Join { session, index }) if session == offer.session => {
-                if let Some(slot @ None) = joined.get_mut(usize::from(index)) {
-                    *slot = Some(PagePlacer::new(link.into_stream()));
-                }
-            }
-            other => info!("a connection that is no part of this migration was closed: {other:?}"),
-        }
-    }
-    Ok(joined.into_iter().flatten().collect())
-}
-
 /// Every page has arrived, as what the region list says.
 fn check(
     description: &MachineOffer,
@@ -223,6 +254,17 @@ fn check(
     };
     arrivals.check(status.as_ref())?;
     Ok(status)
+}
+
+impl DestinationError {
+    /// Whether nothing is wrong here: the source has given up, and said so.
+    #[must_use]
+    pub fn is_the_sources_wish(&self) -> bool {
+        matches!(
+            self,
+            Self::Link(LinkError::Refused(_)) | Self::Intake(IntakeError::Abandoned { .. })
+        )
+    }
 }
 
 /// Why a guest could not be received.
@@ -242,10 +284,13 @@ pub enum DestinationError {
     Machine(#[from] MachineError),
     /// The serial output.
     #[error("opening the guest's serial output")]
-    Output(#[source] std::io::Error),
+    Output(#[source] IoError),
+    /// The journal.
+    #[error("a guest cannot be owned here without its journal")]
+    Journal(#[source] IoError),
     /// Listening.
     #[error("accepting connections")]
-    Accept(#[from] std::io::Error),
+    Accept(#[from] IoError),
     /// Certificates.
     #[error(transparent)]
     Certificates(#[from] CertificatesError),
@@ -261,6 +306,9 @@ pub enum DestinationError {
     /// What the source sent and offered do not fit together.
     #[error("what the source sent is not what it offered: SEV or not, and with which policy")]
     Platform,
+    /// The guest is too large to keep count of.
+    #[error("this host has no memory to count the pages of the guest: offer it to a larger one")]
+    Memory,
     /// Page connections are missing.
     #[error("not all of the source's {wanted} page connections came")]
     Connections {

@@ -33,6 +33,7 @@ use twox_hash::XxHash3_64;
 use super::cursor::{Reader, Writer};
 use super::malformed::Malformed;
 use super::message::RoundEnd;
+use crate::machine::MACHINE_BYTES_MAX;
 use crate::page::{Frame, PAGE_SIZE, RamLayout};
 
 /// The version that this program speaks. There is one; the next will say what it still reads.
@@ -60,14 +61,17 @@ pub const PACKET_HEADER_LEN: usize = 52;
 /// Page connections of one migration.
 pub const CONNECTIONS_MAX: u16 = 128;
 
-/// Bytes of a machine's offer: CPUID of 255 vCPUs dominates.
-pub const MACHINE_OFFER_BYTES_MAX: u32 = 4 << 20;
+/// Bytes of a machine's offer.
+pub const MACHINE_OFFER_BYTES_MAX: u32 = 1 << 20;
+const _: () = assert!(MACHINE_OFFER_BYTES_MAX as usize == MACHINE_BYTES_MAX);
 
-/// Bytes of a machine's state: about 20 KiB per vCPU.
-pub const STATE_BYTES_MAX: u32 = 8 << 20;
+/// Bytes of a machine's state.
+pub const STATE_BYTES_MAX: u32 = 1 << 20;
+const _: () = assert!(STATE_BYTES_MAX as usize == MACHINE_BYTES_MAX);
 
-/// Bytes of a region list: 1,048,576 regions, what 8 GiB of alternating pages come to.
-pub const STATUS_BYTES_MAX: u32 = (16 << 20) + STATUS_HEADER_BYTES;
+/// Bytes of a region list: 262,144 regions, what 2 GiB of alternating pages come to; guests have
+/// tens.
+pub const STATUS_BYTES_MAX: u32 = (4 << 20) + STATUS_HEADER_BYTES;
 
 /// Bytes of each group of certificates, and of a session buffer.
 pub const CERTIFICATES_BYTES_MAX: u32 = 16 << 10;

@@ -124,7 +124,7 @@ fn round_digests_see_losses_repeats_and_exchanges() {
     }
 }
 
-/// The longest list of any guest fits the cap that its RAM gives, and no more than 8 GiB's travels.
+/// The longest list of any guest fits the cap that its RAM gives, and no more than 2 GiB's travels.
 #[test]
 fn region_lists_have_room_for_every_other_page() {
     let layout = RamLayout::new(32 * 4096).unwrap();
@@ -134,7 +134,7 @@ fn region_lists_have_room_for_every_other_page() {
         status.apply(MapGpaRange { range, status: Status::Shared }, &mut |_| {});
     }
     assert_eq!(status.to_bytes().len(), status_bytes_max(&layout) as usize);
-    assert_eq!(status_bytes_max(&RamLayout::new(8 << 30).unwrap()), STATUS_BYTES_MAX);
+    assert_eq!(status_bytes_max(&RamLayout::new(2 << 30).unwrap()), STATUS_BYTES_MAX);
     assert_eq!(status_bytes_max(&RamLayout::new(1 << 50).unwrap()), STATUS_BYTES_MAX);
 }
 

@@ -7,18 +7,15 @@ use std::time::{Duration, Instant};
 
 use log::{info, warn};
 
-use super::handover::{Refusal, Resolution, Source, SourceInput, SourceOutput, SourceState};
+use super::handover::{Resolution, Source, SourceInput, SourceOutput, SourceState};
 use super::journal::Journal;
-use super::link::Link;
-use super::message::{Message, Reason};
+use super::link::{Due, Link};
+use super::message::{Message, NotRunning, Reason};
 use super::progress::{Outcome, Phase, Summary};
-use super::source::{Attempt, Guest, Options, SourceError, Wish, Wishes};
+use super::source::{Attempt, Guest, Look, Options, SourceError, Wish, Wishes};
 use super::transport::Stream;
 use crate::machine::RunningMachine;
 use crate::vcpu::{Stop, VcpuError};
-
-/// How long the destination may take to load the guest.
-const PREPARE_MAX: Duration = Duration::from_secs(60);
 
 /// How often a commit that is not answered is said again, and a connection tried.
 const RETRY: Duration = Duration::from_secs(1);
@@ -74,6 +71,7 @@ where
     E: From<Stop> + Send + 'static,
 {
     attempt.account.enter(Phase::Handover);
+    attempt.heard = Instant::now();
     let mut side = Source::new(attempt.options.transfer);
     let mut inputs = VecDeque::new();
     let (mut since, mut running, mut why) = (Instant::now(), None, None);
@@ -148,7 +146,9 @@ fn next_input(
     since: Instant,
     wish: &mut Wishes<'_>,
 ) -> Option<SourceInput> {
-    match wish(attempt.account.progress(&attempt.sent), side.is_in_doubt()) {
+    let (in_doubt, refused) = (side.is_in_doubt(), attempt.refused.take());
+    let progress = attempt.account.progress(&attempt.sent);
+    match wish(Look { progress, in_doubt, refused }) {
         Some(Wish::Cancel(reason)) => return Some(SourceInput::Abort(reason)),
         Some(Wish::Resolve(resolution)) => return Some(SourceInput::Resolve(resolution)),
         None => {}
@@ -157,8 +157,12 @@ fn next_input(
         park_timeout(LOOK_UP);
         return (since.elapsed() > RETRY).then_some(SourceInput::ConnectionLost);
     };
-    let message = match link.receive(LOOK_UP, &mut || false) {
-        Ok(message) => message,
+    let message = match link.receive(Due::VERDICT, LOOK_UP, &mut || false) {
+        Ok(Some(message)) => {
+            attempt.heard = Instant::now();
+            Some(message)
+        }
+        Ok(None) => None,
         Err(cause) => {
             warn!("{cause}");
             return Some(SourceInput::ConnectionLost);
@@ -168,8 +172,12 @@ fn next_input(
         Some(Message::Prepared(transfer)) => Some(SourceInput::Prepared(transfer)),
         Some(Message::Running(transfer)) => Some(SourceInput::Running(transfer)),
         Some(Message::NotRunning { transfer, because }) => {
-            warn!("{because}");
+            note(side, because);
             Some(SourceInput::NotRunning(transfer, because))
+        }
+        Some(Message::Refuse { reason }) if in_doubt => {
+            info!("the destination says: {reason}");
+            None
         }
         Some(Message::Refuse { reason } | Message::Abandon { reason, .. }) => {
             Some(SourceInput::Abort(reason))
@@ -178,11 +186,23 @@ fn next_input(
             warn!("the destination sent {:?} during the handover", other.kind());
             Some(SourceInput::ConnectionLost)
         }
-        None if side.is_in_doubt() && since.elapsed() > RETRY => Some(SourceInput::Retry),
-        None if side.state == SourceState::Waiting && since.elapsed() > PREPARE_MAX => {
-            Some(SourceInput::Abort(Reason::new("the destination did not get ready in time")))
-        }
+        None if attempt.heard.elapsed() > attempt.options.silence => Some(if in_doubt {
+            // A connection can be stuck for ever: another may get through.
+            SourceInput::ConnectionLost
+        } else {
+            SourceInput::Abort(Reason::new("the destination did not get ready in time"))
+        }),
+        None if in_doubt && since.elapsed() > RETRY => Some(SourceInput::Retry),
         None => None,
+    }
+}
+
+/// The destination was told `commit` and does not run the guest. It is asked again and again, and
+/// may answer the same each time.
+fn note(side: &Source, because: NotRunning) {
+    let SourceState::InDoubt(doubt) = side.state else { return };
+    if doubt.answer != Some(because) {
+        warn!("{because}");
     }
 }
 
@@ -196,7 +216,7 @@ impl Attempt<'_> {
                 match journal.append(transfer, step, &peer) {
                     Ok(()) => Some(SourceInput::JournalWritten),
                     Err(cause) => {
-                        warn!("{cause}");
+                        warn!("{}", super::chain_of(&cause));
                         Some(SourceInput::JournalFailed)
                     }
                 }
@@ -217,16 +237,23 @@ impl Attempt<'_> {
                 None
             }
             SourceOutput::Refuse(refusal) => {
-                report(refusal);
+                warn!("{refusal}");
+                self.refused = Some(refusal);
                 None
             }
             SourceOutput::SendCancel | SourceOutput::ResumeGuest => None,
         }
     }
 
-    /// One try; the next comes when this one's failure is reported.
+    /// One try; the next comes when this one's failure is reported. A destination that accepts and
+    /// hangs up at once is tried no more often than one that is not there.
     fn reconnect(&mut self) -> Option<SourceInput> {
         self.link = None;
+        if self.dialled.is_some_and(|dialled| dialled.elapsed() < RETRY) {
+            return None;
+        }
+        self.dialled = Some(Instant::now());
+        self.heard = Instant::now();
         match Stream::connect(&self.options.to) {
             Ok(stream) => {
                 info!("connected to {} again", self.options.to);
@@ -239,9 +266,4 @@ impl Attempt<'_> {
             }
         }
     }
-}
-
-/// A wish that was not granted.
-fn report(refusal: Refusal) {
-    warn!("{refusal}");
 }

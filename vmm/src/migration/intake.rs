@@ -4,19 +4,32 @@
 //! the caller's thread alone decides.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use super::link::{Link, LinkError};
+use super::convergence::ROUNDS_MAX;
+use super::frame::status_bytes_max;
+use super::link::{Due, Link, LinkError};
 use super::message::{Message, Reason, RoundEnd};
 use super::placer::{PagePlacer, PlacerError, Target};
+use super::transport::Stream;
 
-/// How long nothing at all may arrive.
-const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// Two KiB a second where silence is 30 s: less than any network, more than a peer that only holds
+/// the line.
+const PACE_BYTES: u64 = 64 << 10;
+
+/// How long all rounds together may take.
+const ROUNDS_TIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The source gives up or pauses the guest after [`ROUNDS_MAX`]; the last round comes then.
+const ROUNDS_TAKEN_MAX: u32 = ROUNDS_MAX + 1;
+
+/// How long a source whose page connection has failed may take to say why.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// How often waiting looks up.
 const LOOK_UP: Duration = Duration::from_millis(100);
@@ -52,8 +65,11 @@ pub(super) fn take_in(
 ) -> Result<Delivered, IntakeError> {
     let over = AtomicBool::new(false);
     let control = link.try_clone().map_err(LinkError::Lost)?;
+    let connections = placers.iter().map(PagePlacer::connection).collect::<Result<Vec<_>, _>>();
+    let connections = connections.map_err(LinkError::Lost)?;
     thread::scope(|scope| {
-        let (queue, arrivals) = channel();
+        // A source that says more than it may waits until the last thing was looked at.
+        let (queue, arrivals) = sync_channel(1);
         let mut go = Vec::new();
         for (index, placer) in placers.iter_mut().enumerate() {
             let (proceed, may_proceed) = channel();
@@ -62,10 +78,28 @@ pub(super) fn take_in(
             scope.spawn(move || place_rounds(index, placer, target, (&queue, &may_proceed), over));
         }
         let over_here = &over;
-        scope.spawn(move || read_control(control, &queue, over_here));
+        let list = Due::region_list(status_bytes_max(&target.ram.layout()));
+        let due = target.receiving.map_or(Due::STATE, |_sev| list);
+        scope.spawn(move || read_control(control, due, &queue, over_here));
         let delivered = collect(link, target, &arrivals, &go, stop);
         over.store(true, Ordering::Relaxed);
-        delivered
+        if delivered.is_err() {
+            // Nobody finishes what is of no use; the source is still told why.
+            connections.iter().for_each(Stream::shut_down);
+            link.stop_reading();
+        }
+        // The placers wait for this, and then say whether anything came after the last round.
+        drop(go);
+        let delivered = delivered?;
+        match arrivals.iter().find(|arrival| !matches!(arrival, Arrival::Control(_))) {
+            Some(Arrival::Failed(cause)) => Err(cause),
+            Some(_) => Err(IntakeError::Unfinished),
+            None => Ok(delivered),
+        }
+    })
+    .and_then(|delivered| match placers.iter().any(PagePlacer::is_in_a_round) {
+        true => Err(IntakeError::Unfinished),
+        false => Ok(delivered),
     })
 }
 
@@ -74,7 +108,7 @@ fn place_rounds(
     index: usize,
     placer: &mut PagePlacer,
     target: &Target<'_>,
-    (queue, may_proceed): (&Sender<Arrival>, &Receiver<()>),
+    (queue, may_proceed): (&SyncSender<Arrival>, &Receiver<()>),
     over: &AtomicBool,
 ) {
     loop {
@@ -91,19 +125,20 @@ fn place_rounds(
 }
 
 /// The control connection's thread: ends with the machine's state, or when the source gives up.
-fn read_control(mut link: Link, queue: &Sender<Arrival>, over: &AtomicBool) {
+fn read_control(mut link: Link, mut due: Due, queue: &SyncSender<Arrival>, over: &AtomicBool) {
     loop {
         let mut stop = || over.load(Ordering::Relaxed);
-        let arrival = match link.receive(LOOK_UP, &mut stop) {
+        let arrival = match link.receive(due, LOOK_UP, &mut stop) {
             Ok(None) if stop() => return,
             Ok(None) => continue,
             Ok(Some(message)) => Arrival::Control(message),
             Err(cause) => Arrival::Failed(cause.into()),
         };
-        let last = !matches!(arrival, Arrival::Control(Message::StatusList(_)));
-        if queue.send(arrival).is_err() || last {
+        let is_list = matches!(arrival, Arrival::Control(Message::StatusList(_)));
+        if queue.send(arrival).is_err() || !is_list {
             return;
         }
+        due = Due::STATE;
     }
 }
 
@@ -115,15 +150,19 @@ fn collect(
     stop: &mut dyn FnMut() -> bool,
 ) -> Result<Delivered, IntakeError> {
     let (mut ended, mut rounds, mut status) = (BTreeSet::new(), 0, None);
-    let mut alive = Alive::new(target);
+    let (mut pace, mut looked_up) = (Pace::new(Instant::now(), target.silence), Instant::now());
     loop {
+        // Also while the source keeps us busy.
+        if looked_up.elapsed() >= LOOK_UP {
+            looked_up = Instant::now();
+            pace.check(target.arrived.bytes.load(Ordering::Relaxed), looked_up)?;
+            if stop() {
+                return Err(IntakeError::Stopped);
+            }
+        }
         let arrival = match arrivals.recv_timeout(LOOK_UP) {
             Ok(arrival) => arrival,
-            Err(RecvTimeoutError::Timeout) if stop() => return Err(IntakeError::Stopped),
-            Err(RecvTimeoutError::Timeout) => {
-                alive.check()?;
-                continue;
-            }
+            Err(RecvTimeoutError::Timeout) => continue,
             Err(RecvTimeoutError::Disconnected) => return Err(IntakeError::Stopped),
         };
         match arrival {
@@ -131,6 +170,9 @@ fn collect(
                 ended.insert(index);
                 if ended.len() == go.len() {
                     ended.clear();
+                    if end.round > ROUNDS_TAKEN_MAX {
+                        return Err(IntakeError::TooManyRounds);
+                    }
                     target.arrivals.end_round();
                     rounds = end.round;
                     target.arrived.rounds.store(rounds, Ordering::Relaxed);
@@ -153,32 +195,55 @@ fn collect(
             Arrival::Control(_) => {
                 return Err(LinkError::unexpected("the region list or the state").into());
             }
-            Arrival::Failed(cause) => return Err(cause),
+            Arrival::Failed(cause) => return Err(explained(cause, arrivals)),
         }
     }
 }
 
-/// Notices a peer that is connected but says nothing.
-struct Alive<'a> {
-    bytes: &'a AtomicU64,
-    seen: u64,
-    since: Instant,
+/// A source that gives up says why, then closes its connections; they are not heard in that order.
+fn explained(cause: IntakeError, arrivals: &Receiver<Arrival>) -> IntakeError {
+    let until = Instant::now() + LAST_WORDS;
+    while let IntakeError::Placer(_) = cause {
+        let left = until.saturating_duration_since(Instant::now());
+        match arrivals.recv_timeout(left) {
+            Ok(Arrival::Control(Message::Abandon { reason, .. } | Message::Refuse { reason })) => {
+                return IntakeError::Abandoned { reason };
+            }
+            // The other page connections.
+            Ok(Arrival::Failed(IntakeError::Placer(_)) | Arrival::Round(..)) => {}
+            Ok(Arrival::Control(_) | Arrival::Failed(_)) | Err(_) => break,
+        }
+    }
+    cause
 }
 
-impl<'a> Alive<'a> {
-    fn new(target: &Target<'a>) -> Self {
-        Self { bytes: &target.arrived.bytes, seen: 0, since: Instant::now() }
+/// Notices a source that says nothing, next to nothing, or never enough.
+#[derive(Debug)]
+struct Pace {
+    begun: Instant,
+    /// In which time a source that is there sends [`PACE_BYTES`] of pages.
+    silence: Duration,
+    /// Bytes of pages that had come at some moment.
+    then: (u64, Instant),
+}
+
+impl Pace {
+    fn new(now: Instant, silence: Duration) -> Self {
+        Self { begun: now, silence, then: (0, now) }
     }
 
-    fn check(&mut self) -> Result<(), IntakeError> {
-        let now = self.bytes.load(Ordering::Relaxed);
-        if now != self.seen {
-            (self.seen, self.since) = (now, Instant::now());
+    /// `bytes` of pages have come by `now`.
+    fn check(&mut self, bytes: u64, now: Instant) -> Result<(), IntakeError> {
+        if now.duration_since(self.begun) > ROUNDS_TIME_MAX {
+            return Err(IntakeError::Endless);
         }
-        if self.since.elapsed() < SILENCE_MAX {
-            return Ok(());
+        if bytes.saturating_sub(self.then.0) >= PACE_BYTES {
+            self.then = (bytes, now);
         }
-        Err(LinkError::Silent { wanted: "anything", patience: SILENCE_MAX }.into())
+        if now.duration_since(self.then.1) > self.silence {
+            return Err(IntakeError::Slow { patience: self.silence });
+        }
+        Ok(())
     }
 }
 
@@ -197,7 +262,49 @@ pub enum IntakeError {
         /// Why, in its words.
         reason: Reason,
     },
+    /// The source is there, but too slow for any network.
+    #[error(
+        "the source sent less than {} KiB of pages in {} s", PACE_BYTES >> 10, patience.as_secs()
+    )]
+    Slow {
+        /// How long.
+        patience: Duration,
+    },
+    /// It goes on and on.
+    #[error("the source has been sending for {} hours", ROUNDS_TIME_MAX.as_secs() / 3600)]
+    Endless,
+    /// It goes on and on.
+    #[error("the source has sent more than {ROUNDS_TAKEN_MAX} rounds")]
+    TooManyRounds,
+    /// The state came too early.
+    #[error("the source sent the machine's state in the middle of a round of pages")]
+    Unfinished,
     /// We were told to stop.
     #[error("receiving was stopped")]
     Stopped,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever sends steadily may take hours, but not for ever; silence, or a byte now and then, is
+    /// not waited for.
+    #[test]
+    fn a_source_keeps_a_pace() {
+        let begun = Instant::now();
+        let at = |seconds: u64| begun + Duration::from_secs(seconds);
+        let mut pace = Pace::new(begun, Duration::from_secs(30));
+        pace.check(0, at(30)).unwrap();
+        assert!(matches!(pace.check(0, at(31)), Err(IntakeError::Slow { .. })));
+        let mut pace = Pace::new(begun, Duration::from_secs(30));
+        let trickle = (1..=31).find_map(|second| pace.check(second, at(second)).err());
+        assert!(matches!(trickle, Some(IntakeError::Slow { .. })), "{trickle:?}");
+        let mut pace = Pace::new(begun, Duration::from_secs(30));
+        for second in (0..=24 * 3600).step_by(30) {
+            pace.check(second * PACE_BYTES, at(second)).unwrap();
+        }
+        let day = pace.check(u64::MAX, at(24 * 3600 + 1));
+        assert!(matches!(day, Err(IntakeError::Endless)), "{day:?}");
+    }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use super::frame::{FRAME_HEADER_LEN, FrameHeader};
+use super::frame::{FRAME_HEADER_LEN, FrameHeader, Kind, STATUS_BYTES_MAX};
 use super::malformed::Malformed;
 use super::message::{Message, Reason};
 use super::transport::Stream;
@@ -15,6 +15,63 @@ const MESSAGE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How often waiting for a message looks up.
 const STEP: Duration = Duration::from_millis(50);
+
+/// What may come next. Anything else is refused by its header, before there is memory for it;
+/// only a refusal or an abandonment, which are short, may always come.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Due {
+    what: &'static str,
+    kinds: &'static [Kind],
+    /// Of a region list, by the RAM of the guest.
+    status_bytes_max: u32,
+}
+
+impl Due {
+    /// From whoever connects to a host that receives guests.
+    pub(super) const GREETING: Self = Self::new("its first message", &[Kind::Offer, Kind::Commit]);
+    pub(super) const ACCEPT: Self = Self::new("an acceptance", &[Kind::Accept]);
+    pub(super) const START: Self = Self::new("a start", &[Kind::Start]);
+    pub(super) const STARTED: Self = Self::new("a start", &[Kind::Started]);
+    pub(super) const ROUND_OK: Self = Self::new("the end of a round", &[Kind::RoundOk]);
+    pub(super) const REFUSAL: Self = Self::new("a reason", &[]);
+    /// At the source.
+    pub(super) const VERDICT: Self =
+        Self::new("a word on the handover", &[Kind::Prepared, Kind::Running, Kind::NotRunning]);
+    /// At the destination.
+    pub(super) const COMMIT: Self = Self::new("a commit", &[Kind::Commit]);
+
+    const fn new(what: &'static str, kinds: &'static [Kind]) -> Self {
+        Self { what, kinds, status_bytes_max: STATUS_BYTES_MAX }
+    }
+
+    /// After the last round, from the source of an SEV guest.
+    pub(super) const fn region_list(status_bytes_max: u32) -> Self {
+        // The state is refused later, by the name of what is missing.
+        let due = Self::new("the region list", &[Kind::StatusList, Kind::State]);
+        Self { status_bytes_max, ..due }
+    }
+
+    /// After that, or from the source of a plain VM at once.
+    pub(super) const STATE: Self = Self::new("the state", &[Kind::State]);
+
+    /// It has not come for all of `patience`.
+    pub(super) fn silent(self, patience: Duration) -> LinkError {
+        LinkError::Silent { wanted: self.what, patience }
+    }
+
+    pub(super) fn check(&self, header: FrameHeader) -> Result<(), LinkError> {
+        let kind = header.kind();
+        if !self.kinds.contains(&kind) && !matches!(kind, Kind::Refuse | Kind::Abandon) {
+            return Err(LinkError::Unexpected { wanted: self.what });
+        }
+        let most = self.status_bytes_max;
+        if kind == Kind::StatusList && header.length() > most as usize {
+            let length = header.length() as u64;
+            return Err(Malformed::TooLong { kind, length, most }.into());
+        }
+        Ok(())
+    }
+}
 
 /// A control connection.
 #[derive(Debug)]
@@ -33,9 +90,10 @@ impl Link {
         self.stream.send(&mut [IoSlice::new(&bytes)]).map_err(LinkError::Lost)
     }
 
-    /// Waits for a message for up to `patience`; `None` if none began, or `look_up` said stop.
+    /// Waits for what is due for up to `patience`; `None` if nothing began, or `look_up` said stop.
     pub(super) fn receive(
         &mut self,
+        due: Due,
         patience: Duration,
         look_up: &mut dyn FnMut() -> bool,
     ) -> Result<Option<Message>, LinkError> {
@@ -45,20 +103,16 @@ impl Link {
                 return Ok(None);
             }
         }
-        self.read().map(Some)
+        self.read(due).map(Some)
     }
 
     /// The next message, which must begin to arrive within `patience`.
     ///
     /// # Errors
     /// [`LinkError`]; [`LinkError::Refused`] if the peer refuses or gives up.
-    pub(super) fn answer(
-        &mut self,
-        wanted: &'static str,
-        patience: Duration,
-    ) -> Result<Message, LinkError> {
-        match self.receive(patience, &mut || false)? {
-            None => Err(LinkError::Silent { wanted, patience }),
+    pub(super) fn answer(&mut self, due: Due, patience: Duration) -> Result<Message, LinkError> {
+        match self.receive(due, patience, &mut || false)? {
+            None => Err(due.silent(patience)),
             Some(Message::Refuse { reason } | Message::Abandon { reason, .. }) => {
                 Err(LinkError::Refused(reason))
             }
@@ -67,29 +121,30 @@ impl Link {
     }
 
     /// Reads the message that has begun to arrive.
-    pub(super) fn read(&mut self) -> Result<Message, LinkError> {
+    fn read(&mut self, due: Due) -> Result<Message, LinkError> {
         let deadline = Instant::now() + MESSAGE_DEADLINE;
         let mut header = [0; FRAME_HEADER_LEN];
         if !self.stream.fill(&mut header, deadline).map_err(LinkError::Lost)? {
             return Err(LinkError::Lost(ErrorKind::UnexpectedEof.into()));
         }
         let header = FrameHeader::decode(&header)?;
+        due.check(header)?;
         // The header's length has its cap.
         let mut bytes = vec![0; header.length()];
         if !bytes.is_empty() && !self.stream.fill(&mut bytes, deadline).map_err(LinkError::Lost)? {
             return Err(LinkError::Lost(ErrorKind::UnexpectedEof.into()));
         }
-        Ok(Message::decode(header, &bytes)?)
+        Ok(Message::decode(header, bytes)?)
+    }
+
+    /// Nothing more is read here, by any handle; whoever waits to read stops.
+    pub(super) fn stop_reading(&self) {
+        self.stream.stop_reading();
     }
 
     /// Another handle on the connection, for a thread of its own.
     pub(super) fn try_clone(&self) -> Result<Self, IoError> {
         self.stream.try_clone().map(Self::new)
-    }
-
-    /// The connection itself, when it turns out to be another kind of connection.
-    pub(super) fn into_stream(self) -> Stream {
-        self.stream
     }
 }
 

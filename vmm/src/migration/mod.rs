@@ -16,6 +16,7 @@
 
 mod account;
 mod arrivals;
+mod caller;
 mod certificates;
 mod codec;
 #[cfg(test)]
@@ -29,14 +30,20 @@ pub mod frame;
 mod frame_tests;
 pub mod handing_over;
 pub mod handover;
+#[cfg(test)]
+mod hostile_tests;
 mod intake;
+mod joining;
 pub mod journal;
 mod link;
 mod malformed;
 pub mod message;
 mod placer;
 pub mod progress;
+#[cfg(test)]
+mod race_tests;
 pub mod reception;
+pub mod recovery;
 mod rounds;
 mod sender;
 mod socket_file;
@@ -45,7 +52,9 @@ pub mod taking_over;
 mod transport;
 
 use crate::machine::chain_of;
+pub use caller::Caller;
 pub use endpoint::{BadEndpoint, Endpoint};
+pub use link::LinkError;
 pub use malformed::Malformed;
 pub use socket_file::{NoSocket, SocketFile};
 pub use transport::{Listener, Stream};

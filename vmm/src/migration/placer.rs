@@ -7,19 +7,19 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
-use vm_memory::{Bytes, GuestAddress};
 
 use super::arrivals::{Arrivals, BadArrival};
 use super::frame::{
     FRAME_HEADER_LEN, FrameHeader, Kind, PACKET_HEADER_LEN, PAGES_HEAD_LEN, PAGES_HEADER_LEN,
-    PAGES_MAX, PageKind, PagesHeader, Payload, PayloadDigest, RoundDigest, decode_numbers,
+    PAGES_MAX, PageKind, PagesHeader, PayloadDigest, RoundDigest, decode_numbers,
 };
 use super::malformed::Malformed;
 use super::message::{Message, RoundEnd};
 use super::reception::Arrived;
 use super::transport::Stream;
-use crate::memory::{GuestRam, RamError};
-use crate::page::{Frame, PAGE_SIZE, PageRange};
+use crate::encryption::Status;
+use crate::memory::{Access, GuestRam, RamError};
+use crate::page::{Frame, PageRange};
 use crate::sev::receive::{ReceiveError, Receiving};
 
 /// How long one frame may take from its first byte to its last.
@@ -30,6 +30,12 @@ const IDLE_STEP: Duration = Duration::from_millis(200);
 
 /// Bytes of a page.
 const PAGE_LEN: usize = 4096;
+
+/// Bytes in which all connections together hold pages on their way into RAM.
+const BUFFERS_MAX: usize = 4 << 20;
+
+/// A page frame's payload without its pages.
+const LISTS_MAX: usize = PAGES_MAX * (size_of::<u64>() + PACKET_HEADER_LEN);
 
 /// Where pages go, as all connections share it.
 #[derive(Debug)]
@@ -42,6 +48,8 @@ pub(super) struct Target<'a> {
     pub(super) session: u64,
     /// Counts what comes, which also shows that the source is alive.
     pub(super) arrived: &'a Arrived,
+    /// How long nothing at all may come.
+    pub(super) silence: Duration,
 }
 
 /// The receiving end of a page connection.
@@ -51,15 +59,29 @@ pub(super) struct PagePlacer {
     sequence: u64,
     round: u32,
     digest: RoundDigest,
-    payload: Vec<u8>,
+    /// What is short: headers, frame numbers, packets' headers.
+    lists: Vec<u8>,
+    /// Pages, as many as a connection may hold at a time.
+    pages: Vec<u8>,
 }
 
 impl PagePlacer {
-    /// `stream` has said which connection it is.
-    pub(super) fn new(stream: Stream) -> Self {
-        let room = Payload::new(PageKind::Private, PAGES_MAX).total();
-        let payload = vec![0; room];
-        Self { stream, sequence: 0, round: 1, digest: RoundDigest::default(), payload }
+    /// `stream` has said which connection it is, of so many.
+    pub(super) fn new(stream: Stream, connections: u16) -> Self {
+        let pages = BUFFERS_MAX / PAGE_LEN / usize::from(connections).max(1);
+        let pages = vec![0; pages.clamp(1, PAGES_MAX) * PAGE_LEN];
+        let (digest, lists) = (RoundDigest::default(), vec![0; LISTS_MAX]);
+        Self { stream, sequence: 0, round: 1, digest, lists, pages }
+    }
+
+    /// Another handle on the connection, to end it from elsewhere.
+    pub(super) fn connection(&self) -> Result<Stream, IoError> {
+        self.stream.try_clone()
+    }
+
+    /// Whether pages have come since the last round ended.
+    pub(super) fn is_in_a_round(&self) -> bool {
+        self.digest.frames() > 0
     }
 
     /// Places pages until the round ends; `None` if the connection ends instead, between rounds,
@@ -79,8 +101,8 @@ impl PagePlacer {
             let mut head = [0; PAGES_HEAD_LEN];
             let (frame_part, pages_part) = head.split_at_mut(FRAME_HEADER_LEN);
             if !self.stream.fill(frame_part, deadline)? {
-                let idle = self.digest.frames() == 0;
-                return if idle { Ok(None) } else { Err(PlacerError::Cut { round: self.round }) };
+                let cut = PlacerError::Cut { round: self.round };
+                return if self.is_in_a_round() { Err(cut) } else { Ok(None) };
             }
             let frame = FrameHeader::decode(&as_array(frame_part))?;
             if frame.kind() == Kind::RoundEnd {
@@ -89,8 +111,8 @@ impl PagePlacer {
             if frame.kind() != Kind::Pages {
                 return Err(PlacerError::Unexpected { kind: frame.kind() });
             }
-            self.fill(pages_part.len(), deadline)?;
-            pages_part.copy_from_slice(self.payload.get(..PAGES_HEADER_LEN).unwrap_or(&[]));
+            self.fill_lists(pages_part.len(), deadline)?;
+            pages_part.copy_from_slice(self.lists.get(..PAGES_HEADER_LEN).unwrap_or(&[]));
             let header = PagesHeader::decode(frame, &as_array(pages_part))?;
             self.check(&header, target)?;
             self.digest.add(&head);
@@ -99,14 +121,19 @@ impl PagePlacer {
         }
     }
 
-    /// Reads `len` bytes into the payload buffer, which is as long as the longest payload.
-    fn fill(&mut self, len: usize, deadline: Instant) -> Result<(), PlacerError> {
-        let buffer = self.payload.get_mut(..len).ok_or(IoError::from(ErrorKind::InvalidData))?;
-        if self.stream.fill(buffer, deadline)? {
-            Ok(())
-        } else {
-            Err(PlacerError::Cut { round: self.round })
-        }
+    /// Reads `len` bytes into the buffer for what is short.
+    fn fill_lists(&mut self, len: usize, deadline: Instant) -> Result<(), PlacerError> {
+        let buffer = self.lists.get_mut(..len).ok_or(IoError::from(ErrorKind::InvalidData))?;
+        let cut = PlacerError::Cut { round: self.round };
+        if self.stream.fill(buffer, deadline)? { Ok(()) } else { Err(cut) }
+    }
+
+    /// Reads the next `count` pages, no more than have room.
+    fn fill_pages(&mut self, count: usize, deadline: Instant) -> Result<(), PlacerError> {
+        let buffer = self.pages.get_mut(..count * PAGE_LEN);
+        let buffer = buffer.ok_or(IoError::from(ErrorKind::InvalidData))?;
+        let cut = PlacerError::Cut { round: self.round };
+        if self.stream.fill(buffer, deadline)? { Ok(()) } else { Err(cut) }
     }
 
     /// The firmware's packets bind neither the session's order nor the round: these numbers do.
@@ -124,6 +151,8 @@ impl PagePlacer {
         Ok(())
     }
 
+    /// Takes a frame's payload. Pages go where they belong as they come; a frame whose digest is
+    /// not theirs is noticed at its end, and the guest is dropped with them.
     fn place(
         &mut self,
         header: &PagesHeader,
@@ -131,38 +160,44 @@ impl PagePlacer {
         deadline: Instant,
     ) -> Result<(), PlacerError> {
         let parts = header.payload();
-        self.fill(parts.total(), deadline)?;
-        let payload = self.payload.get(..parts.total()).unwrap_or_default();
-        let (numbers, rest) = payload.split_at(parts.numbers);
-        let (packet_headers, pages) = rest.split_at(parts.packet_headers);
-        if PayloadDigest::of(numbers, packet_headers, pages) != header.digest {
-            return Err(PlacerError::Damaged { sequence: header.sequence });
+        let lists = parts.numbers + parts.packet_headers;
+        self.fill_lists(lists, deadline)?;
+        let (numbers, packets) =
+            self.lists.get(..lists).unwrap_or_default().split_at(parts.numbers);
+        let mut digest = PayloadDigest::new(numbers);
+        if !packets.is_empty() {
+            digest = digest.and(packets);
         }
         let mut frames = [Frame(0); PAGES_MAX];
         let frames = decode_numbers(numbers, &mut frames)?;
-        let (packet_headers, _) = packet_headers.as_chunks::<PACKET_HEADER_LEN>();
-        let (pages, _) = pages.as_chunks::<PAGE_LEN>();
-        for (index, &frame) in frames.iter().enumerate() {
-            let first = target.arrivals.mark(frame, header.kind)?;
-            match (header.kind, pages.get(index), packet_headers.get(index)) {
-                // RAM that nobody has written yet is zero, and stays untouched.
-                (PageKind::Zero, ..) if first => {}
-                (PageKind::Zero, ..) => write(target, frame, &[0; PAGE_LEN])?,
-                (PageKind::Shared, Some(page), _) => write(target, frame, page)?,
-                (PageKind::Private, Some(page), Some(packet)) => open(target, frame, packet, page)?,
-                (PageKind::Shared | PageKind::Private, ..) => {
-                    return Err(PlacerError::NotRam { frame });
+        let mut packet_headers = [[0; PACKET_HEADER_LEN]; PAGES_MAX];
+        let (packets, _) = packets.as_chunks::<PACKET_HEADER_LEN>();
+        packet_headers.iter_mut().zip(packets).for_each(|(to, from)| *to = *from);
+        if header.round == 1 {
+            populate(target, frames, header.kind);
+        }
+        if header.kind == PageKind::Zero {
+            place_zeros(target, frames)?;
+        } else {
+            let at_a_time = self.pages.len() / PAGE_LEN;
+            let packets = packet_headers.chunks(at_a_time);
+            for (frames, packets) in frames.chunks(at_a_time).zip(packets) {
+                self.fill_pages(frames.len(), deadline)?;
+                let (pages, _) = self.pages.as_chunks::<PAGE_LEN>();
+                for ((&frame, page), packet) in frames.iter().zip(pages).zip(packets) {
+                    digest = digest.and(page);
+                    target.arrivals.mark(frame, header.kind)?;
+                    match header.kind {
+                        PageKind::Private => open(target, frame, packet, page)?,
+                        PageKind::Shared | PageKind::Zero => write(target, frame, page)?,
+                    }
                 }
             }
         }
-        let arrived = target.arrived;
-        let (pages, bytes) = (frames.len() as u64, (PAGES_HEAD_LEN + parts.total()) as u64);
-        match header.kind {
-            PageKind::Shared => arrived.shared.fetch_add(pages, Ordering::Relaxed),
-            PageKind::Zero => arrived.zero.fetch_add(pages, Ordering::Relaxed),
-            PageKind::Private => arrived.private.fetch_add(pages, Ordering::Relaxed),
-        };
-        arrived.bytes.fetch_add(bytes, Ordering::Relaxed);
+        if digest.value() != header.digest {
+            return Err(PlacerError::Damaged { sequence: header.sequence });
+        }
+        count(target.arrived, header);
         Ok(())
     }
 
@@ -171,9 +206,9 @@ impl PagePlacer {
         frame: FrameHeader,
         deadline: Instant,
     ) -> Result<RoundEnd, PlacerError> {
-        self.fill(frame.length(), deadline)?;
-        let bytes = self.payload.get(..frame.length()).unwrap_or_default();
-        let Message::RoundEnd(theirs) = Message::decode(frame, bytes)? else {
+        self.fill_lists(frame.length(), deadline)?;
+        let bytes = self.lists.get(..frame.length()).unwrap_or_default();
+        let Message::RoundEnd(theirs) = Message::decode(frame, bytes.to_vec())? else {
             return Err(PlacerError::Unexpected { kind: frame.kind() });
         };
         let ours = self.digest.end(self.round);
@@ -189,10 +224,53 @@ impl PagePlacer {
     }
 }
 
+/// Counts a frame that has been placed.
+fn count(arrived: &Arrived, header: &PagesHeader) {
+    let counter = match header.kind {
+        PageKind::Shared => &arrived.shared,
+        PageKind::Zero => &arrived.zero,
+        PageKind::Private => &arrived.private,
+    };
+    counter.fetch_add(u64::from(header.count), Ordering::Relaxed);
+    let bytes = PAGES_HEAD_LEN + header.payload().total();
+    arrived.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+}
+
+/// Zero pages, of which nothing came.
+fn place_zeros(target: &Target<'_>, frames: &[Frame]) -> Result<(), PlacerError> {
+    for &frame in frames {
+        // RAM that nobody has written yet is zero, and stays untouched.
+        if !target.arrivals.mark(frame, PageKind::Zero)? {
+            write(target, frame, &[0; PAGE_LEN])?;
+        }
+    }
+    Ok(())
+}
+
+/// A run of pages comes that the host has not mapped yet: it had better be mapped at once.
+fn populate(target: &Target<'_>, frames: &[Frame], kind: PageKind) {
+    let status = match kind {
+        PageKind::Zero => return,
+        PageKind::Shared => Status::Shared,
+        PageKind::Private => Status::Private,
+    };
+    let Some((first, last)) = frames.first().zip(frames.last()) else { return };
+    let run = PageRange::new(*first, Frame(last.0.saturating_add(1)));
+    if let Ok(run) = run
+        && run.pages() == frames.len() as u64
+    {
+        target.ram.populate(run, status, Access::Write);
+    }
+}
+
 /// A shared page, where the host may see it.
 fn write(target: &Target<'_>, frame: Frame, page: &[u8; PAGE_LEN]) -> Result<(), PlacerError> {
-    let start = GuestAddress(frame.0.saturating_mul(PAGE_SIZE));
-    target.ram.host().write_slice(page, start).map_err(|_outside| PlacerError::NotRam { frame })
+    Ok(target.ram.write_pages(one(frame)?, page)?)
+}
+
+fn one(frame: Frame) -> Result<PageRange, PlacerError> {
+    PageRange::new(frame, Frame(frame.0.saturating_add(1)))
+        .map_err(|_last| PlacerError::NotRam { frame })
 }
 
 /// A private page, by the firmware.
@@ -203,9 +281,7 @@ fn open(
     page: &[u8; PAGE_LEN],
 ) -> Result<(), PlacerError> {
     let receiving = target.receiving.ok_or(PlacerError::PlainVm { frame })?;
-    let one = PageRange::new(frame, Frame(frame.0.saturating_add(1)))
-        .map_err(|_last| PlacerError::NotRam { frame })?;
-    let address = target.ram.user_address(one)?;
+    let address = target.ram.user_address(one(frame)?)?;
     receiving.open(address, packet, page).map_err(|cause| PlacerError::Open { frame, cause })
 }
 

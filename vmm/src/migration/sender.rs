@@ -8,18 +8,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use thiserror::Error;
-use vm_memory::{Bytes, GuestAddress};
-use zerocopy::FromZeros;
 
 use super::frame::{
-    PAGES_MAX, PageKind, PagesHeader, Payload, PayloadDigest, RoundDigest, encode_numbers,
+    PACKET_HEADER_LEN, PAGES_MAX, PageKind, PagesHeader, Payload, PayloadDigest, RoundDigest,
+    encode_numbers,
 };
 use super::malformed::Malformed;
 use super::message::{Message, RoundEnd};
 use super::transport::Stream;
-use crate::memory::{GuestRam, RamError};
+use crate::encryption::Status;
+use crate::memory::{Access, GuestRam, RamError, is_zero};
 use crate::page::{Frame, FrameSet, PAGE_SIZE, PageRange, RamLayout};
-use crate::sev::send::{SealedPage, SendError, Sending};
+use crate::sev::send::{SendError, Sending};
 
 /// Frames that a sender takes at a time: 2 MiB, enough that taking costs nothing.
 const WINDOW_FRAMES: u64 = 512;
@@ -83,8 +83,6 @@ pub(super) struct PageSender {
     session: u64,
     sequence: u64,
     digest: RoundDigest,
-    page: Box<[u8; PAGE_LEN]>,
-    sealed: Box<SealedPage>,
     shared: Batch,
     zero: Batch,
     private: Batch,
@@ -100,8 +98,6 @@ impl PageSender {
             session,
             sequence: 0,
             digest: RoundDigest::default(),
-            page: Box::new([0; PAGE_LEN]),
-            sealed: Box::new(SealedPage::new_zeroed()),
             shared: Batch::new(PageKind::Shared),
             zero: Batch::new(PageKind::Zero),
             private: Batch::new(PageKind::Private),
@@ -113,6 +109,10 @@ impl PageSender {
         while let Some(window) = round.take_window() {
             if round.stop.load(Ordering::Relaxed) {
                 return Err(SenderError::Stopped);
+            }
+            // All of RAM is read now: what is not mapped yet had better be mapped at once.
+            if round.number == 1 && round.sending.is_some() {
+                round.ram.populate(window, Status::Private, Access::Read);
             }
             let mut rest = Some(window);
             while let Some(run) = rest.and_then(|rest| round.frames.first_run(rest)) {
@@ -133,33 +133,23 @@ impl PageSender {
 
     /// Puts a page into the batch of its kind, and sends the batch when it is full.
     fn add(&mut self, frame: Frame, round: &Round<'_>) -> Result<(), SenderError> {
+        let one = PageRange::new(frame, Frame(frame.0 + 1))
+            .map_err(|_last_frame| SenderError::Read { frame })?;
         let private = round.sending.filter(|_| !round.shared.contains(frame));
         let batch = if let Some(sending) = private {
-            let one = PageRange::new(frame, Frame(frame.0 + 1))
-                .map_err(|_last_frame| SenderError::Read { frame })?;
+            let (header, page) = self.private.slot().ok_or(SenderError::Read { frame })?;
             let address = round.ram.user_address(one)?;
             let begun = Instant::now();
             sending
-                .seal(address, &mut self.sealed)
+                .seal(address, header, page)
                 .map_err(|cause| SenderError::Seal { frame, cause })?;
             let took = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
             round.sent.sealing_ns.fetch_add(took, Ordering::Relaxed);
-            self.private.packet_headers.extend(&self.sealed.header);
-            self.private.pages.extend(&self.sealed.data);
             &mut self.private
         } else {
-            let start = GuestAddress(frame.0 * PAGE_SIZE);
-            round
-                .ram
-                .host()
-                .read_slice(self.page.as_mut_slice(), start)
-                .map_err(|_outside| SenderError::Read { frame })?;
-            if is_zero(&self.page) {
-                &mut self.zero
-            } else {
-                self.shared.pages.extend(self.page.as_slice());
-                &mut self.shared
-            }
+            let (_, page) = self.shared.slot().ok_or(SenderError::Read { frame })?;
+            round.ram.read_pages(one, page)?;
+            if is_zero(page) { &mut self.zero } else { &mut self.shared }
         };
         batch.frames.push(frame);
         let kind = batch.kind;
@@ -175,7 +165,8 @@ impl PageSender {
         let Ok(count @ 1..) = u8::try_from(batch.frames.len()) else { return Ok(()) };
         batch.numbers.clear();
         encode_numbers(&batch.frames, &mut batch.numbers);
-        let digest = PayloadDigest::of(&batch.numbers, &batch.packet_headers, &batch.pages);
+        let (packet_headers, pages) = batch.filled();
+        let digest = PayloadDigest::of(&batch.numbers, packet_headers, pages);
         let header = PagesHeader {
             session: self.session,
             sequence: self.sequence,
@@ -185,50 +176,56 @@ impl PageSender {
             digest,
         };
         let head = header.encode();
-        let parts = [head.as_slice(), &batch.numbers, &batch.packet_headers, &batch.pages];
+        let parts = [head.as_slice(), &batch.numbers, packet_headers, pages];
         self.stream.send(&mut parts.map(IoSlice::new))?;
         self.digest.add(&head);
         self.sequence += 1;
         counter.fetch_add(u64::from(count), Ordering::Relaxed);
         let bytes = parts.iter().map(|part| part.len() as u64).sum();
         round.sent.bytes.fetch_add(bytes, Ordering::Relaxed);
-        batch.clear();
+        batch.frames.clear();
         Ok(())
     }
 }
 
-/// Pages of one kind on their way into one frame.
+/// Pages of one kind on their way into one frame. They are read, or sealed, right into their places.
 #[derive(Debug)]
 struct Batch {
     kind: PageKind,
+    /// Frame numbers of the pages so far.
     frames: Vec<Frame>,
     numbers: Vec<u8>,
-    packet_headers: Vec<u8>,
-    pages: Vec<u8>,
+    /// Places for a full frame; of use for private pages.
+    packet_headers: Vec<[u8; PACKET_HEADER_LEN]>,
+    /// Places for a full frame; none for zero pages.
+    pages: Vec<[u8; PAGE_LEN]>,
 }
 
 impl Batch {
     fn new(kind: PageKind) -> Self {
-        let room = Payload::new(kind, PAGES_MAX);
+        let places = if kind == PageKind::Zero { 0 } else { PAGES_MAX };
         Self {
             kind,
             frames: Vec::with_capacity(PAGES_MAX),
-            numbers: Vec::with_capacity(room.numbers),
-            packet_headers: Vec::with_capacity(room.packet_headers),
-            pages: Vec::with_capacity(room.pages),
+            numbers: Vec::with_capacity(PAGES_MAX * size_of::<u64>()),
+            packet_headers: vec![[0; PACKET_HEADER_LEN]; places],
+            pages: vec![[0; PAGE_LEN]; places],
         }
     }
 
-    fn clear(&mut self) {
-        self.frames.clear();
-        self.packet_headers.clear();
-        self.pages.clear();
+    /// The place of the next page.
+    fn slot(&mut self) -> Option<(&mut [u8; PACKET_HEADER_LEN], &mut [u8; PAGE_LEN])> {
+        let next = self.frames.len();
+        Some((self.packet_headers.get_mut(next)?, self.pages.get_mut(next)?))
     }
-}
 
-/// Whether a page is all zero; the compiler makes vector instructions of it.
-fn is_zero(page: &[u8; PAGE_LEN]) -> bool {
-    page.chunks_exact(256).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
+    /// The packet headers and pages so far, as they travel.
+    fn filled(&self) -> (&[u8], &[u8]) {
+        let parts = Payload::new(self.kind, self.frames.len());
+        let headers = self.packet_headers.as_flattened().get(..parts.packet_headers);
+        let pages = self.pages.as_flattened().get(..parts.pages);
+        (headers.unwrap_or_default(), pages.unwrap_or_default())
+    }
 }
 
 /// Why pages could not be sent.

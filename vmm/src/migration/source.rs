@@ -6,7 +6,7 @@
 use std::io::Error as IoError;
 use std::mem::replace;
 use std::sync::mpsc::Sender;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::warn;
 use rmp_serde::encode::Error as EncodeError;
@@ -17,8 +17,8 @@ use super::account::Account;
 use super::certificates::{CertificatesError, from_wire};
 use super::convergence::{Decision, GaveUp, Goal};
 use super::endpoint::Endpoint;
-use super::handover::Resolution;
-use super::link::{Link, LinkError};
+use super::handover::{Refusal, Resolution};
+use super::link::{Due, Link, LinkError};
 use super::malformed::Malformed;
 use super::message::{Message, Offer, Reason, SessionBytes, Transfer};
 use super::progress::{Outcome, Phase, Progress, Summary};
@@ -33,9 +33,6 @@ use crate::sev::session::random;
 use crate::sev::target::{PlatformCertificates, RefusedTarget, verify_target};
 use crate::sev::{BadPolicy, Policy};
 use crate::vcpu::{Stop, VcpuError};
-
-/// How long the destination may take to answer between phases.
-const ANSWER_MAX: Duration = Duration::from_secs(30);
 
 /// What the user wants meanwhile.
 #[derive(Debug, Clone)]
@@ -55,14 +52,27 @@ pub struct Options {
     pub connections: u16,
     /// When to pause the guest.
     pub goal: Goal,
+    /// How long the destination may be silent.
+    pub silence: Duration,
     /// Which guest, and which attempt.
     pub transfer: Transfer,
     /// Send also a guest whose policy lets the firmware send it to any destination.
     pub allow_unchecked: bool,
 }
 
-/// What the user wants, given what has been done and whether the handover is in doubt.
-pub type Wishes<'a> = dyn FnMut(&Progress, bool) -> Option<Wish> + 'a;
+/// What the user is shown.
+#[derive(Debug)]
+pub struct Look<'a> {
+    /// What has been done.
+    pub progress: &'a Progress,
+    /// Whether the destination may run the guest already.
+    pub in_doubt: bool,
+    /// Why the last wish is not granted, if it is not.
+    pub refused: Option<Refusal>,
+}
+
+/// What the user wants then.
+pub type Wishes<'a> = dyn FnMut(Look<'_>) -> Option<Wish> + 'a;
 
 /// Where the guest is, at any moment of an attempt.
 #[derive(Debug)]
@@ -85,6 +95,12 @@ pub(super) struct Attempt<'a> {
     pub(super) account: Account,
     pub(super) sent: Sent,
     session: u64,
+    /// When the destination was last heard, or connected to, in the handover.
+    pub(super) heard: Instant,
+    /// When it was last connected to again.
+    pub(super) dialled: Option<Instant>,
+    /// Why the user's last wish in the handover is not granted.
+    pub(super) refused: Option<Refusal>,
 }
 
 impl<'a> Attempt<'a> {
@@ -99,6 +115,9 @@ impl<'a> Attempt<'a> {
             account: Account::new(options.transfer, options.connections, options.goal),
             sent: Sent::default(),
             session: 0,
+            heard: Instant::now(),
+            dialled: None,
+            refused: None,
         }
     }
 
@@ -128,7 +147,7 @@ impl<'a> Attempt<'a> {
             .map_err(|cause| SourceError::Connect { to: self.options.to.clone(), cause })?;
         let link = self.link.insert(Link::new(stream));
         link.send(&Message::Offer(Offer { transfer, session, connections, machine }))?;
-        let Message::Accept { platform } = link.answer("an acceptance", ANSWER_MAX)? else {
+        let Message::Accept { platform } = link.answer(Due::ACCEPT, self.options.silence)? else {
             return Err(LinkError::unexpected("an acceptance").into());
         };
         self.session = session;
@@ -143,7 +162,7 @@ impl<'a> Attempt<'a> {
         };
         let link = self.link.as_mut().ok_or(SourceError::Gone)?;
         link.send(&Message::Start { encryption })?;
-        if link.answer("a start", ANSWER_MAX)? == Message::Started {
+        if link.answer(Due::STARTED, self.options.silence)? == Message::Started {
             return Ok(());
         }
         Err(LinkError::unexpected("a start").into())
@@ -220,7 +239,9 @@ impl<'a> Attempt<'a> {
         self.account.begin_round(rounds.left());
         let (mut ended, account, counters) = (None, &mut self.account, &self.sent);
         let mut look_up = || {
-            if let Some(Wish::Cancel(reason)) = wish(account.progress(counters), false) {
+            let progress = account.progress(counters);
+            let look = Look { progress, in_doubt: false, refused: None };
+            if let Some(Wish::Cancel(reason)) = wish(look) {
                 ended = Some(SourceError::Cancelled(reason));
             } else if let Err(why) = account.check() {
                 ended = Some(why.into());
@@ -234,7 +255,8 @@ impl<'a> Attempt<'a> {
         let elapsed = sent.map_err(|cause| self.explain(cause))?;
         let number = self.rounds.as_ref().map_or(0, Rounds::number);
         let link = self.link.as_mut().ok_or(SourceError::Gone)?;
-        if link.answer("the end of a round", ANSWER_MAX)? == (Message::RoundOk { round: number }) {
+        let answer = link.answer(Due::ROUND_OK, self.options.silence)?;
+        if answer == (Message::RoundOk { round: number }) {
             return Ok(elapsed);
         }
         Err(LinkError::unexpected("the end of a round").into())
@@ -242,7 +264,7 @@ impl<'a> Attempt<'a> {
 
     /// A destination that refuses closes its connections after it has said why.
     fn explain(&mut self, cause: SenderError) -> SourceError {
-        let said = self.link.as_mut().map(|link| link.answer("nothing", Duration::from_secs(1)));
+        let said = self.link.as_mut().map(|link| link.answer(Due::REFUSAL, Duration::from_secs(1)));
         match said {
             Some(Err(LinkError::Refused(reason))) => LinkError::Refused(reason).into(),
             _ => cause.into(),

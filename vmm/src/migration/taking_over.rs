@@ -3,18 +3,19 @@
 use std::collections::VecDeque;
 use std::io::Error as IoError;
 use std::sync::mpsc::Sender;
-use std::thread::Builder;
+use std::thread::{Builder, park_timeout};
 use std::time::Duration;
 
 use log::{debug, info, warn};
 
+use super::caller::Caller;
 use super::destination::Prepared;
 use super::handover::{
-    Destination, DestinationInput, DestinationOutput, DestinationState, Resolution,
+    Destination, DestinationInput, DestinationOutput, DestinationState, Refusal, Resolution, Say,
 };
-use super::journal::Journal;
-use super::link::Link;
-use super::message::{Message, Transfer};
+use super::journal::JournalError;
+use super::link::{Due, Link};
+use super::message::{Message, NotRunning, Transfer};
 use super::transport::{Listener, Stream};
 use crate::machine::RunningMachine;
 use crate::vcpu::{Stop, VcpuError};
@@ -22,70 +23,65 @@ use crate::vcpu::{Stop, VcpuError};
 /// How often waiting looks up.
 const LOOK_UP: Duration = Duration::from_millis(50);
 
-/// How long a peer may take for the one message of a new connection.
-const GREETING_MAX: Duration = Duration::from_secs(5);
+/// Asked now and then whether a person has decided; is told why that was refused, if it was.
+pub type Decisions<'a> = dyn FnMut(Option<Refusal>) -> Option<Resolution> + 'a;
 
-/// Waits until the guest is this host's, and runs it; `None` if it never is.
+/// How a handover ended here.
+#[derive(Debug)]
+pub enum Taken {
+    /// The guest runs here.
+    Runs(Box<RunningMachine>, Destination),
+    /// The guest was dropped; its source may already offer it anew.
+    Dropped(Option<Caller>),
+}
+
+/// Waits until the guest is this host's, and runs it, or it is not to be.
 ///
-/// `resolved` is asked now and then whether a person has decided. The source may lose its
-/// connection and come back by `listener`.
+/// The source may lose its connection and come back by `listener`.
 ///
 /// # Errors
 /// [`VcpuError`] if the guest cannot be started.
 pub fn take_over<E>(
     prepared: Prepared,
     listener: &Listener,
-    journal: &mut Journal,
     events: &Sender<E>,
-    resolved: &mut dyn FnMut() -> Option<Resolution>,
-) -> Result<Option<(RunningMachine, Destination)>, VcpuError>
+    decided: &mut Decisions<'_>,
+) -> Result<Taken, VcpuError>
 where
     E: From<Stop> + Send + 'static,
 {
-    let Prepared { machine, link, transfer, .. } = prepared;
-    let (mut paused, mut running, mut link) = (Some(machine), None, Some(link));
+    let Prepared { machine, link, mut journal, transfer, .. } = prepared;
+    let (mut paused, mut running, mut refused) = (Some(machine), None, None);
+    let mut source = Source { link: Some(link), anew: None };
     let (mut side, outputs) = Destination::new(transfer);
     let (mut outputs, mut inputs) = (VecDeque::from(outputs), VecDeque::new());
     loop {
         while let Some(output) = outputs.pop_front() {
             match output {
                 DestinationOutput::WriteJournal(step) => {
-                    let written = journal.append(transfer, step, "source");
-                    if let Err(cause) = &written {
-                        warn!("{cause}");
-                    }
-                    inputs.push_back(match written {
-                        Ok(()) => DestinationInput::JournalWritten,
-                        Err(_) => DestinationInput::JournalFailed,
-                    });
+                    inputs.push_back(written(journal.append(transfer, step, "source")));
                 }
-                DestinationOutput::Send(say) => {
-                    let sent = link.as_mut().map(|link| link.send(&say.into()));
-                    if !matches!(sent, Some(Ok(()))) {
-                        debug!("the source is not there to be told; it will ask again");
-                        link = None;
-                    }
-                }
+                DestinationOutput::Send(say) => source.tell(say),
                 DestinationOutput::RunGuest => {
                     running = paused.take().map(|paused| paused.resume(events)).transpose()?;
                 }
                 DestinationOutput::TearDown => paused = None,
-                DestinationOutput::Refuse(refusal) => warn!("{refusal}"),
+                DestinationOutput::Refuse(refusal) => refused = Some(refusal),
             }
         }
-        match side.state {
-            DestinationState::Running => return Ok(running.map(|running| (running, side))),
-            DestinationState::Dropped(because) => {
+        match (side.state, running.take()) {
+            (DestinationState::Running, Some(machine)) => {
+                return Ok(Taken::Runs(Box::new(machine), side));
+            }
+            (DestinationState::Dropped(because), _) => {
                 info!("the guest was dropped here: {because}");
-                return Ok(None);
+                return Ok(Taken::Dropped(source.anew));
             }
-            DestinationState::Prepared
-            | DestinationState::Owning { .. }
-            | DestinationState::Discarding => {}
+            _ => {}
         }
-        let input = inputs.pop_front().or_else(|| match resolved() {
+        let input = inputs.pop_front().or_else(|| match decided(refused.take()) {
             Some(resolution) => Some(DestinationInput::Resolve(resolution)),
-            None => next_input(&mut link, listener, transfer),
+            None => source.next_input(listener, transfer),
         });
         if let Some(input) = input {
             let (next, more) = side.on(input);
@@ -94,47 +90,99 @@ where
     }
 }
 
-/// What the source says next, on its connection or on a new one.
-fn next_input(
-    link: &mut Option<Link>,
-    listener: &Listener,
-    transfer: Transfer,
-) -> Option<DestinationInput> {
-    let received = match link.as_mut() {
-        Some(link) => link.receive(LOOK_UP, &mut || false),
-        None => match listener.accept(LOOK_UP) {
-            Ok(None) => return None,
-            Ok(Some(stream)) => {
-                info!("the source of {transfer} may be back");
-                link.insert(Link::new(stream)).receive(GREETING_MAX, &mut || false)
+fn written(result: Result<(), JournalError>) -> DestinationInput {
+    match result {
+        Ok(()) => DestinationInput::JournalWritten,
+        Err(cause) => {
+            warn!("{}", super::chain_of(&cause));
+            DestinationInput::JournalFailed
+        }
+    }
+}
+
+/// The source, as far as it can be heard.
+struct Source {
+    link: Option<Link>,
+    /// It offers the same guest anew.
+    anew: Option<Caller>,
+}
+
+impl Source {
+    fn tell(&mut self, say: Say) {
+        let sent = self.link.as_mut().map(|link| link.send(&say.into()));
+        if !matches!(sent, Some(Ok(()))) {
+            debug!("the source is not there to be told; it will ask again");
+            self.link = None;
+        }
+    }
+
+    /// What it says next, on its connection or on a new one: the old one may be stuck for ever.
+    fn next_input(&mut self, listener: &Listener, transfer: Transfer) -> Option<DestinationInput> {
+        if let Some(link) = &mut self.link {
+            match link.receive(Due::COMMIT, LOOK_UP, &mut || false) {
+                Ok(None) => {}
+                Ok(Some(Message::Commit(named))) => return Some(DestinationInput::Commit(named)),
+                Ok(Some(Message::Abandon { transfer, reason })) => {
+                    info!("the source keeps the guest: {reason}");
+                    return Some(DestinationInput::Abandon(transfer));
+                }
+                Ok(Some(other)) => {
+                    warn!("the source sent {:?} during the handover", other.kind());
+                    self.link = None;
+                }
+                Err(cause) => {
+                    info!("{cause}; the guest waits here for its source to come back");
+                    self.link = None;
+                }
             }
+        }
+        let patience = if self.link.is_some() { Duration::ZERO } else { LOOK_UP };
+        match listener.accept(patience) {
+            Ok(None) => None,
+            Ok(Some(stream)) => match Caller::greet(stream) {
+                Ok(caller) => self.hear(caller, transfer),
+                Err(cause) => {
+                    info!("somebody connected: {cause}");
+                    None
+                }
+            },
             Err(cause) => {
                 warn!("accepting a connection: {cause}");
-                return None;
+                park_timeout(LOOK_UP);
+                None
             }
-        },
-    };
-    match received {
-        Ok(None) => None,
-        Ok(Some(Message::Commit(named))) => Some(DestinationInput::Commit(named)),
-        Ok(Some(Message::Abandon { transfer, reason })) => {
-            info!("the source keeps the guest: {reason}");
-            Some(DestinationInput::Abandon(transfer))
         }
-        Ok(Some(Message::Offer(offer))) => {
-            *link = None;
-            Some(DestinationInput::Offered(offer.transfer))
+    }
+
+    /// A new connection, of the source or of somebody else.
+    fn hear(&mut self, mut caller: Caller, transfer: Transfer) -> Option<DestinationInput> {
+        if let Message::Commit(named) = caller.first {
+            if named == transfer {
+                info!("the source of {transfer} is back");
+                self.link = Some(caller.link);
+                return Some(DestinationInput::Commit(transfer));
+            }
+            let answer = Say::NotRunning(named, NotRunning::Unknown);
+            // Whoever it is asks again.
+            caller.link.send(&answer.into()).unwrap_or_default();
+            return None;
         }
-        Ok(Some(other)) => {
-            warn!("the source sent {:?} during the handover", other.kind());
-            *link = None;
-            None
+        if let Message::Abandon { transfer: named, .. } = caller.first {
+            return Some(DestinationInput::Abandon(named));
         }
-        Err(cause) => {
-            info!("{cause}; the guest waits here for its source to come back");
-            *link = None;
-            None
+        if let Message::Offer(offer) = &caller.first
+            && offer.transfer.vm == transfer.vm
+        {
+            let offered = DestinationInput::Offered(offer.transfer);
+            if offer.transfer > transfer {
+                self.anew = Some(caller);
+            } else {
+                caller.refuse("this host has that guest from a later attempt");
+            }
+            return Some(offered);
         }
+        caller.refuse("this host keeps another guest until its source commits it");
+        None
     }
 }
 
@@ -160,14 +208,21 @@ pub fn keep_answering(listener: Listener, side: Destination) -> Result<(), IoErr
 }
 
 fn answer_one(stream: Stream, side: Destination) {
-    let mut link = Link::new(stream);
-    let Ok(Some(Message::Commit(transfer))) = link.receive(GREETING_MAX, &mut || false) else {
+    let mut caller = match Caller::greet(stream) {
+        Ok(caller) => caller,
+        Err(cause) => {
+            debug!("somebody connected: {cause}");
+            return;
+        }
+    };
+    let Message::Commit(transfer) = caller.first else {
+        caller.refuse("a guest runs here already: this process takes no other");
         return;
     };
     let (_, outputs) = side.on(DestinationInput::Commit(transfer));
     for output in outputs {
         if let DestinationOutput::Send(say) = output
-            && let Err(cause) = link.send(&say.into())
+            && let Err(cause) = caller.link.send(&say.into())
         {
             debug!("{cause}");
         }

@@ -13,8 +13,8 @@ use rustix::io::Errno;
 use super::endpoint::Endpoint;
 use super::socket_file::{NoSocket, SocketFile};
 
-/// How long a peer may be silent in the middle of something.
-const IDLE_MAX: Duration = Duration::from_secs(10);
+/// How long connecting may take, and how long a peer may take to read one message or page frame.
+const SEND_MAX: Duration = Duration::from_secs(10);
 
 /// A socket that listens.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ impl Listener {
             Self::Tcp(socket) => socket.as_fd(),
             Self::Unix(_, socket) => socket.as_fd(),
         };
-        if !readable(descriptor, patience)? {
+        if !ready(descriptor, PollFlags::IN, patience)? {
             return Ok(None);
         }
         let stream = match self {
@@ -88,7 +88,7 @@ pub enum Stream {
 }
 
 impl Stream {
-    /// Connects within [`IDLE_MAX`].
+    /// Connects within [`SEND_MAX`].
     ///
     /// # Errors
     /// From the socket calls, or if the name has no address.
@@ -98,7 +98,7 @@ impl Stream {
             Endpoint::Tcp { host, port } => {
                 let mut last = IoError::new(ErrorKind::NotFound, "the name has no address");
                 for address in (host.as_str(), *port).to_socket_addrs()? {
-                    match TcpStream::connect_timeout(&address, IDLE_MAX) {
+                    match TcpStream::connect_timeout(&address, SEND_MAX) {
                         Ok(stream) => return Self::Tcp(stream).prepared(),
                         Err(cause) => last = cause,
                     }
@@ -108,20 +108,14 @@ impl Stream {
         }
     }
 
-    /// Small messages must not wait for more, and a silent peer must not hold us.
+    /// Small messages must not wait for more, and no call may wait for longer than its deadline.
     fn prepared(self) -> Result<Self, IoError> {
         match &self {
             Self::Tcp(stream) => {
-                stream.set_nonblocking(false)?;
+                stream.set_nonblocking(true)?;
                 stream.set_nodelay(true)?;
-                stream.set_read_timeout(Some(IDLE_MAX))?;
-                stream.set_write_timeout(Some(IDLE_MAX))?;
             }
-            Self::Unix(stream) => {
-                stream.set_nonblocking(false)?;
-                stream.set_read_timeout(Some(IDLE_MAX))?;
-                stream.set_write_timeout(Some(IDLE_MAX))?;
-            }
+            Self::Unix(stream) => stream.set_nonblocking(true)?,
         }
         Ok(self)
     }
@@ -146,22 +140,28 @@ impl Stream {
         }
     }
 
+    /// Ends what comes in; sending goes on.
+    pub fn stop_reading(&self) {
+        // It may be gone already, which is what is wanted.
+        match self {
+            Self::Tcp(stream) => stream.shutdown(Shutdown::Read).unwrap_or_default(),
+            Self::Unix(stream) => stream.shutdown(Shutdown::Read).unwrap_or_default(),
+        }
+    }
+
     /// Whether something can be read within `patience`; also true at the end of the stream.
     ///
     /// # Errors
     /// From `poll`.
     pub fn readable(&self, patience: Duration) -> Result<bool, IoError> {
-        match self {
-            Self::Tcp(stream) => readable(stream.as_fd(), patience),
-            Self::Unix(stream) => readable(stream.as_fd(), patience),
-        }
+        ready(self.descriptor(), PollFlags::IN, patience)
     }
 
     /// Fills `buffer`; `false` if the stream ended before its first byte.
     ///
     /// # Errors
-    /// [`ErrorKind::UnexpectedEof`] in the middle, [`ErrorKind::TimedOut`] at `deadline` or when
-    /// nothing came for [`IDLE_MAX`].
+    /// [`ErrorKind::UnexpectedEof`] in the middle, [`ErrorKind::TimedOut`] at `deadline`, however
+    /// much has come by then.
     pub fn fill(&mut self, buffer: &mut [u8], deadline: Instant) -> Result<bool, IoError> {
         let mut done = 0;
         while let Some(rest @ [_, ..]) = buffer.get_mut(done..) {
@@ -170,11 +170,10 @@ impl Stream {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(count) => done += count,
                 Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
-                Err(cause) if cause.kind() == ErrorKind::WouldBlock => return Err(timed_out()),
+                Err(cause) if cause.kind() == ErrorKind::WouldBlock => {
+                    self.wait(PollFlags::IN, deadline)?;
+                }
                 Err(cause) => return Err(cause),
-            }
-            if Instant::now() > deadline && done < buffer.len() {
-                return Err(timed_out());
             }
         }
         Ok(true)
@@ -183,8 +182,12 @@ impl Stream {
     /// Writes all of `parts`, in order.
     ///
     /// # Errors
-    /// From the socket; [`ErrorKind::TimedOut`] when the peer took nothing for [`IDLE_MAX`].
+    /// From the socket; [`ErrorKind::TimedOut`] when the peer has not taken it all in ten seconds.
     pub fn send(&mut self, parts: &mut [IoSlice<'_>]) -> Result<(), IoError> {
+        self.send_by(parts, Instant::now() + SEND_MAX)
+    }
+
+    fn send_by(&mut self, parts: &mut [IoSlice<'_>], deadline: Instant) -> Result<(), IoError> {
         let mut parts = parts;
         IoSlice::advance_slices(&mut parts, 0);
         while !parts.is_empty() {
@@ -192,11 +195,29 @@ impl Stream {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(count) => IoSlice::advance_slices(&mut parts, count),
                 Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
-                Err(cause) if cause.kind() == ErrorKind::WouldBlock => return Err(timed_out()),
+                Err(cause) if cause.kind() == ErrorKind::WouldBlock => {
+                    self.wait(PollFlags::OUT, deadline)?;
+                }
                 Err(cause) => return Err(cause),
             }
         }
         Ok(())
+    }
+
+    /// Waits until the socket may be ready for `what`; whether it is, the next try finds out.
+    fn wait(&self, what: PollFlags, deadline: Instant) -> Result<(), IoError> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(IoError::new(ErrorKind::TimedOut, "the peer is too slow"));
+        }
+        ready(self.descriptor(), what, left).map(|_ready| ())
+    }
+
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+        }
     }
 }
 
@@ -229,18 +250,14 @@ impl Write for Stream {
     }
 }
 
-fn readable(descriptor: BorrowedFd<'_>, patience: Duration) -> Result<bool, IoError> {
-    let mut polled = [PollFd::new(&descriptor, PollFlags::IN)];
+fn ready(descriptor: BorrowedFd<'_>, what: PollFlags, patience: Duration) -> Result<bool, IoError> {
+    let mut polled = [PollFd::new(&descriptor, what)];
     let timeout = Timespec::try_from(patience).ok();
     match poll(&mut polled, timeout.as_ref()) {
         Ok(count) => Ok(count > 0),
         Err(Errno::INTR) => Ok(false),
         Err(cause) => Err(cause.into()),
     }
-}
-
-fn timed_out() -> IoError {
-    IoError::new(ErrorKind::TimedOut, "the peer is silent")
 }
 
 #[cfg(test)]

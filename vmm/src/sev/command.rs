@@ -20,7 +20,17 @@ pub(crate) struct Command {
 /// Declares commands under their kernel names.
 macro_rules! commands {
     ($($name:ident = $id:ident, $text:literal;)*) => {
-        impl Command { $(pub(crate) const $name: Self = Self { id: kvm::$id, name: $text };)* }
+        impl Command {
+            $(pub(crate) const $name: Self = Self { id: kvm::$id, name: $text };)*
+
+            /// The command with this name, which has no `KVM_SEV_` before it.
+            pub(crate) fn named(name: &str) -> Option<Self> {
+                match name {
+                    $(stringify!($name) => Some(Self::$name),)*
+                    _ => None,
+                }
+            }
+        }
     };
 }
 
@@ -40,6 +50,18 @@ commands! {
     RECEIVE_UPDATE_DATA = sev_cmd_id_KVM_SEV_RECEIVE_UPDATE_DATA, "KVM_SEV_RECEIVE_UPDATE_DATA";
     RECEIVE_FINISH = sev_cmd_id_KVM_SEV_RECEIVE_FINISH, "KVM_SEV_RECEIVE_FINISH";
     GET_ATTESTATION_REPORT = sev_cmd_id_KVM_SEV_GET_ATTESTATION_REPORT, "KVM_SEV_GET_ATTESTATION_REPORT";
+}
+
+impl Command {
+    /// Whether it is this one that was encoded.
+    pub(crate) fn is(self, encoded: &kvm_sev_cmd) -> bool {
+        self.id == encoded.id
+    }
+
+    /// Its name without the prefix.
+    pub(crate) fn short_name(self) -> &'static str {
+        self.name.trim_start_matches("KVM_SEV_")
+    }
 }
 
 /// The VM and `/dev/sev` that every command needs.

@@ -6,6 +6,7 @@
 //!   \--------------(paused: every exit finished)---------------------/
 //! ```
 
+mod at_most;
 pub mod cpuid;
 mod exit;
 mod kernel_struct;
@@ -29,10 +30,11 @@ use thiserror::Error;
 use vmm_sys_util::errno::Error as Errno;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
+pub use at_most::{AtMost, at_most};
 use exit::act;
 pub use exit::{Board, MSR_AMD64_SEV};
 pub use kernel_struct::KernelStruct;
-pub use msrs::{MsrError, state_msrs};
+pub use msrs::{MSRS_MAX, MsrError, state_msrs};
 pub use state::{StateError, VcpuState};
 
 /// How long a kicked vCPU thread may take before it is kicked again: a signal that arrives just

@@ -9,6 +9,9 @@ use log::debug;
 use thiserror::Error;
 use vmm_sys_util::errno::Error as Errno;
 
+/// Most MSRs of a vCPU in a description or a state that is read: several times as many as KVM has.
+pub const MSRS_MAX: usize = 1024;
+
 /// `IA32_TIME_STAMP_COUNTER`.
 pub(super) const MSR_TSC: u32 = 0x10;
 /// `IA32_TSC_DEADLINE`: arms the LAPIC's timer against the TSC, so it comes after both.

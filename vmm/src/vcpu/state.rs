@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vmm_sys_util::errno::Error as Errno;
 
+use super::at_most::at_most;
 use super::kernel_struct::KernelStruct;
-use super::msrs::{self, MSR_TSC, MsrError};
+use super::msrs::{self, MSR_TSC, MSRS_MAX, MsrError};
 use super::xsave;
 
 /// The state of one vCPU that is outside `KVM_RUN`, with no exit of it unfinished.
@@ -26,6 +27,7 @@ pub struct VcpuState {
     debug: KernelStruct<kvm_debugregs>,
     lapic: KernelStruct<kvm_lapic_state>,
     /// In the order in which to write them.
+    #[serde(deserialize_with = "at_most::<MSRS_MAX, _, _>")]
     msrs: Vec<(u32, u64)>,
     events: KernelStruct<kvm_vcpu_events>,
     /// How fast the guest's TSC counts.

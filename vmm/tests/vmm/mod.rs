@@ -163,6 +163,10 @@ impl Sevferry {
 
 impl Drop for Sevferry {
     fn drop(&mut self) {
+        if thread::panicking() {
+            self.seen.extend(self.lines.try_iter());
+            eprintln!("process {}: {}", self.id(), self.so_far(None));
+        }
         // It may have ended, which is what `end` waits for.
         let _ended = self.child.kill();
         let _status = self.child.wait();

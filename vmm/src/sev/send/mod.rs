@@ -9,7 +9,7 @@
 //! The guest goes on running while it is being sent.
 
 use thiserror::Error;
-use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
+use zerocopy::{FromZeros, IntoBytes};
 
 use super::abi;
 use super::certificate::Certificate;
@@ -25,16 +25,6 @@ use crate::page::PAGE_SIZE;
 pub const PAGE_LEN: usize = 4096;
 
 const _: () = assert!(PAGE_LEN as u64 == PAGE_SIZE);
-
-/// A page's packet as it travels: the header, then the ciphertext.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
-pub struct SealedPage {
-    /// Flags, initial counter block and MAC.
-    pub header: [u8; HEADER_LEN],
-    /// The page, encrypted.
-    pub data: [u8; PAGE_LEN],
-}
 
 /// What the target's firmware needs to take the guest; goes to `RECEIVE_START`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,24 +127,30 @@ impl Sending {
         &self.session
     }
 
-    /// `SEND_UPDATE_DATA`: encrypts the page at page-aligned host address `address` into `packet`.
-    /// Several threads may seal at once. The packet says nothing of the page's place or time.
+    /// `SEND_UPDATE_DATA`: encrypts the page at page-aligned host address `address` into a packet:
+    /// `header` gets flags, initial counter block and MAC, `data` the page, encrypted. Several
+    /// threads may seal at once. The packet says nothing of the page's place or time.
     ///
     /// # Errors
-    /// [`SendError::Seal`]; `packet` is then worthless.
-    pub fn seal(&self, address: u64, packet: &mut SealedPage) -> Result<(), SendError> {
+    /// [`SendError::Seal`]; the packet is then worthless.
+    pub fn seal(
+        &self,
+        address: u64,
+        header: &mut [u8; HEADER_LEN],
+        data: &mut [u8; PAGE_LEN],
+    ) -> Result<(), SendError> {
         let len = abi::length(PAGE_LEN);
-        let mut data = abi::Packet {
-            hdr_uaddr: address_of_mut(&mut packet.header),
+        let mut packet = abi::Packet {
+            hdr_uaddr: address_of_mut(header),
             hdr_len: abi::length(HEADER_LEN),
             guest_uaddr: address,
             guest_len: len,
-            trans_uaddr: address_of_mut(&mut packet.data),
+            trans_uaddr: address_of_mut(data),
             trans_len: len,
             ..abi::Packet::default()
         };
         self.vm
-            .issue(Command::SEND_UPDATE_DATA, &mut data)
+            .issue(Command::SEND_UPDATE_DATA, &mut packet)
             .map_err(|cause| SendError::Seal { address, cause })
     }
 

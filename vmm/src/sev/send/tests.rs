@@ -19,6 +19,13 @@ use crate::sev::{Errno, Platform, Policy, Status};
 
 const PAGES: u64 = RAM_LEN / PAGE_SIZE;
 
+/// A page's packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct SealedPage {
+    header: [u8; HEADER_LEN],
+    data: [u8; PAGE_LEN],
+}
+
 fn empty() -> SealedPage {
     SealedPage { header: [0; HEADER_LEN], data: [0; PAGE_LEN] }
 }
@@ -46,7 +53,8 @@ impl Pair {
 
     fn seal(&self, sending: &Sending, page: u64) -> SealedPage {
         let mut packet = empty();
-        sending.seal(self.source.ram + page * PAGE_SIZE, &mut packet).unwrap();
+        let address = self.source.ram + page * PAGE_SIZE;
+        sending.seal(address, &mut packet.header, &mut packet.data).unwrap();
         packet
     }
 
@@ -186,7 +194,8 @@ fn a_refusal_at_any_step_gives_the_guest_back() {
 
     let sending = launched.start_send(&to, own.pdh).unwrap();
     refuse(SEND_UPDATE_DATA);
-    let refused = sending.seal(pair.source.ram, &mut empty()).unwrap_err();
+    let SealedPage { mut header, mut data } = empty();
+    let refused = sending.seal(pair.source.ram, &mut header, &mut data).unwrap_err();
     assert!(matches!(refused, SendError::Seal { .. }), "{refused}");
     pair.seal(&sending, 0);
 

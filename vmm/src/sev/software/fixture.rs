@@ -1,5 +1,7 @@
 //! A software host, its device and one VM with a little RAM, for tests.
 
+use std::sync::Arc;
+
 use p384::SecretKey;
 
 use crate::memory::{GuestRam, GuestView};
@@ -21,25 +23,30 @@ pub(crate) struct Fixture {
     /// Host address of the RAM, page-aligned.
     pub(crate) ram: u64,
     pub(crate) view: GuestView,
-    _memory: GuestRam,
+    pub(crate) memory: Arc<GuestRam>,
 }
 
 impl Fixture {
     pub(crate) fn new() -> Self {
-        Self::with(Identity::ephemeral().unwrap())
+        Self::with_ram(RAM_LEN)
+    }
+
+    /// A host whose guest has so many bytes of RAM.
+    pub(crate) fn with_ram(bytes: u64) -> Self {
+        Self::with(Identity::ephemeral().unwrap(), bytes)
     }
 
     /// A host that has the same owner as others made with `oca`.
     pub(crate) fn owned_by(oca: &SecretKey) -> Self {
-        Self::with(Identity::owned_by(oca).unwrap())
+        Self::with(Identity::owned_by(oca).unwrap(), RAM_LEN)
     }
 
-    fn with(identity: Identity) -> Self {
+    fn with(identity: Identity, bytes: u64) -> Self {
         let host = SoftwareHost::new(identity);
         let device = host.open_device().unwrap();
-        let (memory, view) = GuestRam::split(RamLayout::new(RAM_LEN).unwrap(), 47).unwrap();
+        let (memory, view) = GuestRam::split(RamLayout::new(bytes).unwrap(), 47).unwrap();
         let (ram, _len) = memory.mappings().next().unwrap();
-        Self { host, device, ram, view, _memory: memory }
+        Self { host, device, ram, view, memory: Arc::new(memory) }
     }
 
     /// A VM without SEV yet.

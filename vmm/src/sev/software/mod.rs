@@ -11,6 +11,7 @@
 //! | `guest` | one guest context in the firmware |
 //! | `transfer` | the keys of a guest that is being sent or received |
 //! | `identity` | the platform's keys and certificates |
+//! | `failure` | hardware that fails, where it is told to |
 //! | `mailbox` | the time that the secure processor takes, if any |
 //! | `root` | the ARK and ASK of all software platforms |
 //! | `user_memory` | `copy_from_user` and `copy_to_user` |
@@ -29,6 +30,7 @@
 //! - A launch without a session gets random keys, so nobody can check its measurement.
 
 mod device;
+mod failure;
 mod firmware;
 #[cfg(test)]
 pub(crate) mod fixture;
@@ -54,6 +56,8 @@ use firmware::Firmware;
 use mailbox::Mailbox;
 
 pub use device::SoftwareDevice;
+pub(crate) use failure::FailingPlatform;
+pub use failure::{BadFailure, Failure};
 pub use identity::{Identity, IdentityError};
 pub use root::vendor_chain;
 pub use vm::SoftwarePlatform;

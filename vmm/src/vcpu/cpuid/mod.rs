@@ -120,11 +120,15 @@ pub fn hardware_c_bit(supported: &CpuId) -> Option<u8> {
     (leaf.eax & SEV != 0).then_some(position).filter(|bit| C_BITS.contains(bit))
 }
 
-/// Whether guests can have RDRAND: the start-up code of an SEV guest repeats it until it succeeds.
-#[must_use]
-pub fn has_rdrand(supported: &CpuId) -> bool {
-    let leaf = supported.as_slice().iter().find(|entry| entry.function == 1);
-    leaf.is_some_and(|leaf| leaf.ecx & RDRAND != 0)
+/// Whether Linux can start as an SEV guest here: its start-up code repeats RDRAND until it succeeds,
+/// to check the C-bit with it.
+///
+/// # Errors
+/// [`CpuidError::NoRdrand`] if that would be for ever.
+pub fn require_rdrand(supported: &CpuId) -> Result<(), CpuidError> {
+    let basic = supported.as_slice().iter().find(|entry| entry.function == 1);
+    let has_rdrand = basic.is_some_and(|leaf| leaf.ecx & RDRAND != 0);
+    if has_rdrand { Ok(()) } else { Err(CpuidError::NoRdrand) }
 }
 
 /// Leaf 0x8000001F as KVM reports it on a host with SEV.
@@ -175,10 +179,6 @@ fn offer_sev(leaves: &mut Leaves, c_bit: u8) -> Result<(), CpuidError> {
     let [max_phys_addr, ..] = leaves.leaf(ADDRESS_SIZES).eax.to_le_bytes();
     if !C_BITS.contains(&c_bit) || c_bit >= max_phys_addr {
         return Err(CpuidError::CBit { c_bit, max_phys_addr });
-    }
-    // The guest's start-up code repeats RDRAND until it succeeds, to check the C-bit with it.
-    if leaves.leaf(1).ecx & RDRAND == 0 {
-        return Err(CpuidError::NoRdrand);
     }
     leaves.leaf(KVM_FEATURES).eax |= PAGE_STATUS_FEATURES;
     let highest = leaves.leaf(EXTENDED);
@@ -237,7 +237,7 @@ pub enum CpuidError {
         max_phys_addr: u8,
     },
     /// Linux waits for it for ever.
-    #[error("this host's processor has no RDRAND, and an SEV guest cannot start without")]
+    #[error("this host's processor has no RDRAND, and Linux cannot start as an SEV guest without")]
     NoRdrand,
     /// More than KVM takes.
     #[error("the guest's CPUID has {entries} entries, more than KVM takes")]

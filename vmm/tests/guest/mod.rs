@@ -1,0 +1,176 @@
+//! Guests in this process: booted, listened to, and what they start from.
+#![expect(clippy::panic, reason = "what a test waits for in vain fails it")]
+
+use std::env;
+use std::io::{Error as IoError, Write};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use sevferry::encryption::Overflow;
+use sevferry::machine::config::{
+    OwnerInput, PlatformKind, Serial, SevConfig, VcpuCount, ram_layout,
+};
+use sevferry::machine::{Config, Machine, PausedMachine, RunningMachine};
+use sevferry::sev::Policy;
+use sevferry::vcpu::Stop;
+
+/// Between two lines of a guest, and until its end. Generous: the lab is emulated.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A guest's serial output, line by line, with when each came, and how the guest ended.
+pub(crate) struct Console {
+    lines: Receiver<(Instant, String)>,
+    line_sender: Sender<(Instant, String)>,
+    ends: Receiver<Stop>,
+    /// Machines say here how they ended.
+    pub(crate) end_sender: Sender<Stop>,
+    /// The lines that waiting has gone through.
+    pub(crate) seen: Vec<(Instant, String)>,
+    /// The line that has begun: a guest may be moved in the middle of one.
+    line: Arc<Mutex<Vec<u8>>>,
+}
+
+/// The other end of a serial port.
+pub(crate) struct Output {
+    lines: Sender<(Instant, String)>,
+    line: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> Result<usize, IoError> {
+        let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        for &byte in bytes {
+            if byte == b'\n' {
+                let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+                self.lines.send((Instant::now(), text)).map_err(IoError::other)?;
+                line.clear();
+            } else {
+                line.push(byte);
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> Result<(), IoError> {
+        Ok(())
+    }
+}
+
+impl Console {
+    pub(crate) fn new() -> Self {
+        let (line_sender, lines) = channel();
+        let (end_sender, ends) = channel();
+        Self { lines, line_sender, ends, end_sender, seen: Vec::new(), line: Arc::default() }
+    }
+
+    /// An end for the serial port of a machine; the lines of all machines come here.
+    pub(crate) fn output(&self) -> Box<Output> {
+        Box::new(Output { lines: self.line_sender.clone(), line: Arc::clone(&self.line) })
+    }
+
+    /// Builds a machine and starts it.
+    pub(crate) fn boot(&self, config: &Config) -> RunningMachine {
+        let machine = Machine::build(config, self.output()).expect("the machine can be built");
+        machine.run(&self.end_sender).expect("threads for vCPUs")
+    }
+
+    pub(crate) fn resume(&self, paused: PausedMachine) -> RunningMachine {
+        paused.resume(&self.end_sender).expect("threads for vCPUs")
+    }
+
+    /// The next line that contains `text`.
+    #[track_caller]
+    pub(crate) fn wait_for(&mut self, text: &str) -> String {
+        loop {
+            match self.lines.recv_timeout(PATIENCE) {
+                Ok((when, line)) => {
+                    self.seen.push((when, line.clone()));
+                    if line.contains(text) {
+                        return line;
+                    }
+                }
+                Err(_) => panic!("no '{text}' came; {}", self.transcript()),
+            }
+        }
+    }
+
+    /// Waits until the guest has passed and powered off.
+    #[track_caller]
+    pub(crate) fn wait_for_pass(&mut self) {
+        let mut verdict = String::new();
+        while verdict.is_empty() || verdict.starts_with("guest-firmware: start") {
+            verdict = self.wait_for("guest-firmware: ");
+        }
+        assert_eq!(verdict, "guest-firmware: PASS", "{}", self.transcript());
+        self.wait_for_power_off();
+    }
+
+    /// Waits until the guest has powered off.
+    #[track_caller]
+    pub(crate) fn wait_for_power_off(&self) {
+        let end = self.ends.recv_timeout(PATIENCE);
+        assert!(matches!(end, Ok(Stop::PowerOff)), "{end:?}; {}", self.transcript());
+    }
+
+    /// Fails unless the lines `count: N` were those from 1 to `last`, each once and in order.
+    #[track_caller]
+    pub(crate) fn assert_counted_to(&self, last: u64) {
+        let numbers = self.seen.iter().filter_map(|(_, line)| line.strip_prefix("count: "));
+        let mut expected = 1;
+        for number in numbers {
+            assert_eq!(number.parse(), Ok(expected), "a count repeats or is missing");
+            expected += 1;
+        }
+        assert_eq!(expected - 1, last, "the last count");
+    }
+
+    pub(crate) fn transcript(&self) -> String {
+        let lines: Vec<_> = self.seen.iter().map(|(_, line)| line.as_str()).collect();
+        format!("the guest printed:\n{}", lines.join("\n"))
+    }
+}
+
+/// Types `text` and a return on the guest's serial port.
+pub(crate) fn type_line(machine: &RunningMachine, text: &str) {
+    let input = format!("{text}\n");
+    let deadline = Instant::now() + PATIENCE;
+    let gone = || Instant::now() > deadline;
+    machine.serial().receive(input.as_bytes(), &gone).expect("the guest reads");
+}
+
+/// A file that guests start from: what `scripts/with-kvm` has put where this process finds it.
+pub(crate) fn asset(name: &str) -> PathBuf {
+    let directory = env::var("SEVFERRY_ASSETS")
+        .expect("SEVFERRY_ASSETS names the guests' files: run this through scripts/test");
+    Path::new(&directory).join(name)
+}
+
+/// A software platform with keys of its own.
+pub(crate) fn software() -> PlatformKind {
+    PlatformKind::Software { identity: None, command_cost: Duration::ZERO, failure: None }
+}
+
+/// An SEV guest of the software platform.
+pub(crate) fn as_sev() -> Option<SevConfig> {
+    Some(SevConfig {
+        platform: software(),
+        policy: Policy::default(),
+        overflow: Overflow::Promote,
+        owner: OwnerInput::Own,
+    })
+}
+
+/// guest-firmware that does as the words say, in the least RAM that a machine can have.
+pub(crate) fn firmware(words: &str, vcpus: u64, sev: Option<SevConfig>) -> Config {
+    Config {
+        kernel: asset("guest-firmware.elf"),
+        initramfs: None,
+        cmdline: words.to_owned(),
+        vcpus: VcpuCount::new(vcpus).expect("a number of vCPUs"),
+        ram: ram_layout(16 << 20).expect("a size of RAM"),
+        serial: Serial::Null,
+        sev,
+    }
+}

@@ -1,0 +1,208 @@
+//! A source that says what it is told to say, and a destination that is the real one.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fs::create_dir_all;
+use std::io::{Error as IoError, ErrorKind, Read, Write, sink};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use sevferry::machine::config::PlatformKind;
+use sevferry::migration::destination::{Host, Received, receive};
+use sevferry::migration::frame::{FRAME_HEADER_LEN, FrameHeader};
+use sevferry::migration::journal::{Journal, Side};
+use sevferry::migration::message::Message;
+use sevferry::migration::progress::Progress;
+use sevferry::migration::{Caller, Endpoint, Listener};
+
+use super::script::{Channel, Step};
+
+/// After this an attempt hangs. Far above every deadline of the destination's.
+const HANG: Duration = Duration::from_secs(180);
+
+/// How long a source may say nothing.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// Held for writing where memory is counted: nothing else may run then.
+static MEMORY: RwLock<()> = RwLock::new(());
+
+/// A destination with a place to connect to.
+pub(crate) struct Bench {
+    /// Somebody wants it to stop in this round.
+    pub(crate) stop_at_round: u32,
+    _memory: Option<RwLockReadGuard<'static, ()>>,
+    path: PathBuf,
+    listener: Listener,
+    platform: Option<PlatformKind>,
+}
+
+/// How an attempt ended.
+pub(crate) struct Outcome {
+    /// The guest that arrived, or the error with its causes.
+    pub(crate) result: Result<Received, String>,
+    /// What the destination told the source, if it refused.
+    pub(crate) refusal: Option<String>,
+}
+
+impl Outcome {
+    /// The error; fails if a guest arrived.
+    #[track_caller]
+    pub(crate) fn refused(&self) -> &str {
+        self.result.as_ref().expect_err("a guest was accepted that must not be")
+    }
+}
+
+impl Bench {
+    pub(crate) fn new(platform: Option<PlatformKind>) -> Self {
+        let memory = MEMORY.read().unwrap_or_else(PoisonError::into_inner);
+        Self { _memory: Some(memory), ..Self::unlocked(platform) }
+    }
+
+    /// While this is held no other bench is there; make the bench with [`Bench::unlocked`].
+    pub(crate) fn alone() -> RwLockWriteGuard<'static, ()> {
+        MEMORY.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn unlocked(platform: Option<PlatformKind>) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name =
+            format!("sevferry-hostile-{}-{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        let endpoint: Endpoint = format!("unix:{}", path.display()).parse().unwrap();
+        let listener = Listener::bind(&endpoint).unwrap();
+        Self { stop_at_round: u32::MAX, _memory: None, path, listener, platform }
+    }
+
+    /// Lets a source do `steps`, and the destination receive.
+    pub(crate) fn attempt(&self, steps: &[Step]) -> Outcome {
+        let (done, over) = channel();
+        thread::scope(|scope| {
+            let source = scope.spawn(move || Source::new(&self.path, over).play(steps));
+            let began = Instant::now();
+            let stream = self.listener.accept(HANG).unwrap().expect("the source connects first");
+            let mut output = || -> Result<Box<dyn Write + Send>, IoError> { Ok(Box::new(sink())) };
+            let directory = self.path.with_extension("journals");
+            let mut journal = |vm| -> Result<Journal, IoError> {
+                create_dir_all(&directory)?;
+                Journal::open(&directory, vm, Side::Destination).map_err(IoError::other)
+            };
+            let mut host = Host {
+                platform: self.platform.as_ref(),
+                output: &mut output,
+                journal: &mut journal,
+                silence: SILENCE,
+            };
+            let mut look_up = |progress: &Progress| {
+                began.elapsed() > HANG || progress.round >= self.stop_at_round
+            };
+            let result = match Caller::greet(stream) {
+                Ok(caller) => receive(caller, &self.listener, &mut host, &mut look_up),
+                Err(cause) => Err(cause.into()),
+            };
+            done.send(result.is_err()).unwrap();
+            let refusal = source.join().unwrap();
+            self.forget_waiting();
+            assert!(began.elapsed() < HANG, "an attempt hung");
+            Outcome { result: result.map_err(|cause| chain(&cause)), refusal }
+        })
+    }
+
+    /// Connections that nobody accepted are not the next attempt's.
+    fn forget_waiting(&self) {
+        while let Ok(Some(_stale)) = self.listener.accept(Duration::ZERO) {}
+    }
+}
+
+/// An error and its causes.
+fn chain(error: &dyn Error) -> String {
+    let cause = error.source().map_or_else(String::new, |cause| format!(": {}", chain(cause)));
+    format!("{error}{cause}")
+}
+
+/// The source's connections.
+struct Source<'a> {
+    path: &'a PathBuf,
+    streams: BTreeMap<Channel, UnixStream>,
+    refusal: Option<String>,
+    /// Whether the attempt is over, and was refused.
+    ended: Option<bool>,
+    over: Receiver<bool>,
+}
+
+impl<'a> Source<'a> {
+    fn new(path: &'a PathBuf, over: Receiver<bool>) -> Self {
+        Self { path, streams: BTreeMap::new(), refusal: None, ended: None, over }
+    }
+
+    /// Does the steps, as far as the destination lets it, and stays until the attempt is over.
+    /// Returns the destination's reason to refuse, if it said one.
+    fn play(mut self, steps: &[Step]) -> Option<String> {
+        // It stops where the destination does.
+        let _refused = steps.iter().try_for_each(|step| self.step(step));
+        let refused = self.ended.unwrap_or_else(|| self.over.recv().unwrap());
+        // What was said last is still there.
+        while refused && self.refusal.is_none() && self.hear().is_ok() {}
+        self.refusal
+    }
+
+    fn step(&mut self, step: &Step) -> Result<(), IoError> {
+        match step {
+            Step::Connect(channel) => {
+                let stream = UnixStream::connect(self.path)?;
+                stream.set_read_timeout(Some(HANG))?;
+                stream.set_write_timeout(Some(HANG))?;
+                self.streams.insert(*channel, stream);
+                Ok(())
+            }
+            Step::Send(channel, bytes) => self.stream(*channel)?.write_all(bytes),
+            Step::Trickle(channel, bytes) => {
+                for byte in bytes {
+                    self.stream(*channel)?.write_all(&[*byte])?;
+                    if let Ok(refused) = self.over.recv_timeout(Duration::from_secs(1)) {
+                        self.ended = Some(refused);
+                        return Err(ErrorKind::ConnectionAborted.into());
+                    }
+                }
+                Ok(())
+            }
+            Step::Hear(kind) => {
+                while self.hear()?.kind() != *kind {}
+                Ok(())
+            }
+            Step::Close(channel) => {
+                self.streams.remove(channel);
+                Ok(())
+            }
+            Step::CloseAll => {
+                self.streams.clear();
+                Ok(())
+            }
+        }
+    }
+
+    fn stream(&mut self, channel: Channel) -> Result<&mut UnixStream, IoError> {
+        self.streams.get_mut(&channel).ok_or(ErrorKind::NotConnected.into())
+    }
+
+    /// The destination's next message.
+    fn hear(&mut self) -> Result<Message, IoError> {
+        let stream = self.stream(0)?;
+        let mut header = [0; FRAME_HEADER_LEN];
+        stream.read_exact(&mut header)?;
+        let header = FrameHeader::decode(&header).map_err(IoError::other)?;
+        let mut body = vec![0; header.length()];
+        stream.read_exact(&mut body)?;
+        let message = Message::decode(header, body).map_err(IoError::other)?;
+        if let Message::Refuse { reason } = &message {
+            self.refusal = Some(reason.to_string());
+            return Err(ErrorKind::ConnectionRefused.into());
+        }
+        Ok(message)
+    }
+}

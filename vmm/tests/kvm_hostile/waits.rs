@@ -1,0 +1,170 @@
+//! A source that is slow, silent, endless, or not alone: the destination waits for nothing for ever.
+
+use std::thread;
+
+use sevferry::migration::destination::Received;
+use sevferry::migration::frame::Kind;
+use sevferry::migration::message::Message;
+
+use super::golden;
+use super::peer::Bench;
+use super::script::{Channel, Part, Step, say};
+
+/// The good script, before the `nth` message on a connection; and that message.
+fn before(channel: Channel, nth: usize) -> (Vec<Step>, Vec<u8>) {
+    let steps = golden::plain().script.steps();
+    let is_on = |step: &&Step| matches!(step, Step::Send(to, _) if *to == channel);
+    let Some(Step::Send(_, message)) = steps.iter().filter(is_on).nth(nth) else {
+        panic!("no such message");
+    };
+    let mut left = nth + 1;
+    let at = steps.iter().position(|step| {
+        left -= usize::from(is_on(&step));
+        left == 0
+    });
+    (steps[..at.unwrap()].to_vec(), message.clone())
+}
+
+/// At every step of the way a source that falls silent, or sends a byte a second, is given up: with
+/// the deadline's name, and long before anybody would.
+#[test]
+#[ignore = "needs /dev/kvm: scripts/test kvm_hostile"]
+fn nobody_is_waited_for_for_ever() {
+    let slow = "the peer is too slow";
+    let joins = "not all of the source's 2 page connections came";
+    let pace = "sent less than 64 KiB of pages in 30 s";
+    let places = [
+        ((0, 0), "has not sent its first message for 10 s", slow),
+        ((0, 1), "has not sent a start for 30 s", slow),
+        ((2, 0), joins, joins),
+        ((2, 1), pace, slow),
+        ((1, 2), pace, slow),
+        ((0, 2), pace, slow),
+    ];
+    thread::scope(|scope| {
+        for ((channel, nth), silent, trickling) in places {
+            let (silence, message) = before(channel, nth);
+            let trickle = [silence.clone(), vec![Step::Trickle(channel, message)]].concat();
+            for (steps, said) in [(silence, silent), (trickle, trickling)] {
+                scope.spawn(move || {
+                    let outcome = Bench::new(None).attempt(&steps);
+                    let refused = outcome.refused();
+                    assert!(refused.contains(said), "{channel}, {nth}: {refused}");
+                });
+            }
+        }
+    });
+}
+
+/// Connections that say something else, half of it, or nothing at all are no part of the migration
+/// and do not disturb it.
+#[test]
+#[ignore = "needs /dev/kvm: scripts/test kvm_hostile"]
+fn strangers_do_not_disturb() {
+    let golden = golden::plain();
+    let session = golden.script.offer.session;
+    let join = |session, index| Message::Join { session, index }.encode().unwrap();
+    let mut greetings = vec![
+        Vec::new(),
+        vec![0],
+        join(session, 0)[..21].to_vec(),
+        join(session ^ 1, 0),
+        join(session, 2),
+        join(session, u16::MAX),
+        Message::Offer(golden.script.offer.clone()).encode().unwrap(),
+        b"GET / HTTP/1.1\r\nHost: destination.example\r\n\r\n".to_vec(),
+        vec![0xff; 1 << 16],
+    ];
+    greetings.resize(140, Vec::new());
+    let mut steps = golden.script.steps();
+    let at = steps.iter().position(|step| matches!(step, Step::Hear(Kind::Started))).unwrap() + 1;
+    let strangers = (10..).zip(greetings);
+    let strangers = strangers.flat_map(|(channel, greeting)| {
+        // Whatever is not read fits into the socket.
+        [Step::Connect(channel), Step::Send(channel, greeting)]
+    });
+    steps.splice(at..at, strangers);
+    // A connection that is there already is not replaced.
+    let second = steps.iter().position(|step| matches!(step, Step::Connect(2))).unwrap();
+    steps.splice(second..second, [Step::Connect(9), Step::Send(9, join(session, 0))]);
+    let outcome = Bench::new(None).attempt(&steps);
+    assert_eq!(outcome.result.err(), None);
+}
+
+/// A script of empty rounds over one connection.
+fn empty_rounds(count: usize) -> Vec<Step> {
+    let mut script = golden::plain().script.clone();
+    script.offer.connections = 1;
+    script.rounds = vec![vec![Part::default()]; count];
+    script.steps()
+}
+
+/// A source may not go on for ever, however busy it is.
+#[test]
+#[ignore = "needs /dev/kvm: scripts/test kvm_hostile"]
+fn rounds_come_to_an_end() {
+    let outcome = Bench::new(None).attempt(&empty_rounds(10_100));
+    let refused = outcome.refused();
+    assert!(refused.contains("has sent more than 10001 rounds"), "{refused}");
+}
+
+/// Whoever wants to end the wait is heard, also while the source keeps the destination busy.
+#[test]
+#[ignore = "needs /dev/kvm: scripts/test kvm_hostile"]
+fn a_busy_source_does_not_keep_the_user_from_stopping() {
+    let mut bench = Bench::new(None);
+    bench.stop_at_round = 100;
+    let outcome = bench.attempt(&empty_rounds(10_000));
+    assert_eq!(outcome.refused(), "receiving was stopped");
+}
+
+/// Every message in every state but its own is refused.
+#[test]
+#[ignore = "needs /dev/kvm: scripts/test kvm_hostile"]
+fn every_message_out_of_its_place_is_refused() {
+    let bench = Bench::new(None);
+    // Waiting for the offer, the start, pages, the end of a later round, the state.
+    for (channel, nth) in [(0, 0), (0, 1), (1, 1), (2, 2), (0, 2)] {
+        let (prefix, due) = before(channel, nth);
+        for (kind, message) in golden::one_of_each() {
+            if message[6..8] == due[6..8] || (channel > 0 && kind == Kind::RoundEnd) {
+                continue;
+            }
+            let early = Step::Send(channel, message);
+            let all = golden::plain().script.steps();
+            let rest = all[prefix.len()..].to_vec();
+            let outcome = bench.attempt(&[prefix.clone(), vec![early], rest].concat());
+            // A commit of a guest that is not here is answered, and nothing arrives.
+            let arrived = matches!(outcome.result, Ok(Received::Guest(_)));
+            assert!(!arrived, "{kind:?} was accepted at {channel}, {nth}");
+        }
+    }
+}
+
+/// What follows the state is not read as part of the guest: the control connection is the
+/// handover's then, and page connections have nothing more to say.
+#[test]
+#[ignore = "needs /dev/kvm: scripts/test kvm_hostile"]
+fn pages_after_the_last_round_are_refused() {
+    let mut script = golden::plain().script.clone();
+    let late = script.rounds.pop().unwrap();
+    let mut steps = script.steps();
+    let close = steps.iter().position(|step| matches!(step, Step::Close(_))).unwrap();
+    script.rounds.push(late);
+    let all = script.steps();
+    let is_late = |step: &&Step| matches!(step, Step::Send(2, bytes) if bytes.len() > 4096);
+    let Some(Step::Send(_, mut pages)) = all.iter().rfind(is_late).cloned() else {
+        panic!("no pages");
+    };
+    // The round is not ended: only its first frame comes, or a part of it.
+    for len in [44 + 8 + 4096, 44 + 8 + 100] {
+        pages.truncate(len);
+        let mut steps = steps.clone();
+        steps.splice(close..close + 2, [Step::Send(2, pages.clone())]);
+        let outcome = Bench::new(None).attempt(&steps);
+        assert!(outcome.result.is_err(), "{len} bytes of pages of no round were accepted");
+    }
+    steps.push(say(&Message::Started));
+    let outcome = Bench::new(None).attempt(&steps);
+    assert_eq!(outcome.result.err(), None);
+}
