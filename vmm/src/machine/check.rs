@@ -296,7 +296,8 @@ fn certificates(device: &dyn SevDevice, platform: Option<&PlatformKind>) -> Find
     });
     match verified {
         Ok(Some(Root::Amd(generation))) => {
-            let found = format!("complete up to AMD's root ({generation}): policy bit SEV is satisfied");
+            let found =
+                format!("complete up to AMD's root ({generation}): policy bit SEV is satisfied");
             Finding::ok(SUBJECT, found)
         }
         Ok(_) => Finding::note(

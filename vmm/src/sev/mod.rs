@@ -9,6 +9,8 @@
 //! and the software firmware.
 
 pub mod abi;
+#[cfg(test)]
+mod abi_headers;
 pub mod certificate;
 pub mod command;
 pub mod device;
