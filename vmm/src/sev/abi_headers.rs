@@ -45,11 +45,15 @@ fn structures() -> Expected {
     });
     layout!(all: Buffer = "kvm_sev_launch_update_data" { uaddr = "uaddr", len = "len" });
     layout!(all: Buffer = "kvm_sev_launch_measure" { uaddr = "uaddr", len = "len" });
-    for packet in ["launch_secret", "send_update_data", "receive_update_data"] {
-        let packet = format!("kvm_sev_{packet}");
-        layout!(all: Packet = packet {});
-    }
     layout!(all: Packet = "kvm_sev_send_update_data" {
+        hdr_uaddr = "hdr_uaddr", hdr_len = "hdr_len", guest_uaddr = "guest_uaddr",
+        guest_len = "guest_len", trans_uaddr = "trans_uaddr", trans_len = "trans_len",
+    });
+    layout!(all: Packet = "kvm_sev_receive_update_data" {
+        hdr_uaddr = "hdr_uaddr", hdr_len = "hdr_len", guest_uaddr = "guest_uaddr",
+        guest_len = "guest_len", trans_uaddr = "trans_uaddr", trans_len = "trans_len",
+    });
+    layout!(all: Packet = "kvm_sev_launch_secret" {
         hdr_uaddr = "hdr_uaddr", hdr_len = "hdr_len", guest_uaddr = "guest_uaddr",
         guest_len = "guest_len", trans_uaddr = "trans_uaddr", trans_len = "trans_len",
     });
