@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use aes::Aes128;
 use ctr::Ctr128BE;
@@ -12,28 +12,45 @@ use ctr::cipher::{KeyIvInit, StreamCipher};
 use hmac::digest::KeyInit;
 use hmac::{Hmac, Mac};
 use sevferry::encryption::Status;
-use sevferry::memory::{Access, GuestRam};
+use sevferry::memory::GuestRam;
 use sevferry::page::RamLayout;
 use sha2::Sha256;
 
-use super::vmm::Result;
+use super::vmm::{Result, Run, machine_cpu_time, own_cpu_time};
 
 /// Bytes of one write or copy: as much as a second-level cache holds.
 const STEP: usize = 1 << 20;
 
-/// Bytes per second of copying from one buffer to another, on one thread.
-pub(crate) fn memcpy() -> f64 {
-    let (from, mut to) = (vec![1_u8; 64 * STEP], vec![2_u8; 64 * STEP]);
-    let begun = Instant::now();
-    for _ in 0..8 {
-        to.copy_from_slice(&from);
-        black_box(&mut to);
-    }
-    8.0 * to.len() as f64 / begun.elapsed().as_secs_f64()
+/// Times `work`, which is no migration.
+fn cost_of(bytes: u64, work: impl FnOnce() -> Result<()>) -> Result<Run> {
+    let (all_before, cpu_before, begun) = (machine_cpu_time()?, own_cpu_time()?, Instant::now());
+    work()?;
+    let (total, cpu) = (begun.elapsed(), own_cpu_time()?.saturating_sub(cpu_before));
+    let others = machine_cpu_time()?.saturating_sub(all_before).saturating_sub(cpu);
+    Ok(Run {
+        total,
+        gap: Duration::ZERO,
+        cpu,
+        wire_bytes: bytes,
+        beyond_ram: [0; 2],
+        others: others.as_secs_f64() / total.as_secs_f64(),
+    })
 }
 
-/// Bytes per second of `bytes` over so many TCP connections on loopback, from and to one buffer each.
-pub(crate) fn loopback(connections: u64, bytes: u64) -> Result<f64> {
+/// Copies `bytes` from one buffer to another, on one thread.
+pub(crate) fn memcpy(bytes: u64) -> Result<Run> {
+    let (from, mut to) = (vec![1_u8; 64 * STEP], vec![2_u8; 64 * STEP]);
+    cost_of(bytes, || {
+        for _ in 0..bytes / (64 * STEP as u64) {
+            to.copy_from_slice(&from);
+            black_box(&mut to);
+        }
+        Ok(())
+    })
+}
+
+/// Sends `bytes` over so many TCP connections on loopback, from and to one buffer each.
+pub(crate) fn loopback(connections: u64, bytes: u64) -> Result<Run> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
     let each = usize::try_from(bytes / connections)?;
@@ -42,8 +59,12 @@ pub(crate) fn loopback(connections: u64, bytes: u64) -> Result<f64> {
         let sender = TcpStream::connect(address)?;
         pairs.push((sender, listener.accept()?.0));
     }
-    let begun = Instant::now();
-    let whole = thread::scope(|scope| {
+    cost_of(bytes, || if pass_on(pairs, each) { Ok(()) } else { Err("loopback lost bytes".into()) })
+}
+
+/// Sends `each` bytes over every connection, and says whether they arrived.
+fn pass_on(pairs: Vec<(TcpStream, TcpStream)>, each: usize) -> bool {
+    thread::scope(|scope| {
         let mut receivers = Vec::new();
         for (mut sender, mut receiver) in pairs {
             scope.spawn(move || {
@@ -65,33 +86,28 @@ pub(crate) fn loopback(connections: u64, bytes: u64) -> Result<f64> {
             }));
         }
         receivers.into_iter().all(|receiver| receiver.join().unwrap_or(false))
-    });
-    let took = begun.elapsed().as_secs_f64();
-    if !whole {
-        return Err("a loopback connection lost bytes".into());
-    }
-    Ok(bytes as f64 / took)
+    })
 }
 
-/// Bytes per second of what a page costs each side: AES-128-CTR, then HMAC-SHA-256, on all of
-/// `threads` threads together.
-pub(crate) fn page_cryptography(threads: u32) -> f64 {
-    const PAGES: u32 = 30_000;
-    let begun = Instant::now();
-    thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                let Ok(mac) = <Hmac<Sha256> as KeyInit>::new_from_slice(&[1; 16]) else { return };
-                let mut page = [3_u8; 4096];
-                for number in 0..PAGES {
-                    let iv = u128::from(number << 8).to_be_bytes();
-                    Ctr128BE::<Aes128>::new(&[2; 16].into(), &iv.into()).apply_keystream(&mut page);
-                    black_box(mac.clone().chain_update(page).finalize());
-                }
-            });
+/// What a page costs each side at least, for `bytes` of pages on two threads: AES-128-CTR, then
+/// HMAC-SHA-256.
+pub(crate) fn page_cryptography(bytes: u64) -> Result<Run> {
+    let mac = <Hmac<Sha256> as KeyInit>::new_from_slice(&[1; 16])?;
+    let half = || {
+        let mut page = [3_u8; 4096];
+        for number in 0..bytes / 4096 / 2 {
+            let iv = u128::from(number << 8).to_be_bytes();
+            Ctr128BE::<Aes128>::new(&[2; 16].into(), &iv.into()).apply_keystream(&mut page);
+            black_box(mac.clone().chain_update(page).finalize());
         }
-    });
-    f64::from(threads * PAGES) * 4096.0 / begun.elapsed().as_secs_f64()
+    };
+    cost_of(bytes, || {
+        thread::scope(|scope| {
+            scope.spawn(half);
+            scope.spawn(half);
+        });
+        Ok(())
+    })
 }
 
 /// Touches so many bytes in huge pages: a machine that has given memory back to its own host waits for
@@ -99,7 +115,7 @@ pub(crate) fn page_cryptography(threads: u32) -> f64 {
 pub(crate) fn warm_memory(bytes: u64) -> Result<()> {
     let memory = GuestRam::single(RamLayout::new(bytes)?)?;
     for run in memory.layout().ranges() {
-        memory.populate(run, Status::Shared, Access::Write);
+        memory.populate(run, Status::Shared);
     }
     Ok(())
 }

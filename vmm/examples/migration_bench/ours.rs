@@ -46,10 +46,10 @@ pub(crate) fn migrate(
     let request = Request::Migrate(MigrateRequest {
         to: listen.parse()?,
         downtime_ms: DOWNTIME_MS.try_into()?,
-        timeout_s: 60.try_into()?,
+        timeout_s: MigrateRequest::default_timeout_s(),
+        silence_s: MigrateRequest::default_silence_s(),
         timeout_strategy: TimeoutStrategy::Cancel,
         connections: u64::from(connections).try_into()?,
-        silence_s: MigrateRequest::default_silence_s(),
         allow_unchecked: false,
     });
     time(source, &destination, guest.ram, true, &mut || {

@@ -78,9 +78,12 @@ impl Vmm {
         cpu_time(&self.child.id().to_string(), [13, 14])
     }
 
-    /// Waits until it has ended by itself; its CPU time in all.
-    pub(crate) fn end(mut self) -> Result<Duration> {
+    /// Waits until it has ended, by itself or else killed; its CPU time in all.
+    fn end(mut self, by_itself: bool) -> Result<Duration> {
         let before = cpu_time("self", [15, 16])?;
+        if !by_itself {
+            self.child.kill()?;
+        }
         let deadline = Instant::now() + PATIENCE;
         while self.child.try_wait()?.is_none() {
             if Instant::now() > deadline {
@@ -134,6 +137,11 @@ fn cpu_time(process: &str, fields: [usize; 2]) -> Result<Duration> {
     Ok(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
 }
 
+/// CPU time of this process.
+pub(crate) fn own_cpu_time() -> Result<Duration> {
+    cpu_time("self", [13, 14])
+}
+
 /// CPU time of everything on this machine since it started.
 pub(crate) fn machine_cpu_time() -> Result<Duration> {
     let stat = read_to_string("/proc/stat")?;
@@ -185,7 +193,8 @@ pub(crate) fn time(
         return Err(format!("the guest wrote {before} at the source, {number} then").into());
     }
     let beyond_ram = [at_source, destination.bytes_beyond_ram(ram)?];
-    let source_cpu = if source_ends { source.end()? } else { source.cpu_time()? };
+    // Giving back the guest's memory is part of a migration: it is in the time of a process that ended.
+    let source_cpu = source.end(source_ends)?;
     let cpu = (source_cpu + destination_cpu).saturating_sub(cpu_before);
     Ok(Run {
         total: first.saturating_duration_since(begun),

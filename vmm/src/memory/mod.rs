@@ -23,4 +23,4 @@ pub use access::is_zero;
 pub use dirty::DirtyLog;
 pub use guest_view::{GuestView, NotGuestRam};
 pub use pages::Pages;
-pub use ram::{Access, GuestRam, HostView, RamError};
+pub use ram::{GuestRam, HostView, RamError};

@@ -122,21 +122,17 @@ impl GuestRam {
             .map_err(|_outside| RamError::NotRam { range })
     }
 
-    /// Maps all pages of `range`, of private or of shared memory, at once: the caller is about to
-    /// read or write them, and would find them missing one by one. That costs several times as
-    /// much, but nothing else, so whatever keeps the host from it is no error.
-    pub fn populate(&self, range: PageRange, status: Status, access: Access) {
+    /// Gives all pages of `range`, of private or of shared memory, at once: the caller is about to
+    /// write them, and would find them missing one by one. That costs more time, but nothing else,
+    /// so whatever keeps the host from it is no error.
+    pub fn populate(&self, range: PageRange, status: Status) {
         let view = match (&self.split, status) {
             (Some(split), Status::Private) => &split.c1,
             (None, _) | (_, Status::Shared) => &self.host,
         };
-        let advice = match access {
-            Access::Read => libc::MADV_POPULATE_READ,
-            Access::Write => libc::MADV_POPULATE_WRITE,
-        };
         let bytes = usize::try_from(range.bytes()).unwrap_or(usize::MAX);
         if let Ok(pages) = view.get_slice(GuestAddress(range.start().0), bytes) {
-            advise(&pages, advice);
+            advise(&pages, libc::MADV_POPULATE_WRITE);
         }
     }
 
@@ -210,15 +206,6 @@ impl GuestRam {
         let c0 = self.split.as_ref().unwrap().c0();
         c0.mapping().write_slice(bytes, GuestAddress(start.0)).unwrap();
     }
-}
-
-/// What memory is about to be used for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
-    /// Only reading.
-    Read,
-    /// Writing.
-    Write,
 }
 
 impl Split {
@@ -377,6 +364,26 @@ mod tests {
         let split = ram.split.as_ref().unwrap();
         let c0 = split.c0.lock().unwrap();
         c0.mapping().read_obj(GuestAddress(gpa)).unwrap()
+    }
+
+    /// Pages that are populated stay as they are, in both memories; what is not RAM is left alone.
+    #[test]
+    fn populating_changes_nothing() {
+        let (ram, firmware) = split();
+        let range = pages(0x300, 64);
+        let address = ram.user_address(range).unwrap();
+        firmware.write(address, &[7; 4096]).unwrap();
+        ram.host().write_slice(&[9; 4096], GuestAddress(range.start().0)).unwrap();
+        for status in [Status::Private, Status::Shared] {
+            ram.populate(range, status);
+            ram.populate(pages(u64::MAX >> 12, 1), status);
+            ram.populate(pages(0x7ff, 2), status);
+        }
+        let (mut private, mut shared) = ([1; 8192], [1; 8192]);
+        firmware.read(address, &mut private).unwrap();
+        ram.host().read_slice(&mut shared, GuestAddress(range.start().0)).unwrap();
+        let halves = |byte| [[byte; 4096], [0; 4096]].concat();
+        assert_eq!((private.to_vec(), shared.to_vec()), (halves(7), halves(9)));
     }
 
     /// After `LAUNCH_UPDATE_DATA` the guest sees what was loaded, with and without the C-bit while

@@ -331,3 +331,56 @@ pub enum DestinationError {
     #[error(transparent)]
     Finish(#[from] MachineReceiveError),
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::sink;
+    use std::os::unix::net::UnixStream;
+
+    use vmm_sys_util::tempdir::TempDir;
+
+    use super::*;
+    use crate::migration::handover::Step;
+    use crate::migration::journal::Side;
+    use crate::migration::link::Due;
+    use crate::migration::transport::Stream;
+
+    /// A source that is back hears what the journal knows, from a process that never had the guest.
+    #[test]
+    fn a_source_that_is_back_is_answered_from_the_journal() {
+        let transfer = Transfer { vm: VmId([5; 16]), epoch: 4 };
+        let earlier = Transfer { epoch: 3, ..transfer };
+        for (steps, because) in [
+            (&[][..], NotRunning::Unknown),
+            (&[(earlier, Step::Owner)][..], NotRunning::Unknown),
+            (&[(transfer, Step::Owner)][..], NotRunning::Crashed),
+            (&[(transfer, Step::Discarded)][..], NotRunning::Discarded),
+        ] {
+            let directory = TempDir::new().unwrap();
+            let mut journal = |vm| {
+                Journal::open(directory.as_path(), vm, Side::Destination).map_err(IoError::other)
+            };
+            let mut before = journal(transfer.vm).unwrap();
+            for (transfer, step) in steps {
+                before.append(*transfer, *step, "").unwrap();
+            }
+            drop(before);
+            let mut output = || -> Result<Box<dyn Write + Send>, IoError> { Ok(Box::new(sink())) };
+            let silence = Duration::from_secs(5);
+            let mut host =
+                Host { platform: None, output: &mut output, journal: &mut journal, silence };
+            let (here, there) = UnixStream::pair().unwrap();
+            let mut source = Link::new(Stream::Unix(there));
+            source.send(&Message::Commit(transfer)).unwrap();
+            let caller = Caller::greet(Stream::Unix(here)).unwrap();
+            let socket = format!("unix:{}", directory.as_path().join("socket").display());
+            let listener = Listener::bind(&socket.parse().unwrap()).unwrap();
+            let received = receive(caller, &listener, &mut host, &mut |_| false).unwrap();
+            assert!(
+                matches!(received, Received::Answered(of, why) if (of, why) == (transfer, because))
+            );
+            let answer = source.answer(Due::VERDICT, silence).unwrap();
+            assert_eq!(answer, Message::NotRunning { transfer, because });
+        }
+    }
+}

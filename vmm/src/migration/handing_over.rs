@@ -228,6 +228,7 @@ impl Attempt<'_> {
             SourceOutput::Reconnect => self.reconnect(),
             SourceOutput::SendFinish => {
                 if let Some(Err(cause)) = self.sending.take().map(|sending| sending.finish()) {
+                    let cause = super::chain_of(&cause);
                     warn!("{cause}; the guest is the destination's all the same");
                 }
                 None

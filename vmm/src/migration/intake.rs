@@ -287,6 +287,28 @@ pub enum IntakeError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::migration::message::{Transfer, VmId};
+
+    /// A source that gives up is heard also if its page connections end first; one that is gone, or
+    /// sends what it must not, is not waited for.
+    #[test]
+    fn a_source_that_gives_up_is_heard() {
+        let cut = || IntakeError::Placer(PlacerError::Cut { round: 1 });
+        let reason = Reason::new("enough");
+        let transfer = Transfer { vm: VmId([1; 16]), epoch: 1 };
+        let abandon = Message::Abandon { transfer, reason: reason.clone() };
+        for (next, heard) in [
+            (vec![Arrival::Failed(cut()), Arrival::Control(abandon)], true),
+            (vec![Arrival::Failed(LinkError::unexpected("it").into())], false),
+            (vec![], false),
+        ] {
+            let (queue, arrivals) = sync_channel(2);
+            next.into_iter().for_each(|arrival| queue.send(arrival).unwrap());
+            drop(queue);
+            let cause = explained(cut(), &arrivals);
+            assert_eq!(matches!(cause, IntakeError::Abandoned { .. }), heard, "{cause}");
+        }
+    }
 
     /// Whoever sends steadily may take hours, but not for ever; silence, or a byte now and then, is
     /// not waited for.

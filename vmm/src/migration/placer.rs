@@ -18,7 +18,7 @@ use super::message::{Message, RoundEnd};
 use super::reception::Arrived;
 use super::transport::Stream;
 use crate::encryption::Status;
-use crate::memory::{Access, GuestRam, RamError};
+use crate::memory::{GuestRam, RamError};
 use crate::page::{Frame, PageRange};
 use crate::sev::receive::{ReceiveError, Receiving};
 
@@ -173,12 +173,12 @@ impl PagePlacer {
         let mut packet_headers = [[0; PACKET_HEADER_LEN]; PAGES_MAX];
         let (packets, _) = packets.as_chunks::<PACKET_HEADER_LEN>();
         packet_headers.iter_mut().zip(packets).for_each(|(to, from)| *to = *from);
-        if header.round == 1 {
-            populate(target, frames, header.kind);
-        }
         if header.kind == PageKind::Zero {
             place_zeros(target, frames)?;
         } else {
+            if header.round == 1 {
+                populate(target, frames, header.kind);
+            }
             let at_a_time = self.pages.len() / PAGE_LEN;
             let packets = packet_headers.chunks(at_a_time);
             for (frames, packets) in frames.chunks(at_a_time).zip(packets) {
@@ -224,6 +224,22 @@ impl PagePlacer {
     }
 }
 
+/// A run of pages comes that the host has not mapped yet: it had better be mapped at once.
+fn populate(target: &Target<'_>, frames: &[Frame], kind: PageKind) {
+    let status = match kind {
+        PageKind::Zero => return,
+        PageKind::Shared => Status::Shared,
+        PageKind::Private => Status::Private,
+    };
+    let Some((first, last)) = frames.first().zip(frames.last()) else { return };
+    let run = PageRange::new(*first, Frame(last.0.saturating_add(1)));
+    if let Ok(run) = run
+        && run.pages() == frames.len() as u64
+    {
+        target.ram.populate(run, status);
+    }
+}
+
 /// Counts a frame that has been placed.
 fn count(arrived: &Arrived, header: &PagesHeader) {
     let counter = match header.kind {
@@ -245,22 +261,6 @@ fn place_zeros(target: &Target<'_>, frames: &[Frame]) -> Result<(), PlacerError>
         }
     }
     Ok(())
-}
-
-/// A run of pages comes that the host has not mapped yet: it had better be mapped at once.
-fn populate(target: &Target<'_>, frames: &[Frame], kind: PageKind) {
-    let status = match kind {
-        PageKind::Zero => return,
-        PageKind::Shared => Status::Shared,
-        PageKind::Private => Status::Private,
-    };
-    let Some((first, last)) = frames.first().zip(frames.last()) else { return };
-    let run = PageRange::new(*first, Frame(last.0.saturating_add(1)));
-    if let Ok(run) = run
-        && run.pages() == frames.len() as u64
-    {
-        target.ram.populate(run, status, Access::Write);
-    }
 }
 
 /// A shared page, where the host may see it.

@@ -16,8 +16,7 @@ use super::frame::{
 use super::malformed::Malformed;
 use super::message::{Message, RoundEnd};
 use super::transport::Stream;
-use crate::encryption::Status;
-use crate::memory::{Access, GuestRam, RamError, is_zero};
+use crate::memory::{GuestRam, RamError, is_zero};
 use crate::page::{Frame, FrameSet, PAGE_SIZE, PageRange, RamLayout};
 use crate::sev::send::{SendError, Sending};
 
@@ -109,10 +108,6 @@ impl PageSender {
         while let Some(window) = round.take_window() {
             if round.stop.load(Ordering::Relaxed) {
                 return Err(SenderError::Stopped);
-            }
-            // All of RAM is read now: what is not mapped yet had better be mapped at once.
-            if round.number == 1 && round.sending.is_some() {
-                round.ram.populate(window, Status::Private, Access::Read);
             }
             let mut rest = Some(window);
             while let Some(run) = rest.and_then(|rest| round.frames.first_run(rest)) {

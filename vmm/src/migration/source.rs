@@ -28,6 +28,7 @@ use super::transport::Stream;
 use crate::encryption::NotMigratable;
 use crate::machine::{PausedMachine, RunningMachine, SaveError, Unpaused};
 use crate::memory::RamError;
+use crate::sev::launch::Launched;
 use crate::sev::send::{SendError, Sending};
 use crate::sev::session::random;
 use crate::sev::target::{PlatformCertificates, RefusedTarget, verify_target};
@@ -183,7 +184,7 @@ impl<'a> Attempt<'a> {
             }
             verified => verified?,
         }
-        let launched = machine.take_launched().ok_or(SourceError::Gone)?;
+        let launched = machine.take_launched().ok_or(SourceError::NotCancelled)?;
         match launched.start_send(target, own.pdh) {
             Ok(sending) => {
                 let session = sending.session();
@@ -349,13 +350,7 @@ impl<'a> Attempt<'a> {
         {
             warn!("stopping to log the guest's writes: {cause}");
         }
-        let launched = self.sending.take().and_then(|sending| match sending.cancel() {
-            Ok(launched) => Some(launched),
-            Err(refused) => {
-                warn!("{}; the guest runs on, but cannot be sent again", refused.cause);
-                None
-            }
-        });
+        let launched = self.sending.take().and_then(cancelled);
         let mut machine = match replace(&mut self.guest, Guest::Nowhere) {
             Guest::Running(machine) => machine,
             Guest::Paused(paused) => paused.resume(events)?,
@@ -373,6 +368,23 @@ impl<'a> Attempt<'a> {
             Guest::Paused(_) | Guest::Nowhere => Err(SourceError::Gone),
         }
     }
+}
+
+/// `SEND_CANCEL`; firmware that fails once may not fail again.
+fn cancelled(sending: Sending) -> Option<Launched> {
+    let again = match sending.cancel() {
+        Ok(launched) => return Some(launched),
+        Err(refused) => {
+            warn!("{}; trying once more", super::chain_of(&refused.cause));
+            refused.sending.cancel()
+        }
+    };
+    again
+        .inspect_err(|refused| {
+            let cause = super::chain_of(&refused.cause);
+            warn!("{cause}; the guest runs on, but cannot be sent again");
+        })
+        .ok()
 }
 
 /// Why a guest was not sent.
@@ -444,6 +456,9 @@ pub enum SourceError {
     /// The machine's state.
     #[error(transparent)]
     Save(#[from] SaveError),
+    /// `SEND_CANCEL` failed earlier.
+    #[error("the firmware could not cancel an earlier attempt: this guest can only run on here")]
+    NotCancelled,
     /// A phase out of order: a bug.
     #[error("the guest is not where this phase needs it; please report this")]
     Gone,

@@ -1,5 +1,6 @@
 //! Two hosts with a wire between them, and one guest: real processes, asked through their API.
 
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::process::id;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -23,8 +24,15 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How often it is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// Seconds after which a silent peer counts as gone.
-const SILENCE_S: u32 = 3;
+/// Seconds after which a silent peer counts as gone: usually more than the slowest host takes for
+/// anything, and where silence is the fault, what a test can wait for.
+const SILENCE_S: NonZeroU32 = NonZeroU32::new(30).unwrap();
+const SHORT_SILENCE_S: NonZeroU32 = NonZeroU32::new(5).unwrap();
+
+/// What a process says that waits for a guest.
+const WAITING: &str = "waiting for a guest at";
+
+const SEV: &str = "sev=software";
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -34,7 +42,7 @@ pub(crate) struct Hosts {
     pub(crate) tape: Tape,
     /// From `a` to `b`.
     pub(crate) wire: Relay,
-    platform: String,
+    silence_s: NonZeroU32,
 }
 
 /// A sevferry process on one of them.
@@ -49,11 +57,31 @@ pub(crate) struct Migration(Client);
 
 impl Hosts {
     pub(crate) fn new() -> Self {
+        Self::with_silence(SILENCE_S)
+    }
+
+    fn with_silence(silence_s: NonZeroU32) -> Self {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let scratch = Scratch::new(&format!("faults-{}-{number}", id()));
         let tape = Tape::at(&scratch.path("tape"));
         let wire = Relay::to(scratch.path("b"));
-        Self { scratch, tape, wire, platform: "sev=software".to_owned() }
+        Self { scratch, tape, wire, silence_s }
+    }
+
+    /// A guest at `a`, awaited at `b`.
+    pub(crate) fn with_guest() -> (Self, Vmm, Vmm) {
+        Self::new().started()
+    }
+
+    /// The same, where silence is the fault.
+    pub(crate) fn with_impatient_guest() -> (Self, Vmm, Vmm) {
+        Self::with_silence(SHORT_SILENCE_S).started()
+    }
+
+    fn started(self) -> (Self, Vmm, Vmm) {
+        let b = self.receive("b");
+        let a = self.run("a");
+        (self, a, b)
     }
 
     fn start(&self, host: &'static str, own: &[&str], platform: &str) -> Vmm {
@@ -71,7 +99,7 @@ impl Hosts {
 
     /// Boots a guest, and waits until it says something.
     pub(crate) fn run(&self, host: &'static str) -> Vmm {
-        self.run_on(host, &self.platform)
+        self.run_on(host, SEV)
     }
 
     pub(crate) fn run_on(&self, host: &'static str, platform: &str) -> Vmm {
@@ -85,15 +113,26 @@ impl Hosts {
 
     /// Waits for a guest.
     pub(crate) fn receive(&self, host: &'static str) -> Vmm {
-        self.receive_on(host, &self.platform)
+        self.receive_on(host, SEV)
     }
 
     pub(crate) fn receive_on(&self, host: &'static str, platform: &str) -> Vmm {
-        let (listen, silence) = (self.direct(host), SILENCE_S.to_string());
-        let own = ["receive", "--listen", &listen, "--silence-s", &silence];
-        let mut vmm = self.start(host, &own, platform);
-        vmm.process.wait_for("waiting for a guest at");
+        let mut vmm = self.start_receiving(host, platform);
+        vmm.process.wait_for(WAITING);
         vmm
+    }
+
+    /// The same, where the process before left a journal that says something.
+    pub(crate) fn receive_again(&self, host: &'static str, journal_says: &str) -> Vmm {
+        let mut vmm = self.start_receiving(host, SEV);
+        vmm.process.wait_for(journal_says);
+        vmm.process.wait_for(WAITING);
+        vmm
+    }
+
+    fn start_receiving(&self, host: &'static str, platform: &str) -> Vmm {
+        let (listen, silence) = (self.direct(host), self.silence_s.to_string());
+        self.start(host, &["receive", "--listen", &listen, "--silence-s", &silence], platform)
     }
 
     /// A host's own socket, without the wire.
@@ -110,7 +149,7 @@ impl Hosts {
             timeout_s: MigrateRequest::default_timeout_s(),
             timeout_strategy: Default::default(),
             connections: Connections::try_from(2).unwrap(),
-            silence_s: SILENCE_S.try_into().unwrap(),
+            silence_s: self.silence_s,
             allow_unchecked: false,
         };
         let client = Client::ask(Path::new(&from.api), &Request::Migrate(request)).unwrap();
@@ -121,6 +160,8 @@ impl Hosts {
 
     /// Begins to move it, and stops the wire at `step`.
     pub(crate) fn migrate_up_to(&self, step: Step, from: &Vmm) -> Migration {
+        // Shown only if the test fails.
+        eprintln!("{:?} does not arrive", step.message);
         self.wire.stop_at(step.message);
         let migration = self.migrate(from);
         self.wire.wait_for_stop();

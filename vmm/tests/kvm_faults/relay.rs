@@ -35,8 +35,10 @@ struct State {
     trap: Option<Kind>,
     /// Nothing passes, in either direction, on any connection.
     stopped: bool,
-    /// Connections of an earlier generation are cut.
+    /// Connections of an earlier generation are cut, or stuck.
     generation: u32,
+    /// Those are stuck: they stand, and nothing passes on them any more.
+    stuck: bool,
 }
 
 impl Relay {
@@ -44,7 +46,7 @@ impl Relay {
     pub(crate) fn to(to: String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let state = Mutex::new(State { trap: None, stopped: false, generation: 0 });
+        let state = Mutex::new(State { trap: None, stopped: false, generation: 0, stuck: false });
         let wire = Arc::new(Wire { state, changed: Condvar::new() });
         let accepting = Arc::clone(&wire);
         thread::spawn(move || {
@@ -94,6 +96,13 @@ impl Relay {
         (state.stopped, state.generation) = (false, state.generation + 1);
         self.wire.changed.notify_all();
     }
+
+    /// Nothing will ever pass on the connections that there are, and neither side is told. New
+    /// connections work.
+    pub(crate) fn strand(&self) {
+        self.wire.state().stuck = true;
+        self.cut();
+    }
 }
 
 impl Wire {
@@ -109,6 +118,9 @@ impl Wire {
             self.changed.notify_all();
         }
         while state.stopped && state.generation == generation {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        while state.stuck && state.generation != generation {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.generation == generation
@@ -137,7 +149,7 @@ fn forward(
     loop {
         let mut polled = [PollFd::new(&from, PollFlags::IN)];
         let is_readable = poll(&mut polled, Some(&LOOK_UP)).is_ok_and(|count| count > 0);
-        if over.load(Ordering::Relaxed) || wire.state().generation != generation {
+        if over.load(Ordering::Relaxed) || !wire.may_pass(None, generation) {
             break;
         }
         if !is_readable {

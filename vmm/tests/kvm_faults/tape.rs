@@ -69,10 +69,13 @@ impl Tape {
         self.lock().matches(FIRST).count()
     }
 
-    /// Waits until so many guests have begun.
+    /// Waits until so many guests have begun, and the last one repeats itself.
     #[track_caller]
     pub(crate) fn wait_for_guests(&self, count: usize) {
-        self.wait_until("a guest has begun", |tape| tape.matches(FIRST).count() >= count);
+        self.wait_until("a guest has begun", |tape| {
+            let last = tape.rfind(FIRST).and_then(|start| tape.get(start..)).unwrap_or_default();
+            tape.matches(FIRST).count() >= count && last.contains("count: 1")
+        });
     }
 
     /// Waits until the guest has checked everything once more, from the beginning to the end; then

@@ -19,7 +19,7 @@ use sevferry::migration::message::{
 };
 use sevferry::page::{Frame, PAGE_SIZE, PageRange, RamLayout};
 use sevferry::sev::Policy;
-use sevferry::sev::send::{SealedPage, Sending};
+use sevferry::sev::send::Sending;
 use sevferry::sev::software::{Identity, SoftwareHost, vendor_chain};
 use sevferry::sev::target::PlatformCertificates;
 use sevferry::vcpu::Stop;
@@ -158,11 +158,11 @@ fn rest(private: &[u64]) -> Vec<PageFrame> {
 }
 
 fn sealed(machine: &PausedMachine, sending: &Sending, frames: &[u64]) -> Vec<PageFrame> {
-    let mut packet = SealedPage { header: [0; 52], data: [0; PAGE_LEN] };
+    let (mut header, mut data) = ([0; 52], [0; PAGE_LEN]);
     let pages = frames.iter().map(|&frame| {
         let range = PageRange::new(Frame(frame), Frame(frame + 1)).unwrap();
-        sending.seal(machine.ram().user_address(range).unwrap(), &mut packet).unwrap();
-        (frame, packet.header, packet.data)
+        sending.seal(machine.ram().user_address(range).unwrap(), &mut header, &mut data).unwrap();
+        (frame, header, data)
     });
     vec![PageFrame::private(pages.collect::<Vec<_>>())]
 }

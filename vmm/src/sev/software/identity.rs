@@ -267,6 +267,8 @@ pub enum IdentityError {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
     /// A directory of its own, removed at the end.
@@ -324,7 +326,7 @@ mod tests {
         }
         // One that never ends is too long, not read to its end.
         fs::remove_file(&path).unwrap();
-        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        symlink("/dev/zero", &path).unwrap();
         let refused = Identity::load_or_create(&directory.0);
         assert!(matches!(refused, Err(IdentityError::Damaged { cause: Damage::Length, .. })));
     }
