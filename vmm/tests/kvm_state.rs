@@ -17,7 +17,6 @@ use sevferry::machine::{Config, Machine, MachineState, PausedMachine, ReceivingM
 use sevferry::page::{Frame, FrameSet, PAGE_SIZE, PageRange};
 use sevferry::sev::launch::Launched;
 use sevferry::sev::send::PAGE_LEN;
-use sevferry::sev::target::PlatformCertificates;
 
 /// The machine elsewhere: paused there, and gone here.
 fn moved(mut from: PausedMachine, console: &Console) -> PausedMachine {
