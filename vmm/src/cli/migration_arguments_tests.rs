@@ -65,7 +65,8 @@ fn flags_make_a_destination() {
 #[test]
 fn a_destination_decides_no_policy() {
     let said = refused("receive --listen unix:/b --platform sev=software,policy=1");
-    let keys = "write key=value,... with the keys sev, identity, command_cost_us, fail";
+    let keys = "write key=value,... with the keys sev, identity, command_cost_us, fail, \
+                cek_cert_file, ask_ark_file";
     assert!(said.ends_with(&format!("unknown key \"policy\"; {keys}")), "{said}");
 }
 

@@ -12,6 +12,7 @@ use crate::encryption::{Design, Overflow};
 use crate::machine::config::{PlatformKind, Serial, VcpuCount, ram_layout};
 use crate::page::RamLayout;
 use crate::sev::Policy;
+use crate::sev::endorsement::EndorsementFiles;
 use crate::sev::measurement::{MEASUREMENT_LEN, Measurement};
 use crate::sev::software::Failure;
 
@@ -33,7 +34,7 @@ pub(super) struct ReceivingPlatform {
 
 /// `--platform sev=software|hardware,...`
 pub(super) fn platform(text: &str) -> Result<PlatformArgument, BadKeyValues> {
-    const KEYS: [&str; 9] = [
+    const KEYS: [&str; 11] = [
         "sev",
         "policy",
         "status",
@@ -43,6 +44,8 @@ pub(super) fn platform(text: &str) -> Result<PlatformArgument, BadKeyValues> {
         "identity",
         "command_cost_us",
         "fail",
+        "cek_cert_file",
+        "ask_ark_file",
     ];
     let list = KeyValues::parse(text, &KEYS)?;
     let (kind, status) = (platform_kind(&list)?, status(&list)?);
@@ -70,7 +73,9 @@ pub(super) fn platform(text: &str) -> Result<PlatformArgument, BadKeyValues> {
 /// `--platform sev=software|hardware,...` of a host where guests arrive: their policies, owners and
 /// what keeps their page status come with them.
 pub(super) fn receiving_platform(text: &str) -> Result<ReceivingPlatform, BadKeyValues> {
-    let list = KeyValues::parse(text, &["sev", "identity", "command_cost_us", "fail"])?;
+    const KEYS: [&str; 6] =
+        ["sev", "identity", "command_cost_us", "fail", "cek_cert_file", "ask_ark_file"];
+    let list = KeyValues::parse(text, &KEYS)?;
     Ok(ReceivingPlatform { kind: platform_kind(&list)? })
 }
 
@@ -79,26 +84,37 @@ fn platform_kind(list: &KeyValues<'_>) -> Result<PlatformKind, BadKeyValues> {
     let cost = list.parsed("command_cost_us", command_cost)?;
     let command_cost = cost.unwrap_or_default();
     let failure = list.parsed("fail", str::parse::<Failure>)?;
-    let kind = list.required("sev", |value| match value {
-        "software" => {
-            Ok(PlatformKind::Software { identity: identity.clone(), command_cost, failure })
-        }
-        "hardware" => Ok(PlatformKind::Hardware),
+    let endorsement = EndorsementFiles {
+        cek: list.value("cek_cert_file").map(PathBuf::from),
+        ask_ark: list.value("ask_ark_file").map(PathBuf::from),
+    };
+    let without = |key, other, why| Err(BadKeyValues::Without { key, other, why });
+    let hardware = list.required("sev", |value| match value {
+        "software" => Ok(false),
+        "hardware" => Ok(true),
         _ => Err("expected software or hardware"),
     })?;
-    let of_software = |key, why| BadKeyValues::Without { key, other: "sev=software", why };
-    match kind {
-        PlatformKind::Hardware if identity.is_some() => {
-            Err(of_software("identity", "the keys of hardware are its own"))
-        }
-        PlatformKind::Hardware if cost.is_some() => {
-            Err(of_software("command_cost_us", "hardware takes the time it takes"))
-        }
-        PlatformKind::Hardware if failure.is_some() => {
-            Err(of_software("fail", "hardware fails when it does"))
-        }
-        kind @ (PlatformKind::Hardware | PlatformKind::Software { .. }) => Ok(kind),
+    if !hardware {
+        let why = "the software platform has its vendor's certificates itself";
+        return match (&endorsement.cek, &endorsement.ask_ark) {
+            (None, None) => Ok(PlatformKind::Software { identity, command_cost, failure }),
+            (Some(_), _) => without("cek_cert_file", "sev=hardware", why),
+            (None, Some(_)) => without("ask_ark_file", "sev=hardware", why),
+        };
     }
+    if identity.is_some() {
+        return without("identity", "sev=software", "the keys of hardware are its own");
+    }
+    if cost.is_some() {
+        return without("command_cost_us", "sev=software", "hardware takes the time it takes");
+    }
+    if failure.is_some() {
+        return without("fail", "sev=software", "hardware fails when it does");
+    }
+    if endorsement.cek.is_none() && endorsement.ask_ark.is_some() {
+        return without("ask_ark_file", "cek_cert_file", "it is what signed the CEK");
+    }
+    Ok(PlatformKind::Hardware { endorsement })
 }
 
 /// Microseconds; a second at most, so that no command seems to hang.

@@ -81,7 +81,7 @@ pub enum PlatformName {
 impl From<&PlatformKind> for PlatformName {
     fn from(kind: &PlatformKind) -> Self {
         match kind {
-            PlatformKind::Hardware => Self::Hardware,
+            PlatformKind::Hardware { .. } => Self::Hardware,
             PlatformKind::Software { .. } => Self::Software,
         }
     }

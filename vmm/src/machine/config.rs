@@ -11,6 +11,7 @@ use crate::encryption::Design;
 use crate::page::{BadRange, PAGE_SIZE, RamLayout};
 use crate::sev::Policy;
 use crate::sev::certificate::Certificate;
+use crate::sev::endorsement::EndorsementFiles;
 use crate::sev::session::Session;
 use crate::sev::software::Failure;
 
@@ -126,7 +127,10 @@ pub struct SevConfig {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PlatformKind {
     /// KVM and the AMD Secure Processor.
-    Hardware,
+    Hardware {
+        /// What its vendor vouches for it with.
+        endorsement: EndorsementFiles,
+    },
     /// Our model of both, which gives no confidentiality.
     Software {
         /// The directory that keeps its keys; `None` makes keys that end with the process.
@@ -142,7 +146,7 @@ pub enum PlatformKind {
 impl Display for PlatformKind {
     fn fmt(&self, f: &mut Formatter<'_>) -> FmtResult {
         f.write_str(match self {
-            Self::Hardware => "hardware",
+            Self::Hardware { .. } => "hardware",
             Self::Software { .. } => "software",
         })
     }

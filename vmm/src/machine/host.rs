@@ -91,6 +91,11 @@ impl Host {
             .map_err(step("filtering the SEV MSRs"))
     }
 
+    /// What `KVM_CHECK_EXTENSION` says of a capability; 0 is no.
+    pub(super) fn extension(&self, capability: u32) -> i32 {
+        self.kvm.check_extension_raw(u64::from(capability))
+    }
+
     /// What CPUID this KVM can give a guest.
     ///
     /// # Errors

@@ -8,8 +8,8 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use log::debug;
 use thiserror::Error;
 
-use super::compatibility::{MachineOffer, SevOffer};
-use super::encrypted::{LaunchRecord, RunningGuest};
+use super::compatibility::{MachineOffer, PlatformName, SevOffer};
+use super::encrypted::{LaunchRecord, RunningGuest, vouch};
 use super::report::{PageReport, PageWatch, Report, SevReport};
 use super::state::{MachineState, SaveError};
 use super::wire::MACHINE_VERSION;
@@ -17,8 +17,9 @@ use crate::devices::SerialPort;
 use crate::encryption::{NotMigratable, PageStatus};
 use crate::memory::{DirtyLog, GuestRam, Pages, RamError};
 use crate::page::FrameSet;
-use crate::sev::SevDevice;
+use crate::sev::endorsement::EndorsementError;
 use crate::sev::launch::Launched;
+use crate::sev::target::PlatformCertificates;
 use crate::vcpu::{Board, KernelStruct, PauseError, Stop, VcpuError, Vcpus};
 
 /// What a machine has besides its vCPUs, whether it runs or not.
@@ -59,7 +60,7 @@ impl Assembly {
             msrs: self.msrs.clone(),
             tsc_khz: self.tsc_khz,
             sev: self.guest.as_ref().map(|guest| SevOffer {
-                platform: guest.platform,
+                platform: PlatformName::from(&guest.platform),
                 policy: guest.record.policy.bits(),
                 c_bit: guest.record.c_bit,
                 status: guest.status,
@@ -127,9 +128,13 @@ impl<V> Started<V> {
         pages.map(|pages| lock(pages).status().sample())
     }
 
-    /// The open `/dev/sev`; `None` for a plain VM.
-    pub fn sev_device(&self) -> Option<&dyn SevDevice> {
-        self.assembly.guest.as_ref().map(|guest| guest.device.as_ref())
+    /// What vouches for the platform that the guest is on; `None` for a plain VM.
+    ///
+    /// # Errors
+    /// [`EndorsementError`].
+    pub fn platform_certificates(&self) -> Result<Option<PlatformCertificates>, EndorsementError> {
+        let guest = self.assembly.guest.as_ref();
+        guest.map(|guest| vouch(&guest.platform, guest.device.as_ref())).transpose()
     }
 
     /// Takes the firmware's guest out, to send it. It is not there twice.
