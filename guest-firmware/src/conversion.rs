@@ -8,6 +8,7 @@ use crate::paging::{Map, Status};
 use crate::pattern::{self, Mismatch};
 use crate::platform::{ENCRYPTED, Platform};
 use crate::ram::{PAGE_SIZE, Pages};
+use crate::table;
 
 /// The page tables and the host, which must agree about every page.
 #[derive(Debug, Clone, Copy)]
@@ -50,6 +51,7 @@ impl Memory {
 
     /// Tells the host what the pages are now.
     pub(crate) fn report(self, pages: Pages, status: Status) -> Answer {
+        table::write(pages, status);
         let attributes = if status == Status::Private { ENCRYPTED } else { 0 };
         let offered = self.platform.map_gpa_range;
         Answer(offered.then(|| cpu::map_gpa_range(pages.gpa(), pages.count, attributes)))

@@ -32,6 +32,7 @@ mod smp;
 mod start_info;
 mod steps;
 mod storm;
+mod table;
 mod verdict;
 
 use acpi::Processors;

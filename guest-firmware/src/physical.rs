@@ -58,6 +58,24 @@ pub(crate) fn write64(address: u64, value: u64) {
     unsafe { asm!("mov qword ptr [{}], {}", in(reg) address, in(reg) value, options(nostack)) };
 }
 
+/// Sets bits of eight bytes, of which other processors change others at the same time.
+pub(crate) fn set_bits(address: u64, bits: u64) {
+    let address = outside_image(address, 8);
+    // SAFETY: no Rust object lives at the address.
+    unsafe {
+        asm!("lock or qword ptr [{}], {}", in(reg) address, in(reg) bits, options(nostack));
+    }
+}
+
+/// Clears bits of eight bytes, of which other processors change others at the same time.
+pub(crate) fn clear_bits(address: u64, bits: u64) {
+    let address = outside_image(address, 8);
+    // SAFETY: no Rust object lives at the address.
+    unsafe {
+        asm!("lock and qword ptr [{}], {}", in(reg) address, in(reg) !bits, options(nostack));
+    }
+}
+
 /// The address, if an access of `size` bytes there stays out of the image.
 fn outside_image(address: u64, size: u64) -> u64 {
     let image = entry::image();

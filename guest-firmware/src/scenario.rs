@@ -23,6 +23,8 @@ pub(crate) enum Step {
     Alternate { pages: Pages, rounds: u64 },
     /// `storm=`, `storm-smp=`
     Storm { storm: Storm, on: Processors },
+    /// `donate=`: where the table goes
+    Donate { gpa: u64 },
     /// `count=`
     Count(u64),
     /// `tables`
@@ -107,6 +109,10 @@ impl Step {
             }
             "storm" => Self::Storm { storm: storm(value, true)?, on: Processors::First },
             "storm-smp" => Self::Storm { storm: storm(value, false)?, on: Processors::All },
+            "donate" => {
+                let gpa = number(value)?;
+                (gpa % PAGE_SIZE == 0).then_some(Self::Donate { gpa })?
+            }
             "count" => Self::Count(number(value)?),
             "cpus" => Self::Cpus { expected: Some(number(value)?) },
             "cpuid" => {
@@ -195,6 +201,8 @@ mod tests {
     fn words_with_ranges_are_understood() {
         let pages = Pages { first: 0x400, count: 16 };
         assert_eq!(Step::parse("share=4M+16"), Some(Step::Convert { pages, to: Status::Shared }));
+        assert_eq!(Step::parse("donate=4M"), Some(Step::Donate { gpa: 0x40_0000 }));
+        assert_eq!(Step::parse("donate=0x400001"), None);
         assert_eq!(Step::parse("check=0x400000+16:7"), Some(Step::Check { pages, seed: 7 }));
         assert_eq!(
             Step::parse("alternate=4096K+0x10*1000"),

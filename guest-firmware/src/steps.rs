@@ -8,7 +8,7 @@ use crate::ram::{Pages, Ram};
 use crate::scenario::{self, Ring, Step, Storm};
 use crate::serial::line;
 use crate::verdict::{self, fail};
-use crate::{cpu, entry, pattern, smp, storm};
+use crate::{cpu, entry, pattern, smp, storm, table};
 
 /// The machine that the scenario runs on.
 pub(crate) struct Guest {
@@ -50,6 +50,7 @@ impl Guest {
             Step::Hypercall { call, ring, expected } => self.hypercall(call, ring, expected),
             Step::Alternate { pages, rounds } => self.alternate(pages, rounds),
             Step::Storm { storm, on } => self.storm(&storm, on),
+            Step::Donate { gpa } => self.donate(gpa),
             Step::Count(limit) => (1..=limit).for_each(|i| line(format_args!("count: {i}"))),
             Step::Tables => self.tables(),
             Step::Cpus { expected } => self.cpus(expected),
@@ -93,6 +94,29 @@ impl Guest {
                 fail(format_args!("in-place-{name}: {pages} seed={seed:#x} {answer} {mismatch}"));
             }
         }
+    }
+
+    /// Shares the pages of a table, writes what is shared by now into it, and names it.
+    fn donate(&mut self, gpa: u64) {
+        let limit = self.ram.limit();
+        let pages = table::pages(gpa, limit);
+        if !self.memory.platform.sev() {
+            return line(format_args!("donate: skipped"));
+        }
+        if !self.is_usable("donate", pages) {
+            return;
+        }
+        self.memory.map.split(pages, &mut self.pool);
+        let answer = self.memory.convert(pages, Status::Shared);
+        pattern::clear(pages);
+        table::begin(gpa, limit);
+        let shared = self.ram.runs().flat_map(Pages::frames);
+        for frame in shared.filter(|&frame| self.memory.map.status(frame) == Status::Shared) {
+            table::write(Pages { first: frame, count: 1 }, Status::Shared);
+        }
+        table::name(gpa);
+        let print = if answer.refused() { fail } else { line };
+        print(format_args!("donate: {pages} {answer}"));
     }
 
     fn fill(&self, pages: Pages, seed: u64) {

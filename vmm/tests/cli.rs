@@ -18,7 +18,7 @@ fn sevferry(arguments: &str) -> Ended {
 #[test]
 fn a_bad_option_is_named_and_explained() {
     let memory = "a number of bytes, or of K, M, G or T";
-    let platform_keys = "sev, policy, overflow, dh_cert_file, session_file, identity";
+    let platform_keys = "sev, policy, status, overflow, dh_cert_file, session_file, identity";
     for (options, message) in [
         ("--nonsense", "unexpected argument '--nonsense'"),
         ("--memory 512M", "unknown key \"512M\"; write key=value,... with the keys size"),

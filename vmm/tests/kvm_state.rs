@@ -15,11 +15,8 @@ use sevferry::machine::compatibility::{HostOffer, MachineOffer, compare};
 use sevferry::machine::config::ram_layout;
 use sevferry::machine::{Config, Machine, MachineState, PausedMachine, ReceivingMachine, Unpaused};
 use sevferry::page::{Frame, FrameSet, PAGE_SIZE, PageRange};
-use sevferry::sev::device::export_pdh;
 use sevferry::sev::launch::Launched;
 use sevferry::sev::send::PAGE_LEN;
-use sevferry::sev::software::vendor_chain;
-use sevferry::sev::target::PlatformCertificates;
 
 /// The machine elsewhere: paused there, and gone here.
 fn moved(mut from: PausedMachine, console: &Console) -> PausedMachine {
@@ -56,11 +53,10 @@ fn send_private(
     to: &mut ReceivingMachine,
     status: &PageStatus,
 ) -> Launched {
-    let device = to.sev_device().expect("an SEV guest");
-    let target = PlatformCertificates::export(device, vendor_chain(), None).expect("it exports");
-    let (pdh, _chain) = export_pdh(from.sev_device().expect("an SEV guest")).expect("it exports");
+    let target = to.platform_certificates().expect("it exports").expect("an SEV guest");
+    let own = from.platform_certificates().expect("it exports").expect("an SEV guest");
     let launched = from.take_launched().expect("it was launched");
-    let sending = launched.start_send(&target, pdh).expect("SEND_START");
+    let sending = launched.start_send(&target, own.pdh).expect("SEND_START");
     let initialised = to.take_initialised().expect("nothing was received");
     let receiving = initialised.start_receive(sending.session()).expect("RECEIVE_START");
     let (mut header, mut data) = ([0; 52], [0; PAGE_LEN]);

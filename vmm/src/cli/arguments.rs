@@ -7,19 +7,21 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use log::LevelFilter;
 use thiserror::Error;
 
+use super::check::CheckOptions;
 use super::exit::EXIT_CODES;
 use super::migration_arguments::{
     AskArguments, AskOptions, MigrateArguments, MigrateOptions, ReceiveArguments, ReceiveOptions,
     ResolveArguments, StatusArguments,
 };
 use super::owner_files::{OwnerFileError, read_owner, read_tik};
-use super::values::{self, PlatformArgument};
+use super::values::{self, PlatformArgument, ReceivingPlatform};
 use crate::control::api::Request;
 use crate::machine::config::{
     Config, DEFAULT_CMDLINE, OwnerInput, PlatformKind, Serial, SevConfig, VcpuCount,
 };
 use crate::page::RamLayout;
 use crate::sev::Policy;
+use crate::sev::endorsement::EndorsementFiles;
 use crate::sev::measurement::{FirmwareVersion, Measurement};
 use crate::sev::session::Key;
 
@@ -43,6 +45,8 @@ pub(super) enum Task {
     Ask(AskOptions),
     /// Recompute a launch digest.
     Digest(Box<DigestOptions>),
+    /// Say what this host can do.
+    Check(CheckOptions),
     /// Say whether this host's KVM is of use.
     Probe,
 }
@@ -135,6 +139,9 @@ impl Arguments {
             Command::Resolve(resolve) => Task::Ask(resolve.options()),
             Command::Quit(quit) => Task::Ask(quit.options(Request::Quit)),
             Command::Digest(digest) => digest.task()?,
+            Command::Check(CheckArguments { platform, json }) => {
+                Task::Check(CheckOptions { platform, json })
+            }
             Command::Probe => Task::Probe,
         };
         Ok(Self { log: LogOptions { level, file: log_file }, task })
@@ -192,8 +199,21 @@ enum Command {
     Quit(AskArguments),
     /// Recompute the launch digest of an SEV guest from its files
     Digest(DigestArguments),
+    /// Show what this host can do, and what to do about what it cannot
+    Check(CheckArguments),
     /// Say whether this host's KVM delivers what an SEV guest needs
     Probe,
+}
+
+/// What `check` checks.
+#[derive(Debug, Args)]
+struct CheckArguments {
+    /// The platform that must be usable for exit code 0 [default: sev=software]
+    #[arg(long, value_name = PLATFORM, value_parser = values::receiving_platform)]
+    platform: Option<ReceivingPlatform>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 /// What the guest starts from.
@@ -231,11 +251,16 @@ const PLATFORM_HELP: &str = "\
 Make it an SEV guest; without this it is a plain VM. Keys, separated by commas:
   sev=software|hardware  who answers SEV commands; software gives no confidentiality
   policy=N               guest policy [default: 0x21, NODBG and SEV]
+  status=list|bitmap|donated
+                         what keeps track of shared pages: a list of regions, one bit per page, or
+                         a table that the guest donates [default: list]
   overflow=promote|poison
                          when the guest shares more regions than the list may hold, keep a
                          bitmap, or give up on migration [default: promote]
   dh_cert_file=FILE,session_file=FILE
                          the guest owner's files, as sevctl session makes them
+  cek_cert_file=FILE     hardware: this chip's CEK as AMD's key server signed it, for migrations
+  ask_ark_file=FILE      hardware: AMD's ASK and ARK, of a generation that sevferry does not know
   identity=DIR           where the software platform keeps its keys [default: nowhere]
   command_cost_us=N      let each command of the software platform take N microseconds, one after
                          the other as on a secure processor [default: 0]
@@ -296,12 +321,12 @@ impl OwnerArguments {
 
 /// Reads the owner's files, if there are any.
 fn sev_config(argument: PlatformArgument) -> Result<SevConfig, OwnerFileError> {
-    let PlatformArgument { kind: platform, policy, overflow, owner } = argument;
+    let PlatformArgument { kind: platform, policy, status, owner } = argument;
     let owner = match owner {
         None => OwnerInput::Own,
         Some((certificate, session)) => read_owner(&certificate, &session)?,
     };
-    Ok(SevConfig { platform, policy, overflow, owner })
+    Ok(SevConfig { platform, policy, status, owner })
 }
 
 #[derive(Debug, Args)]
@@ -356,7 +381,8 @@ impl DigestArguments {
             _ => None,
         };
         let policy = self.platform.as_ref().map(|platform| platform.policy).unwrap_or_default();
-        let of_host = || self.platform.map_or(PlatformKind::Hardware, |platform| platform.kind);
+        let hardware = || PlatformKind::Hardware { endorsement: EndorsementFiles::default() };
+        let of_host = || self.platform.map_or_else(hardware, |platform| platform.kind);
         let c_bit = self.c_bit.map_or_else(|| CBit::OfThisHost(of_host()), CBit::Number);
         let config = self.guest.config(Serial::Null, None);
         Ok(Task::Digest(Box::new(DigestOptions { config, c_bit, policy, check })))

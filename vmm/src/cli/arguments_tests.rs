@@ -8,7 +8,8 @@ use std::io::Write;
 use std::time::Duration;
 
 use super::*;
-use crate::encryption::Overflow;
+use crate::encryption::{Design, Overflow};
+use crate::sev::endorsement::EndorsementFiles;
 
 fn parse(line: &str) -> Result<Arguments, ArgumentError> {
     Arguments::parse(["sevferry"].into_iter().chain(line.split(' ')).map(OsString::from))
@@ -84,15 +85,19 @@ fn sizes_take_binary_suffixes() {
 #[test]
 fn platform_makes_an_sev_guest() {
     let sev = run("--platform sev=hardware").0.sev.unwrap();
-    assert_eq!((sev.platform, sev.policy), (PlatformKind::Hardware, Policy::default()));
-    assert_eq!(sev.overflow, Overflow::Promote);
+    let hardware = PlatformKind::Hardware { endorsement: EndorsementFiles::default() };
+    assert_eq!((sev.platform, sev.policy), (hardware, Policy::default()));
+    assert_eq!(sev.status, Design::List(Overflow::Promote));
     assert!(matches!(sev.owner, OwnerInput::Own));
+    let sev = run("--platform sev=hardware,cek_cert_file=c,ask_ark_file=a").0.sev.unwrap();
+    let endorsement = EndorsementFiles { cek: Some("c".into()), ask_ark: Some("a".into()) };
+    assert_eq!(sev.platform, PlatformKind::Hardware { endorsement });
     let keys = "policy=49,identity=d,overflow=poison,sev=software,command_cost_us=150";
     let sev = run(&format!("--platform {keys}")).0.sev.unwrap();
     let (identity, command_cost) = (Some("d".into()), Duration::from_micros(150));
     assert_eq!(sev.platform, PlatformKind::Software { identity, command_cost, failure: None });
     assert_eq!(sev.policy, Policy::new(0x31).unwrap());
-    assert_eq!(sev.overflow, Overflow::Poison);
+    assert_eq!(sev.status, Design::List(Overflow::Poison));
 }
 
 /// `-v` counts, and stands before or after the command.
@@ -154,7 +159,8 @@ fn wrong_machines_are_named() {
 /// What is not a platform is named with what would be.
 #[test]
 fn wrong_platforms_are_named() {
-    let keys = "sev, policy, overflow, dh_cert_file, session_file, identity, command_cost_us, fail";
+    let keys = "sev, policy, status, overflow, dh_cert_file, session_file, identity, \
+                command_cost_us, fail, cek_cert_file, ask_ark_file";
     let both = "the guest owner makes both, for each other";
     for (value, answer) in [
         ("sev=on", "sev=on: expected software or hardware"),
@@ -190,9 +196,23 @@ fn wrong_platforms_are_named() {
             "command_cost_us is given without sev=software; hardware takes the time it takes",
         ),
         ("sev=software,overflow=x", "overflow=x: expected promote or poison"),
+        ("sev=software,status=x", "status=x: expected list, bitmap or donated"),
+        (
+            "sev=software,status=bitmap,overflow=poison",
+            "overflow is given without status=list; only a list can overflow",
+        ),
         (
             "sev=hardware,identity=d",
             "identity is given without sev=software; the keys of hardware are its own",
+        ),
+        (
+            "sev=software,cek_cert_file=f",
+            "cek_cert_file is given without sev=hardware; the software platform has its vendor's \
+             certificates itself",
+        ),
+        (
+            "sev=hardware,ask_ark_file=f",
+            "ask_ark_file is given without cek_cert_file; it is what signed the CEK",
         ),
         (
             "sev=hardware,dh_cert_file=f",

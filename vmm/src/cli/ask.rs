@@ -60,7 +60,8 @@ fn pages_text(pages: &PagesReply) -> String {
         None => "can be migrated".to_owned(),
         Some(reason) => format!("cannot be migrated now: {reason}"),
     };
-    format!("\npages: {counts}; {readiness}")
+    let record = format!("{}, {} bytes", pages.record, pages.record_bytes);
+    format!("\npages: {counts}; {readiness}\nrecord: {record}")
 }
 
 /// A state for people.

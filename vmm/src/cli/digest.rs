@@ -41,7 +41,7 @@ fn c_bit(wanted: &CBit) -> Result<u8, DigestError> {
     };
     let supported = Host::open()?.supported_cpuid()?;
     let bit = match platform {
-        PlatformKind::Hardware => hardware_c_bit(&supported),
+        PlatformKind::Hardware { .. } => hardware_c_bit(&supported),
         PlatformKind::Software { .. } => software_c_bit(&supported),
     };
     bit.ok_or_else(|| DigestError::CBit { platform: platform.clone() })

@@ -52,9 +52,6 @@ const RECEIVING_PLATFORM: &str = "sev=software|hardware,...";
 const RECEIVING_PLATFORM_HELP: &str = "\
 Take SEV guests; without this only plain VMs are taken. Keys, separated by commas:
   sev=software|hardware  who answers SEV commands; software gives no confidentiality
-  overflow=promote|poison
-                         when the guest shares more regions than the list may hold, keep a
-                         bitmap, or give up on migration [default: promote]
   identity=DIR           where the software platform keeps its keys [default: nowhere]
   command_cost_us=N      let each command of the software platform take N microseconds, one after
                          the other as on a secure processor [default: 0]

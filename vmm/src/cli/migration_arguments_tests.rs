@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use super::super::arguments::{ArgumentError, Arguments, Task};
 use super::*;
-use crate::encryption::Overflow;
 use crate::machine::config::PlatformKind;
 
 fn parse(line: &str) -> Result<Task, ArgumentError> {
@@ -47,7 +46,7 @@ fn an_endpoint_is_enough_to_receive() {
 #[test]
 fn flags_make_a_destination() {
     let options = receive(
-        "--listen unix:/b --serial null --platform sev=software,identity=d,overflow=poison,command_cost_us=7 \
+        "--listen unix:/b --serial null --platform sev=software,identity=d,command_cost_us=7 \
          --api-socket s --journal j --report=json",
     );
     let kind = PlatformKind::Software {
@@ -55,7 +54,7 @@ fn flags_make_a_destination() {
         command_cost: Duration::from_micros(7),
         failure: None,
     };
-    assert_eq!(options.platform, Some(ReceivingPlatform { kind, overflow: Overflow::Poison }));
+    assert_eq!(options.platform, Some(ReceivingPlatform { kind }));
     assert_eq!(options.serial, Serial::Null);
     assert_eq!(options.owner.api_socket, Some("s".into()));
     assert_eq!(options.owner.journal, Some("j".into()));
@@ -66,7 +65,8 @@ fn flags_make_a_destination() {
 #[test]
 fn a_destination_decides_no_policy() {
     let said = refused("receive --listen unix:/b --platform sev=software,policy=1");
-    let keys = "write key=value,... with the keys sev, overflow, identity, command_cost_us, fail";
+    let keys = "write key=value,... with the keys sev, identity, command_cost_us, fail, \
+                cek_cert_file, ask_ark_file";
     assert!(said.ends_with(&format!("unknown key \"policy\"; {keys}")), "{said}");
 }
 

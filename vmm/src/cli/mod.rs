@@ -5,6 +5,7 @@ mod say;
 
 mod arguments;
 mod ask;
+mod check;
 mod digest;
 mod exit;
 mod inbox;
@@ -31,8 +32,8 @@ use std::process::ExitCode;
 
 use env_logger::{Builder, Target};
 
+use crate::machine::chain_of;
 use crate::machine::probe;
-use crate::migration::chain_of;
 use arguments::{ArgumentError, Arguments, LogOptions, Task};
 use exit::Exit;
 
@@ -78,6 +79,10 @@ fn perform(task: Task) -> Exit {
         },
         Task::Digest(options) => match digest::digest(&options) {
             Ok(()) => Exit::Success,
+            Err(cause) => failed(&cause, Exit::Failure),
+        },
+        Task::Check(options) => match check::check(&options) {
+            Ok(exit) => exit,
             Err(cause) => failed(&cause, Exit::Failure),
         },
         Task::Probe => match probe() {

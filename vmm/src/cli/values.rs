@@ -8,10 +8,11 @@ use base64::prelude::BASE64_STANDARD;
 
 use super::key_values::{BadKeyValues, KeyValues};
 use crate::control::api::{Connections, Resolution, TimeoutStrategy};
-use crate::encryption::Overflow;
+use crate::encryption::{Design, Overflow};
 use crate::machine::config::{PlatformKind, Serial, VcpuCount, ram_layout};
 use crate::page::RamLayout;
 use crate::sev::Policy;
+use crate::sev::endorsement::EndorsementFiles;
 use crate::sev::measurement::{MEASUREMENT_LEN, Measurement};
 use crate::sev::software::Failure;
 
@@ -20,7 +21,7 @@ use crate::sev::software::Failure;
 pub(super) struct PlatformArgument {
     pub(super) kind: PlatformKind,
     pub(super) policy: Policy,
-    pub(super) overflow: Overflow,
+    pub(super) status: Design,
     /// The guest owner's certificate and session.
     pub(super) owner: Option<(PathBuf, PathBuf)>,
 }
@@ -29,23 +30,25 @@ pub(super) struct PlatformArgument {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ReceivingPlatform {
     pub(super) kind: PlatformKind,
-    pub(super) overflow: Overflow,
 }
 
 /// `--platform sev=software|hardware,...`
 pub(super) fn platform(text: &str) -> Result<PlatformArgument, BadKeyValues> {
-    const KEYS: [&str; 8] = [
+    const KEYS: [&str; 11] = [
         "sev",
         "policy",
+        "status",
         "overflow",
         "dh_cert_file",
         "session_file",
         "identity",
         "command_cost_us",
         "fail",
+        "cek_cert_file",
+        "ask_ark_file",
     ];
     let list = KeyValues::parse(text, &KEYS)?;
-    let (kind, overflow) = (platform_kind(&list)?, overflow(&list)?);
+    let (kind, status) = (platform_kind(&list)?, status(&list)?);
     let both = "the guest owner makes both, for each other";
     let owner = match (list.value("dh_cert_file"), list.value("session_file")) {
         (None, None) => None,
@@ -62,16 +65,18 @@ pub(super) fn platform(text: &str) -> Result<PlatformArgument, BadKeyValues> {
     Ok(PlatformArgument {
         kind,
         policy: list.parsed("policy", policy)?.unwrap_or_default(),
-        overflow,
+        status,
         owner,
     })
 }
 
-/// `--platform sev=software|hardware,...` of a host where guests arrive: their policies and owners
-/// come with them.
+/// `--platform sev=software|hardware,...` of a host where guests arrive: their policies, owners and
+/// what keeps their page status come with them.
 pub(super) fn receiving_platform(text: &str) -> Result<ReceivingPlatform, BadKeyValues> {
-    let list = KeyValues::parse(text, &["sev", "overflow", "identity", "command_cost_us", "fail"])?;
-    Ok(ReceivingPlatform { kind: platform_kind(&list)?, overflow: overflow(&list)? })
+    const KEYS: [&str; 6] =
+        ["sev", "identity", "command_cost_us", "fail", "cek_cert_file", "ask_ark_file"];
+    let list = KeyValues::parse(text, &KEYS)?;
+    Ok(ReceivingPlatform { kind: platform_kind(&list)? })
 }
 
 fn platform_kind(list: &KeyValues<'_>) -> Result<PlatformKind, BadKeyValues> {
@@ -79,26 +84,37 @@ fn platform_kind(list: &KeyValues<'_>) -> Result<PlatformKind, BadKeyValues> {
     let cost = list.parsed("command_cost_us", command_cost)?;
     let command_cost = cost.unwrap_or_default();
     let failure = list.parsed("fail", str::parse::<Failure>)?;
-    let kind = list.required("sev", |value| match value {
-        "software" => {
-            Ok(PlatformKind::Software { identity: identity.clone(), command_cost, failure })
-        }
-        "hardware" => Ok(PlatformKind::Hardware),
+    let endorsement = EndorsementFiles {
+        cek: list.value("cek_cert_file").map(PathBuf::from),
+        ask_ark: list.value("ask_ark_file").map(PathBuf::from),
+    };
+    let without = |key, other, why| Err(BadKeyValues::Without { key, other, why });
+    let hardware = list.required("sev", |value| match value {
+        "software" => Ok(false),
+        "hardware" => Ok(true),
         _ => Err("expected software or hardware"),
     })?;
-    let of_software = |key, why| BadKeyValues::Without { key, other: "sev=software", why };
-    match kind {
-        PlatformKind::Hardware if identity.is_some() => {
-            Err(of_software("identity", "the keys of hardware are its own"))
-        }
-        PlatformKind::Hardware if cost.is_some() => {
-            Err(of_software("command_cost_us", "hardware takes the time it takes"))
-        }
-        PlatformKind::Hardware if failure.is_some() => {
-            Err(of_software("fail", "hardware fails when it does"))
-        }
-        kind @ (PlatformKind::Hardware | PlatformKind::Software { .. }) => Ok(kind),
+    if !hardware {
+        let why = "the software platform has its vendor's certificates itself";
+        return match (&endorsement.cek, &endorsement.ask_ark) {
+            (None, None) => Ok(PlatformKind::Software { identity, command_cost, failure }),
+            (Some(_), _) => without("cek_cert_file", "sev=hardware", why),
+            (None, Some(_)) => without("ask_ark_file", "sev=hardware", why),
+        };
     }
+    if identity.is_some() {
+        return without("identity", "sev=software", "the keys of hardware are its own");
+    }
+    if cost.is_some() {
+        return without("command_cost_us", "sev=software", "hardware takes the time it takes");
+    }
+    if failure.is_some() {
+        return without("fail", "sev=software", "hardware fails when it does");
+    }
+    if endorsement.cek.is_none() && endorsement.ask_ark.is_some() {
+        return without("ask_ark_file", "cek_cert_file", "it is what signed the CEK");
+    }
+    Ok(PlatformKind::Hardware { endorsement })
 }
 
 /// Microseconds; a second at most, so that no command seems to hang.
@@ -109,13 +125,27 @@ fn command_cost(text: &str) -> Result<Duration, &'static str> {
     }
 }
 
-fn overflow(list: &KeyValues<'_>) -> Result<Overflow, BadKeyValues> {
+/// What keeps page status; only a list can overflow.
+fn status(list: &KeyValues<'_>) -> Result<Design, BadKeyValues> {
     let overflow = list.parsed("overflow", |value| match value {
         "promote" => Ok(Overflow::Promote),
         "poison" => Ok(Overflow::Poison),
         _ => Err("expected promote or poison"),
     })?;
-    Ok(overflow.unwrap_or_default())
+    let design = list.parsed("status", |value| match value {
+        "list" => Ok(Design::List(overflow.unwrap_or_default())),
+        "bitmap" => Ok(Design::Bitmap),
+        "donated" => Ok(Design::Donated),
+        _ => Err("expected list, bitmap or donated"),
+    })?;
+    match (design, overflow) {
+        (None, overflow) => Ok(Design::List(overflow.unwrap_or_default())),
+        (Some(Design::Bitmap | Design::Donated), Some(_)) => {
+            let (key, other) = ("overflow", "status=list");
+            Err(BadKeyValues::Without { key, other, why: "only a list can overflow" })
+        }
+        (Some(design), _) => Ok(design),
+    }
 }
 
 fn policy(text: &str) -> Result<Policy, String> {

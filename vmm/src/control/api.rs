@@ -229,6 +229,10 @@ pub struct PagesReply {
     pub shared: Option<u64>,
     /// Pages that are encrypted; `None` if the record is incomplete.
     pub private: Option<u64>,
+    /// How the record is kept at the moment, in words.
+    pub record: String,
+    /// Bytes of host memory that it takes.
+    pub record_bytes: u64,
     /// Why the guest cannot be migrated now; `None` if it can.
     pub not_migratable: Option<String>,
 }

@@ -35,8 +35,13 @@ fn summary(outcome: Outcome) -> Summary {
 }
 
 fn responses() -> Vec<Response> {
-    let pages =
-        PagesReply { shared: Some(3), private: None, not_migratable: Some("poisoned".to_owned()) };
+    let pages = PagesReply {
+        shared: Some(3),
+        private: None,
+        record: "region list".to_owned(),
+        record_bytes: 1056,
+        not_migratable: Some("poisoned".to_owned()),
+    };
     let progress = Progress::new(TRANSFER, Side::Source);
     let status = |state, pages, migration| {
         Response::Status(Box::new(StatusReply { state, process: 7, pages, migration }))

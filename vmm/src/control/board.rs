@@ -125,6 +125,8 @@ impl StatusBoard {
         let pages = pages.and_then(|pages| pages.summary()).map(|pages| PagesReply {
             shared: pages.shared.ok(),
             private: pages.private.ok(),
+            record: pages.form.to_string(),
+            record_bytes: pages.memory_bytes as u64,
             not_migratable: pages.migratable.err().map(|why| why.to_string()),
         });
         let migration = migration

@@ -25,6 +25,19 @@ impl SharedBitmap {
     }
 }
 
+impl SharedBitmap {
+    /// The shared frames.
+    pub(super) fn frames(&self) -> &FrameSet {
+        &self.shared
+    }
+}
+
+impl From<FrameSet> for SharedBitmap {
+    fn from(shared: FrameSet) -> Self {
+        Self { shared }
+    }
+}
+
 impl Tracker for SharedBitmap {
     fn set(&mut self, range: PageRange, status: Status) -> Result<(), Full> {
         self.mark(range, status);

@@ -1,32 +1,27 @@
-//! The record that is kept: a region list, until the guest makes it outgrow its bound.
+//! The record that is kept, in the form that its design gives it at the moment.
 
 use std::fmt::{Display, Formatter, Result as FmtResult};
 
 use thiserror::Error;
 
+use super::donated::{Contradiction, DonatedTable};
 use super::tracker::each_flip;
-use super::{SharedBitmap, SharedRegions, Status, Tracker, shared_in};
-use crate::page::{PageRange, RamLayout};
-
-/// What the region list does when the guest makes more regions than it may hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Overflow {
-    /// It turns itself into a bitmap, once, and loses nothing. Memory grows by RAM / 32,768.
-    #[default]
-    Promote,
-    /// It marks itself incomplete until the next reset: the guest runs on but cannot be migrated.
-    Poison,
-}
+use super::{Design, Full, Overflow, SharedBitmap, SharedRegions, Status, Tracker, shared_in};
+use crate::page::{Frame, FrameSet, PageRange, RamLayout};
 
 /// How the record is kept at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     /// As a list of regions.
     List,
-    /// As a bitmap, because the list reached its bound.
+    /// As a bitmap: by design, or because the list reached its bound.
     Bitmap,
+    /// By the guest, in a table of its own.
+    Donated,
     /// Not at all, because the list reached its bound.
     Poisoned,
+    /// Not at all: the guest has donated no table, or one that it contradicts.
+    NoTable,
 }
 
 impl Display for Form {
@@ -34,101 +29,184 @@ impl Display for Form {
         f.write_str(match self {
             Self::List => "region list",
             Self::Bitmap => "bitmap",
+            Self::Donated => "donated table",
             Self::Poisoned => "poisoned region list",
+            Self::NoTable => "no donated table",
         })
     }
 }
 
 /// The record of shared pages is not whole, so no page's status can be told from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error(
-    "the record of shared pages is incomplete: the guest made more than {bound} shared regions \
-     and overflow=poison is configured (use overflow=promote, or reset the guest)"
-)]
-pub struct Incomplete {
-    /// The most regions that the list may hold.
-    pub bound: usize,
+pub enum Incomplete {
+    /// The guest shared more regions than the list may hold.
+    #[error(
+        "the record of shared pages is incomplete: the guest made more than {bound} shared regions \
+         and overflow=poison is configured (use overflow=promote, or reset the guest)"
+    )]
+    Overflow {
+        /// The most regions that the list may hold.
+        bound: usize,
+    },
+    /// The guest is to keep the record, and does not.
+    #[error(
+        "the guest has donated no table of its shared pages, which status=donated needs (use \
+         status=list for a guest that only makes hypercalls)"
+    )]
+    NoTable,
+    /// The guest says two things.
+    #[error("the guest's record of shared pages cannot be relied upon: {0}")]
+    Contradicted(Contradiction),
 }
 
 /// Which pages are shared, in at most a known amount of memory.
 #[derive(Debug, Clone)]
 pub(super) struct Ledger {
     layout: RamLayout,
-    overflow: Overflow,
+    design: Design,
     bound: usize,
     record: Record,
+    /// How many, where the record is the host's.
     shared_pages: u64,
+    /// Where the guest's table was when this was sampled from it.
+    sampled_from: Option<Frame>,
 }
 
 #[derive(Debug, Clone)]
 enum Record {
     List(SharedRegions),
     Bitmap(SharedBitmap),
+    Donated(DonatedTable),
     /// Emptied rather than frozen: a stale answer is worse than none.
-    Poisoned,
+    Lost(Incomplete),
 }
 
 impl Ledger {
-    pub(super) fn new(layout: RamLayout, overflow: Overflow, bound: usize) -> Self {
-        let record = Record::List(SharedRegions::new(bound));
-        Self { layout, overflow, bound, record, shared_pages: 0 }
+    pub(super) fn new(layout: RamLayout, design: Design, bound: usize) -> Self {
+        let record = Record::new(layout, design, bound);
+        Self { layout, design, bound, record, shared_pages: 0, sampled_from: None }
     }
 
     /// A record that lost its entries before it came here.
-    pub(super) fn poisoned(layout: RamLayout, overflow: Overflow, bound: usize) -> Self {
-        Self { record: Record::Poisoned, ..Self::new(layout, overflow, bound) }
+    pub(super) fn poisoned(layout: RamLayout, design: Design, bound: usize) -> Self {
+        let why = match design {
+            Design::List(_) | Design::Bitmap => Incomplete::Overflow { bound },
+            Design::Donated => Incomplete::NoTable,
+        };
+        Self { record: Record::Lost(why), ..Self::new(layout, design, bound) }
+    }
+
+    /// A record, yet empty, that another host sampled from the guest's table at `base`.
+    pub(super) fn sampled(layout: RamLayout, design: Design, base: Frame) -> Self {
+        let bitmap = Record::Bitmap(SharedBitmap::new(layout));
+        Self { record: bitmap, sampled_from: Some(base), ..Self::new(layout, design, 0) }
     }
 
     /// Records that `range`, which is in RAM, has `status`; returns how many pages had the other.
     ///
-    /// `flipped` gets each run of those pages. A poisoned record cannot tell, so it names all.
+    /// `flipped` gets each run of those pages. What the guest keeps, or nobody, cannot tell what was
+    /// before, so all are named.
     pub(super) fn set(
         &mut self,
         range: PageRange,
         status: Status,
         flipped: &mut dyn FnMut(PageRange),
     ) -> u64 {
-        let Ok(tracker) = self.tracker() else {
-            flipped(range);
-            return range.pages();
-        };
-        let pages = each_flip(tracker, range, status, flipped);
-        if pages == 0 {
-            return 0;
-        }
-        match status {
-            Status::Shared => self.shared_pages += pages,
-            Status::Private => self.shared_pages -= pages,
-        }
-        let full = match &mut self.record {
-            Record::List(list) => list.set(range, status).is_err(),
+        match &mut self.record {
+            Record::List(list) => {
+                let (pages, kept) = change(list, range, status, flipped);
+                self.count(pages, status);
+                if kept.is_err() {
+                    self.overflow(range, status);
+                }
+                pages
+            }
             Record::Bitmap(bitmap) => {
-                bitmap.mark(range, status);
-                false
+                // A bitmap is never full.
+                let (pages, _kept) = change(bitmap, range, status, flipped);
+                self.count(pages, status);
+                pages
             }
-            Record::Poisoned => false,
-        };
-        if full {
-            self.overflow();
-            if let Record::Bitmap(bitmap) = &mut self.record {
-                bitmap.mark(range, status);
+            Record::Donated(table) => {
+                if let Some(wrong) = table.contradiction(range, status) {
+                    self.record = Record::Lost(Incomplete::Contradicted(wrong));
+                }
+                flipped(range);
+                range.pages()
+            }
+            Record::Lost(_) => {
+                flipped(range);
+                range.pages()
             }
         }
-        pages
     }
 
-    /// Replaces the list, which is full, by what is configured.
-    fn overflow(&mut self) {
-        self.record = match (self.overflow, &self.record) {
-            (Overflow::Promote, Record::List(list)) => {
+    fn count(&mut self, flipped: u64, status: Status) {
+        match status {
+            Status::Shared => self.shared_pages += flipped,
+            Status::Private => self.shared_pages -= flipped,
+        }
+    }
+
+    /// Replaces the list, which could not take `range`, by what is configured.
+    fn overflow(&mut self, range: PageRange, status: Status) {
+        self.record = match (self.design, &self.record) {
+            (Design::List(Overflow::Promote), Record::List(list)) => {
                 let mut bitmap = SharedBitmap::new(self.layout);
-                for region in list.regions() {
-                    bitmap.mark(*region, Status::Shared);
-                }
+                list.regions().for_each(|region| bitmap.mark(region, Status::Shared));
+                bitmap.mark(range, status);
                 Record::Bitmap(bitmap)
             }
-            (Overflow::Promote | Overflow::Poison, _) => Record::Poisoned,
+            _ => Record::Lost(Incomplete::Overflow { bound: self.bound }),
         };
+    }
+
+    /// The guest names its table, or takes it back.
+    pub(super) fn name_table(&mut self, table: Option<DonatedTable>) {
+        self.record = table.map_or(Record::Lost(Incomplete::NoTable), Record::Donated);
+        self.sampled_from = None;
+    }
+
+    /// The guest's table, whose memory came here together with the sample that this is.
+    pub(super) fn adopt(&mut self, table: DonatedTable) {
+        let same = match &self.record {
+            Record::Bitmap(bitmap) => *bitmap.frames() == table.sample(),
+            Record::List(_) | Record::Donated(_) | Record::Lost(_) => false,
+        };
+        self.name_table(Some(table));
+        if !same {
+            self.record = Record::Lost(Incomplete::Contradicted(Contradiction::Moved));
+        }
+    }
+
+    /// The guest's table is not where it should be.
+    pub(super) fn contradict(&mut self, wrong: Contradiction) {
+        self.record = Record::Lost(Incomplete::Contradicted(wrong));
+        self.sampled_from = None;
+    }
+
+    /// The record as of now, which the guest no longer changes.
+    pub(super) fn sample(&self) -> Self {
+        let Record::Donated(table) = &self.record else { return self.clone() };
+        let frames = table.sample();
+        let shared_pages = frames.count();
+        let record = Record::Bitmap(SharedBitmap::from(frames));
+        Self { record, shared_pages, sampled_from: Some(table.base()), ..self.clone() }
+    }
+
+    /// The sampled frames, and where the guest's table was; `None` for a record of the host's own.
+    pub(super) fn sampled_frames(&self) -> Option<(&FrameSet, Frame)> {
+        match &self.record {
+            Record::Bitmap(bitmap) => self.sampled_from.map(|base| (bitmap.frames(), base)),
+            Record::List(_) | Record::Donated(_) | Record::Lost(_) => None,
+        }
+    }
+
+    pub(super) fn table(&self) -> Option<&DonatedTable> {
+        match &self.record {
+            Record::Donated(table) => Some(table),
+            Record::List(_) | Record::Bitmap(_) | Record::Lost(_) => None,
+        }
     }
 
     /// The first run of shared frames in `within`.
@@ -142,30 +220,35 @@ impl Ledger {
         Ok(self.layout.ranges().flat_map(move |run| shared_in(tracker, run)))
     }
 
-    /// How many pages are shared.
+    /// How many pages are shared. A guest's table is counted through each time.
     pub(super) fn shared_pages(&self) -> Result<u64, Incomplete> {
-        self.tracker().map(|_| self.shared_pages)
+        match &self.record {
+            Record::List(_) | Record::Bitmap(_) => Ok(self.shared_pages),
+            Record::Donated(table) => Ok(table.shared_pages()),
+            Record::Lost(why) => Err(*why),
+        }
     }
 
-    /// Makes every page private and the record whole again, as a list.
+    /// Makes every page private and the record whole again, as its design begins.
     pub(super) fn clear(&mut self) {
-        self.shared_pages = 0;
-        if let Record::List(list) = &mut self.record {
-            list.clear();
-        } else {
-            self.record = Record::List(SharedRegions::new(self.bound));
-        }
+        *self = Self::new(self.layout, self.design, self.bound);
     }
 
     pub(super) fn layout(&self) -> &RamLayout {
         &self.layout
     }
 
+    pub(super) fn design(&self) -> Design {
+        self.design
+    }
+
     pub(super) fn form(&self) -> Form {
         match self.record {
             Record::List(_) => Form::List,
             Record::Bitmap(_) => Form::Bitmap,
-            Record::Poisoned => Form::Poisoned,
+            Record::Donated(_) => Form::Donated,
+            Record::Lost(Incomplete::Overflow { .. }) => Form::Poisoned,
+            Record::Lost(Incomplete::NoTable | Incomplete::Contradicted(_)) => Form::NoTable,
         }
     }
 
@@ -173,12 +256,41 @@ impl Ledger {
         self.tracker().map_or(0, Tracker::memory_bytes)
     }
 
+    /// Whether the record is whole.
+    pub(super) fn whole(&self) -> Result<(), Incomplete> {
+        self.tracker().map(|_tracker| ())
+    }
+
     /// The record, if it is whole.
     fn tracker(&self) -> Result<&dyn Tracker, Incomplete> {
         match &self.record {
             Record::List(list) => Ok(list),
             Record::Bitmap(bitmap) => Ok(bitmap),
-            Record::Poisoned => Err(Incomplete { bound: self.bound }),
+            Record::Donated(table) => Ok(table),
+            Record::Lost(why) => Err(*why),
         }
     }
+}
+
+impl Record {
+    fn new(layout: RamLayout, design: Design, bound: usize) -> Self {
+        match design {
+            Design::List(_) => Self::List(SharedRegions::new(bound)),
+            Design::Bitmap => Self::Bitmap(SharedBitmap::new(layout)),
+            Design::Donated => Self::Lost(Incomplete::NoTable),
+        }
+    }
+}
+
+/// Tells `flipped` what is not so yet, then makes it so; how many pages flipped, and whether the
+/// tracker could hold it.
+fn change<T: Tracker>(
+    tracker: &mut T,
+    range: PageRange,
+    status: Status,
+    flipped: &mut dyn FnMut(PageRange),
+) -> (u64, Result<(), Full>) {
+    let pages = each_flip(tracker, range, status, flipped);
+    let kept = if pages == 0 { Ok(()) } else { tracker.set(range, status) };
+    (pages, kept)
 }

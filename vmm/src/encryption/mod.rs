@@ -9,12 +9,15 @@
 //! ```text
 //! hypercall exit -> MapGpaRange::parse -> PageStatus::apply -> Change -> the memory views switch
 //!                                              |
-//!                                         Ledger: SharedRegions, at its bound SharedBitmap or poisoned
+//!                                         Ledger: one of SharedRegions (at its bound SharedBitmap or
+//!                                         poisoned), SharedBitmap, DonatedTable
 //! ```
 //!
 //! Pure data: no I/O, no clock, no locks. vCPUs report at the same time; the caller orders them.
 
 mod bitmap;
+mod design;
+mod donated;
 mod ledger;
 mod page_status;
 mod readiness;
@@ -26,7 +29,9 @@ mod tracker;
 mod wire;
 
 pub use bitmap::SharedBitmap;
-pub use ledger::{Form, Incomplete, Overflow};
+pub use design::{Design, Overflow};
+pub use donated::{BadTable, Contradiction, DonatedTable, MSR_PAGE_TABLE, TableMemory};
+pub use ledger::{Form, Incomplete};
 pub use page_status::{Change, Counters, NotMigratable, PageStatus};
 pub use readiness::{BadControl, MSR_KVM_MIGRATION_CONTROL};
 pub use regions::SharedRegions;

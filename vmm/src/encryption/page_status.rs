@@ -1,13 +1,17 @@
 //! The owner of page status: what the guest reported, whether it is ready, and counters.
 
+use std::sync::Arc;
+
 use thiserror::Error;
 
+use super::donated::{self, Naming};
 use super::ledger::Ledger;
 use super::readiness::Readiness;
 use super::{
-    BadControl, BadRequest, Form, Incomplete, MapGpaRange, Overflow, SharedRegions, Status,
+    BadControl, BadRequest, BadTable, Contradiction, Design, DonatedTable, Form, Incomplete,
+    MapGpaRange, SharedRegions, Status, TableMemory,
 };
-use crate::page::{Frame, PageRange, RamLayout};
+use crate::page::{Frame, FrameSet, PageRange, RamLayout};
 
 /// The status of every page of one guest.
 ///
@@ -23,14 +27,14 @@ pub struct PageStatus {
 impl PageStatus {
     /// A guest that has reported nothing: all of its RAM is private and migration is not offered.
     #[must_use]
-    pub fn new(layout: RamLayout, overflow: Overflow) -> Self {
-        Self::with_bound(layout, overflow, SharedRegions::default_bound(&layout))
+    pub fn new(layout: RamLayout, design: impl Into<Design>) -> Self {
+        Self::with_bound(layout, design, SharedRegions::default_bound(&layout))
     }
 
     /// As [`PageStatus::new`], with another bound on the region list.
     #[must_use]
-    pub fn with_bound(layout: RamLayout, overflow: Overflow, bound: usize) -> Self {
-        Self::from_parts(Ledger::new(layout, overflow, bound), Readiness::NotOffered, 0)
+    pub fn with_bound(layout: RamLayout, design: impl Into<Design>, bound: usize) -> Self {
+        Self::from_parts(Ledger::new(layout, design.into(), bound), Readiness::NotOffered, 0)
     }
 
     pub(super) fn from_parts(ledger: Ledger, readiness: Readiness, epoch: u64) -> Self {
@@ -163,12 +167,78 @@ impl PageStatus {
         Ok(())
     }
 
+    /// Which design keeps the record.
+    #[must_use]
+    pub fn design(&self) -> Design {
+        self.ledger.design()
+    }
+
+    /// What the guest reads from [`MSR_PAGE_TABLE`](super::MSR_PAGE_TABLE).
+    ///
+    /// # Errors
+    /// [`BadTable::NotAsked`]: the read must fault, as of a register that there is not.
+    pub fn read_table_register(&self) -> Result<u64, BadTable> {
+        self.asks_for_table()?;
+        Ok(donated::register(self.ledger.table()))
+    }
+
+    /// The guest's write to [`MSR_PAGE_TABLE`](super::MSR_PAGE_TABLE): it names a table in `memory`,
+    /// or with 0 takes it back. A right table heals a record that was contradicted.
+    ///
+    /// # Errors
+    /// [`BadTable`] if the write must fault; nothing changes then.
+    pub fn write_table_register(
+        &mut self,
+        value: u64,
+        memory: Arc<dyn TableMemory>,
+    ) -> Result<(), BadTable> {
+        self.asks_for_table()?;
+        let table = match Naming::parse(value)? {
+            Naming::None => None,
+            Naming::Table(base) => Some(DonatedTable::read(*self.layout(), memory, base)?),
+        };
+        self.ledger.name_table(table);
+        Ok(())
+    }
+
+    fn asks_for_table(&self) -> Result<(), BadTable> {
+        if self.design() == Design::Donated { Ok(()) } else { Err(BadTable::NotAsked) }
+    }
+
+    /// The record as of now. A copy of a record that the guest keeps would change with it.
+    #[must_use]
+    pub fn sample(&self) -> Self {
+        Self { ledger: self.ledger.sample(), ..self.clone() }
+    }
+
+    /// A sample of the guest's table; `None` if the record holds still by itself.
+    pub(super) fn sampled_if_donated(&self) -> Option<Self> {
+        self.ledger.table().map(|_table| self.sample())
+    }
+
+    /// The shared frames of a [`PageStatus::sample`] of the guest's table; `None` if the host keeps
+    /// the record, which then tells by itself what flips.
+    #[must_use]
+    pub fn sampled_table(&self) -> Option<&FrameSet> {
+        self.ledger.sampled_frames().map(|(frames, _base)| frames)
+    }
+
+    /// The guest's memory has come here with this status: goes on with the table in it, if the record
+    /// is the guest's. A table that is not what the status says is a contradiction.
+    pub fn adopt_table(&mut self, memory: Arc<dyn TableMemory>) {
+        let Some((_, base)) = self.ledger.sampled_frames() else { return };
+        match DonatedTable::read(*self.layout(), memory, base) {
+            Ok(table) => self.ledger.adopt(table),
+            Err(_not_there) => self.ledger.contradict(Contradiction::Moved),
+        }
+    }
+
     /// Whether page status allows a migration now. Ask again before each step: it can change.
     ///
     /// # Errors
     /// [`NotMigratable`] with the reason.
     pub fn migratable(&self) -> Result<(), NotMigratable> {
-        self.ledger.shared_pages()?;
+        self.ledger.whole()?;
         match self.readiness {
             Readiness::NotOffered => Err(NotMigratable::NotOffered),
             Readiness::NotReady => Err(NotMigratable::NotReady),

@@ -6,20 +6,20 @@
 //! |---|---|---|
 //! | 0 | 8 | magic `SEVPAGES` |
 //! | 8 | 2 | version, 1 |
-//! | 10 | 2 | flags: bit 0 poisoned, bit 1 migration offered, bit 2 guest ready; others 0 |
-//! | 12 | 4 | 0 |
+//! | 10 | 2 | flags: bit 0 poisoned, bit 1 migration offered, bit 2 guest ready, bit 3 donated table; others 0 |
+//! | 12 | 4 | the frame of the donated table's head; 0 without bit 3 |
 //! | 16 | 8 | epoch |
 //! | 24 | 8 | count of regions |
 //! | 32 | 16 × count | `base`, `limit`: frames of one shared region |
 //!
 //! Regions lie in RAM, ascend and do not touch, so a state has exactly one serial form.
-//! A poisoned record has no regions.
+//! A poisoned record has no regions and no table.
 
 use thiserror::Error;
 
 use super::ledger::Ledger;
 use super::readiness::Readiness;
-use super::{Form, Overflow, PageStatus, SharedRegions, Status};
+use super::{Design, Overflow, PageStatus, SharedRegions, Status};
 use crate::page::{Frame, PageRange, RamLayout};
 
 const MAGIC: [u8; 8] = *b"SEVPAGES";
@@ -28,15 +28,22 @@ const VERSION: u16 = 1;
 const POISONED: u16 = 1 << 0;
 const OFFERED: u16 = 1 << 1;
 const READY: u16 = 1 << 2;
+const DONATED: u16 = 1 << 3;
 
 const HEADER_BYTES: usize = 32;
 const REGION_BYTES: usize = 16;
 
 impl PageStatus {
-    /// The serial form.
+    /// The serial form, as of now.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        let poisoned = if self.form() == Form::Poisoned { POISONED } else { 0 };
+        // A record of the host's own holds still; one that the guest keeps may not.
+        let sampled = self.sampled_if_donated();
+        let now = sampled.as_ref().unwrap_or(self);
+        let poisoned = if now.ledger.whole().is_err() { POISONED } else { 0 };
+        // The largest RAM has fewer frames than this can say.
+        let table = now.ledger.sampled_frames().and_then(|(_, base)| u32::try_from(base.0).ok());
+        let donated = if table.is_some() { DONATED } else { 0 };
         let readiness = match self.readiness {
             Readiness::NotOffered => 0,
             Readiness::NotReady => OFFERED,
@@ -44,7 +51,7 @@ impl PageStatus {
         };
         let mut regions = Vec::new();
         let mut count: u64 = 0;
-        for region in self.shared_regions().into_iter().flatten() {
+        for region in now.shared_regions().into_iter().flatten() {
             count += 1;
             regions.extend_from_slice(&region.base().0.to_le_bytes());
             regions.extend_from_slice(&region.limit().0.to_le_bytes());
@@ -52,8 +59,8 @@ impl PageStatus {
         let mut bytes = Vec::with_capacity(HEADER_BYTES + regions.len());
         bytes.extend_from_slice(&MAGIC);
         bytes.extend_from_slice(&VERSION.to_le_bytes());
-        bytes.extend_from_slice(&(poisoned | readiness).to_le_bytes());
-        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&(poisoned | readiness | donated).to_le_bytes());
+        bytes.extend_from_slice(&table.unwrap_or(0).to_le_bytes());
         bytes.extend_from_slice(&self.epoch.to_le_bytes());
         bytes.extend_from_slice(&count.to_le_bytes());
         bytes.extend_from_slice(&regions);
@@ -67,9 +74,9 @@ impl PageStatus {
     pub fn from_bytes(
         bytes: &[u8],
         layout: RamLayout,
-        overflow: Overflow,
+        design: impl Into<Design>,
     ) -> Result<Self, Malformed> {
-        Self::from_bytes_with_bound(bytes, layout, overflow, SharedRegions::default_bound(&layout))
+        Self::from_bytes_with_bound(bytes, layout, design, SharedRegions::default_bound(&layout))
     }
 
     /// As [`PageStatus::from_bytes`], with another bound on the region list.
@@ -79,16 +86,19 @@ impl PageStatus {
     pub fn from_bytes_with_bound(
         bytes: &[u8],
         layout: RamLayout,
-        overflow: Overflow,
+        design: impl Into<Design>,
         bound: usize,
     ) -> Result<Self, Malformed> {
+        let design = design.into();
         let (header, regions) = Header::split(bytes)?;
         if header.poisoned && header.count > 0 {
             return Err(Malformed::PoisonedWithRegions { count: header.count });
         }
-        let most = match overflow {
-            Overflow::Promote => most_regions(&layout),
-            Overflow::Poison => most_regions(&layout).min(bound as u64),
+        let most = match design {
+            Design::List(Overflow::Poison) => most_regions(&layout).min(bound as u64),
+            Design::List(Overflow::Promote) | Design::Bitmap | Design::Donated => {
+                most_regions(&layout)
+            }
         };
         if header.count > most {
             return Err(Malformed::TooManyRegions { count: header.count, most });
@@ -97,10 +107,11 @@ impl PageStatus {
         if regions.len() as u128 != expected {
             return Err(Malformed::Length { count: header.count, len: regions.len() });
         }
-        let mut ledger = if header.poisoned {
-            Ledger::poisoned(layout, overflow, bound)
-        } else {
-            Ledger::new(layout, overflow, bound)
+        let mut ledger = match (header.poisoned, design, header.table) {
+            (true, _, _) => Ledger::poisoned(layout, design, bound),
+            (false, Design::Donated, Some(base)) => Ledger::sampled(layout, design, base),
+            (false, Design::List(_) | Design::Bitmap, None) => Ledger::new(layout, design, bound),
+            (false, _, table) => return Err(Malformed::Table { named: table.is_some(), design }),
         };
         read_regions(regions, &mut ledger)?;
         Ok(Self::from_parts(ledger, header.readiness, header.epoch))
@@ -142,6 +153,8 @@ fn halves(bytes: &[u8; 16]) -> [u64; 2] {
 struct Header {
     poisoned: bool,
     readiness: Readiness,
+    /// The head of the guest's table.
+    table: Option<Frame>,
     epoch: u64,
     count: u64,
 }
@@ -153,7 +166,7 @@ impl Header {
         let (magic, rest) = bytes.split_first_chunk().ok_or(truncated)?;
         let (version, rest) = rest.split_first_chunk().ok_or(truncated)?;
         let (flags, rest) = rest.split_first_chunk().ok_or(truncated)?;
-        let (reserved, rest) = rest.split_first_chunk::<4>().ok_or(truncated)?;
+        let (table, rest) = rest.split_first_chunk().ok_or(truncated)?;
         let (numbers, rest) = rest.split_first_chunk().ok_or(truncated)?;
         if *magic != MAGIC {
             return Err(Malformed::Magic);
@@ -169,11 +182,17 @@ impl Header {
             READY => return Err(Malformed::Flags { flags }),
             _ => Readiness::Ready,
         };
-        if flags & !(POISONED | OFFERED | READY) != 0 || *reserved != [0; 4] {
+        let (table, poisoned) = (u32::from_le_bytes(*table), flags & POISONED != 0);
+        let table = match flags & DONATED {
+            0 if table == 0 => None,
+            DONATED if !poisoned => Some(Frame(table.into())),
+            _ => return Err(Malformed::Flags { flags }),
+        };
+        if flags & !(POISONED | OFFERED | READY | DONATED) != 0 {
             return Err(Malformed::Flags { flags });
         }
         let [epoch, count] = halves(numbers);
-        Ok((Self { poisoned: flags & POISONED != 0, readiness, epoch, count }, rest))
+        Ok((Self { poisoned, readiness, table, epoch, count }, rest))
     }
 }
 
@@ -200,6 +219,17 @@ pub enum Malformed {
     Flags {
         /// The flags in the header.
         flags: u16,
+    },
+    /// A table where the host keeps the record, or none where the guest does.
+    #[error(
+        "page status {} a donated table, but status={design} was offered",
+        if *named { "names" } else { "does not name" }
+    )]
+    Table {
+        /// Whether there is a table.
+        named: bool,
+        /// The design that was offered.
+        design: Design,
     },
     /// A poisoned record is empty.
     #[error("page status is marked poisoned but has {count} regions")]
@@ -254,6 +284,7 @@ pub enum Malformed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::encryption::Form;
     use crate::page::PAGE_SIZE;
 
     const RAM_PAGES: u64 = 256;
@@ -356,7 +387,7 @@ mod tests {
         };
         assert_eq!(edited(0, b'Z'), Malformed::Magic);
         assert_eq!(edited(8, 2), Malformed::Version { version: 2 });
-        assert_eq!(edited(10, 8), Malformed::Flags { flags: 8 });
+        assert_eq!(edited(10, 16), Malformed::Flags { flags: 16 });
         assert_eq!(edited(10, 4), Malformed::Flags { flags: READY });
         assert_eq!(edited(12, 1), Malformed::Flags { flags: OFFERED });
         let poisoned = read(&bytes(POISONED, &[(0, 1)])).unwrap_err();

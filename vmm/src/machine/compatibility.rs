@@ -14,7 +14,7 @@ use super::MachineError;
 use super::config::{BadRam, BadVcpuCount, PlatformKind, VcpuCount, ram_layout};
 use super::host::Host;
 use super::wire::{MACHINE_VERSION, Undecodable, decode};
-use crate::encryption::Overflow;
+use crate::encryption::Design;
 use crate::page::RamLayout;
 use crate::sev::{BadPolicy, Policy};
 use crate::vcpu::cpuid::{
@@ -64,16 +64,8 @@ pub struct SevOffer {
     pub policy: u32,
     /// The number of its C-bit.
     pub c_bit: u8,
-    /// Whether the record of shared pages poisons itself when it overflows.
-    pub poison: bool,
-}
-
-impl SevOffer {
-    /// What the record of shared pages does when it overflows.
-    #[must_use]
-    pub fn overflow(&self) -> Overflow {
-        if self.poison { Overflow::Poison } else { Overflow::Promote }
-    }
+    /// What keeps the record of its shared pages: that goes on as it was.
+    pub status: Design,
 }
 
 /// Which kind of platform.
@@ -89,7 +81,7 @@ pub enum PlatformName {
 impl From<&PlatformKind> for PlatformName {
     fn from(kind: &PlatformKind) -> Self {
         match kind {
-            PlatformKind::Hardware => Self::Hardware,
+            PlatformKind::Hardware { .. } => Self::Hardware,
             PlatformKind::Software { .. } => Self::Software,
         }
     }

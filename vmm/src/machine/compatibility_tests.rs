@@ -6,6 +6,7 @@ use super::compatibility::{
     Difference, HostOffer, Incompatible, MachineOffer, PlatformName, SevOffer, compare,
 };
 use super::wire::MACHINE_VERSION;
+use crate::encryption::Design;
 use crate::vcpu::KernelStruct;
 use crate::vcpu::cpuid::{GuestCpu, guest_cpuid};
 
@@ -67,7 +68,7 @@ fn offer() -> MachineOffer {
             platform: PlatformName::Software,
             policy: 0x21,
             c_bit: C_BIT,
-            poison: false,
+            status: Design::default(),
         }),
     }
 }

@@ -7,10 +7,11 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::boot::BootConfig;
-use crate::encryption::Overflow;
+use crate::encryption::Design;
 use crate::page::{BadRange, PAGE_SIZE, RamLayout};
 use crate::sev::Policy;
 use crate::sev::certificate::Certificate;
+use crate::sev::endorsement::EndorsementFiles;
 use crate::sev::session::Session;
 use crate::sev::software::Failure;
 
@@ -116,8 +117,8 @@ pub struct SevConfig {
     pub platform: PlatformKind,
     /// The guest's policy.
     pub policy: Policy,
-    /// What the record of shared pages does when the guest makes it overflow.
-    pub overflow: Overflow,
+    /// What keeps the record of shared pages.
+    pub status: Design,
     /// Who can check the measurement.
     pub owner: OwnerInput,
 }
@@ -126,7 +127,10 @@ pub struct SevConfig {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PlatformKind {
     /// KVM and the AMD Secure Processor.
-    Hardware,
+    Hardware {
+        /// What its vendor vouches for it with.
+        endorsement: EndorsementFiles,
+    },
     /// Our model of both, which gives no confidentiality.
     Software {
         /// The directory that keeps its keys; `None` makes keys that end with the process.
@@ -142,7 +146,7 @@ pub enum PlatformKind {
 impl Display for PlatformKind {
     fn fmt(&self, f: &mut Formatter<'_>) -> FmtResult {
         f.write_str(match self {
-            Self::Hardware => "hardware",
+            Self::Hardware { .. } => "hardware",
             Self::Software { .. } => "software",
         })
     }

@@ -8,21 +8,22 @@ use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::compatibility::PlatformName;
 use super::config::{OwnerInput, PlatformKind, SevConfig};
 use crate::boot::Piece;
-use crate::encryption::Overflow;
+use crate::encryption::Design;
 use crate::memory::{GuestRam, RamError};
 use crate::page::RamLayout;
 use crate::sev::command::CommandError;
 use crate::sev::device::{ExportError, export_pdh, platform_status};
+use crate::sev::endorsement::EndorsementError;
 use crate::sev::hardware::{HardwareDevice, HardwarePlatform, Unavailable};
 use crate::sev::launch::{GuestStatus, Initialised, LaunchError, Launched, OwnerFiles};
 use crate::sev::measurement::{
     Claim, FirmwareVersion, LaunchDigest, Measurement, WrongMeasurement,
 };
 use crate::sev::session::{OwnerSession, SessionError};
-use crate::sev::software::{FailingPlatform, Identity, IdentityError, SoftwareHost};
+use crate::sev::software::{FailingPlatform, Identity, IdentityError, SoftwareHost, vendor_chain};
+use crate::sev::target::PlatformCertificates;
 use crate::sev::{Platform, Policy, SevDevice};
 use crate::vcpu::cpuid;
 
@@ -33,7 +34,7 @@ const STEP: usize = 64 << 10;
 #[derive(Debug)]
 pub(super) struct Encrypted {
     c_bit: u8,
-    pub(super) platform: PlatformName,
+    pub(super) platform: PlatformKind,
     pub(super) device: Box<dyn SevDevice>,
     pub(super) initialised: Initialised,
 }
@@ -73,7 +74,7 @@ impl Encrypted {
                 }
                 (ram, c_bit, device, platform)
             }
-            PlatformKind::Hardware => {
+            PlatformKind::Hardware { .. } => {
                 let device: Box<dyn SevDevice> = Box::new(HardwareDevice::open()?);
                 let platform: Box<dyn Platform> = Box::new(HardwarePlatform::new(Arc::clone(vm))?);
                 let c_bit = cpuid::hardware_c_bit(supported).ok_or(EncryptedError::CBit)?;
@@ -85,7 +86,7 @@ impl Encrypted {
         for (address, bytes) in ram.mappings() {
             initialised.register_region(address, bytes)?;
         }
-        let platform = PlatformName::from(kind);
+        let platform = kind.clone();
         Ok((Arc::new(ram), Some(Self { c_bit, platform, device, initialised })))
     }
 
@@ -141,7 +142,7 @@ impl Encrypted {
         Ok(RunningGuest {
             record,
             platform: self.platform,
-            overflow: sev.overflow,
+            status: sev.status,
             launched: Some(measured.finish()?),
             device: self.device,
         })
@@ -173,8 +174,8 @@ pub fn digest_of(ram: &GuestRam, pieces: &[Piece]) -> Result<[u8; 32], RamError>
 #[derive(Debug)]
 pub(super) struct RunningGuest {
     pub(super) record: LaunchRecord,
-    pub(super) platform: PlatformName,
-    pub(super) overflow: Overflow,
+    pub(super) platform: PlatformKind,
+    pub(super) status: Design,
     /// `None` while the guest is being sent.
     pub(super) launched: Option<Launched>,
     /// Commands after the launch go to this very descriptor, so it stays open.
@@ -185,6 +186,19 @@ impl RunningGuest {
     /// `GUEST_STATUS`; `None` while the guest is being sent, or if the firmware does not answer.
     pub(super) fn status(&self) -> Option<GuestStatus> {
         self.launched.as_ref()?.status().ok()
+    }
+}
+
+/// What vouches for the platform of `kind` behind `device`, in a migration.
+pub(super) fn vouch(
+    kind: &PlatformKind,
+    device: &dyn SevDevice,
+) -> Result<PlatformCertificates, EndorsementError> {
+    match kind {
+        PlatformKind::Software { .. } => {
+            Ok(PlatformCertificates::export(device, vendor_chain(), None)?)
+        }
+        PlatformKind::Hardware { endorsement } => endorsement.complete(device),
     }
 }
 

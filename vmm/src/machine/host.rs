@@ -13,7 +13,7 @@ use kvm_ioctls::{
 use thiserror::Error;
 use vmm_sys_util::errno::Error as Errno;
 
-use crate::encryption::{KVM_HC_MAP_GPA_RANGE, MSR_KVM_MIGRATION_CONTROL};
+use crate::encryption::{KVM_HC_MAP_GPA_RANGE, MSR_KVM_MIGRATION_CONTROL, MSR_PAGE_TABLE};
 use crate::vcpu::MSR_AMD64_SEV;
 
 /// Where KVM may put the three pages that Intel hosts need for real mode, below the reset vector.
@@ -61,7 +61,7 @@ impl Host {
         Ok(vm)
     }
 
-    /// Makes the guest's page-status hypercalls and its two SEV-related MSRs leave the guest.
+    /// Makes the guest's page-status hypercalls and its three SEV-related MSRs leave the guest.
     /// Must come before their CPUID bits are offered.
     ///
     /// # Errors
@@ -80,7 +80,8 @@ impl Host {
         let reasons = u64::from(MsrExitReason::Filter.bits());
         vm.enable_cap(&capability(KVM_CAP_X86_USER_SPACE_MSR, reasons))
             .map_err(step("asking for MSR exits"))?;
-        let filtered = [MSR_AMD64_SEV, MSR_KVM_MIGRATION_CONTROL].map(|base| MsrFilterRange {
+        let trapped = [MSR_AMD64_SEV, MSR_KVM_MIGRATION_CONTROL, MSR_PAGE_TABLE];
+        let filtered = trapped.map(|base| MsrFilterRange {
             flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
             base,
             msr_count: 1,
@@ -88,6 +89,11 @@ impl Host {
         });
         vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &filtered)
             .map_err(step("filtering the SEV MSRs"))
+    }
+
+    /// What `KVM_CHECK_EXTENSION` says of a capability; 0 is no.
+    pub(super) fn extension(&self, capability: u32) -> i32 {
+        self.kvm.check_extension_raw(u64::from(capability))
     }
 
     /// What CPUID this KVM can give a guest.

@@ -9,6 +9,7 @@
 //! [`Machine::build`] is the boot sequence, top to bottom. A reset is a new machine from the same [`Config`]: the memory of an SEV guest cannot
 //! be launched twice.
 
+mod check;
 mod clock;
 pub mod compatibility;
 #[cfg(test)]
@@ -24,6 +25,7 @@ mod state;
 mod vcpus;
 mod wire;
 
+use std::error::Error;
 use std::io::{Error as IoError, Write};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
@@ -33,6 +35,7 @@ use thiserror::Error;
 use vmm_sys_util::errno::Error as Errno;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+pub use check::{Finding, HostCheck, NOT_PORTABLE, Verdict};
 pub use config::Config;
 pub use encrypted::{EncryptedError, LaunchRecord, digest_of};
 pub use host::{Host, HostError};
@@ -98,7 +101,7 @@ impl Machine {
             cpuids.push(cpuid);
         }
         let pages = config.sev.as_ref().map(|sev| {
-            let mut status = PageStatus::new(config.ram, sev.overflow);
+            let mut status = PageStatus::new(config.ram, sev.status);
             status.offer_migration();
             Mutex::new(Pages::new(status, Arc::clone(&ram)))
         });
@@ -130,6 +133,18 @@ impl Machine {
     {
         Ok(RunningMachine::start(self.vcpus, self.assembly, events)?)
     }
+}
+
+/// An error with its causes, in one line.
+pub(crate) fn chain_of(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
 }
 
 /// COM1 with its interrupt.

@@ -8,9 +8,9 @@ use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
 
-use super::compatibility::{MachineOffer, PlatformName, SevOffer};
+use super::compatibility::{MachineOffer, SevOffer};
 use super::config::PlatformKind;
-use super::encrypted::{Encrypted, LaunchRecord, RunningGuest};
+use super::encrypted::{Encrypted, LaunchRecord, RunningGuest, vouch};
 use super::host::Host;
 use super::running::{Assembly, PausedMachine};
 use super::state::{MachineState, RestoreError};
@@ -18,7 +18,9 @@ use super::{MachineError, serial_port, vcpus};
 use crate::devices::{Ports, SerialPort};
 use crate::encryption::PageStatus;
 use crate::memory::{GuestRam, Pages, RamError};
+use crate::sev::endorsement::EndorsementError;
 use crate::sev::launch::{Initialised, Launched};
+use crate::sev::target::PlatformCertificates;
 use crate::sev::{BadPolicy, SevDevice};
 use crate::vcpu::Board;
 
@@ -40,7 +42,7 @@ pub struct ReceivingMachine {
 #[derive(Debug)]
 struct ReceivingGuest {
     offer: SevOffer,
-    platform: PlatformName,
+    platform: PlatformKind,
     device: Box<dyn SevDevice>,
     /// Until it is taken to be received.
     initialised: Option<Initialised>,
@@ -100,9 +102,13 @@ impl ReceivingMachine {
         Arc::clone(&self.serial)
     }
 
-    /// The open `/dev/sev`; `None` for a plain VM.
-    pub fn sev_device(&self) -> Option<&dyn SevDevice> {
-        self.sev.as_ref().map(|guest| guest.device.as_ref())
+    /// What vouches for the platform that the guest is to be on; `None` for a plain VM.
+    ///
+    /// # Errors
+    /// [`EndorsementError`].
+    pub fn platform_certificates(&self) -> Result<Option<PlatformCertificates>, EndorsementError> {
+        let guest = self.sev.as_ref();
+        guest.map(|guest| vouch(&guest.platform, guest.device.as_ref())).transpose()
     }
 
     /// Takes the SEV side of the VM out, to receive the guest with it. `None` for a plain VM.
@@ -138,7 +144,7 @@ impl ReceivingMachine {
             ram.show_restored(pages)?;
         }
         state.restore(&vm, &vcpus, &serial)?;
-        let pages = pages.map(|status| Mutex::new(Pages::new(status, Arc::clone(&ram))));
+        let pages = pages.map(|status| Mutex::new(Pages::arrived(status, Arc::clone(&ram))));
         let board = Arc::new(Board { ram, ports: Ports::new(Arc::clone(&serial)), pages });
         let assembly = Assembly { vm, board, serial, guest, cpuid, msrs, tsc_khz };
         Ok(PausedMachine::new(vcpus, assembly))
@@ -173,7 +179,7 @@ impl ReceivingGuest {
         Ok(RunningGuest {
             record,
             platform: self.platform,
-            overflow: self.offer.overflow(),
+            status: self.offer.status,
             launched: Some(launched),
             device: self.device,
         })

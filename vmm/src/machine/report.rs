@@ -93,6 +93,10 @@ pub struct PageSummary {
     pub shared: Result<u64, Incomplete>,
     /// How many pages are private.
     pub private: Result<u64, Incomplete>,
+    /// How the record is kept.
+    pub form: Form,
+    /// Bytes of host memory that the record takes.
+    pub memory_bytes: usize,
     /// Whether the guest may be migrated now.
     pub migratable: Result<(), NotMigratable>,
 }
@@ -118,6 +122,8 @@ impl PageWatch {
         Some(PageSummary {
             shared: status.shared_pages(),
             private: status.private_pages(),
+            form: status.form(),
+            memory_bytes: status.memory_bytes(),
             migratable: status.migratable(),
         })
     }

@@ -8,17 +8,18 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use log::debug;
 use thiserror::Error;
 
-use super::compatibility::{MachineOffer, SevOffer};
-use super::encrypted::{LaunchRecord, RunningGuest};
+use super::compatibility::{MachineOffer, PlatformName, SevOffer};
+use super::encrypted::{LaunchRecord, RunningGuest, vouch};
 use super::report::{PageReport, PageWatch, Report, SevReport};
 use super::state::{MachineState, SaveError};
 use super::wire::MACHINE_VERSION;
 use crate::devices::SerialPort;
-use crate::encryption::{NotMigratable, Overflow, PageStatus};
+use crate::encryption::{NotMigratable, PageStatus};
 use crate::memory::{DirtyLog, GuestRam, Pages, RamError};
 use crate::page::FrameSet;
-use crate::sev::SevDevice;
+use crate::sev::endorsement::EndorsementError;
 use crate::sev::launch::Launched;
+use crate::sev::target::PlatformCertificates;
 use crate::vcpu::{Board, KernelStruct, PauseError, Stop, VcpuError, Vcpus};
 
 /// What a machine has besides its vCPUs, whether it runs or not.
@@ -59,10 +60,10 @@ impl Assembly {
             msrs: self.msrs.clone(),
             tsc_khz: self.tsc_khz,
             sev: self.guest.as_ref().map(|guest| SevOffer {
-                platform: guest.platform,
+                platform: PlatformName::from(&guest.platform),
                 policy: guest.record.policy.bits(),
                 c_bit: guest.record.c_bit,
-                poison: guest.overflow == Overflow::Poison,
+                status: guest.status,
             }),
         }
     }
@@ -124,12 +125,16 @@ impl<V> Started<V> {
     #[must_use]
     pub fn page_status(&self) -> Option<PageStatus> {
         let pages = self.assembly.board.pages.as_ref();
-        pages.map(|pages| lock(pages).status().clone())
+        pages.map(|pages| lock(pages).status().sample())
     }
 
-    /// The open `/dev/sev`; `None` for a plain VM.
-    pub fn sev_device(&self) -> Option<&dyn SevDevice> {
-        self.assembly.guest.as_ref().map(|guest| guest.device.as_ref())
+    /// What vouches for the platform that the guest is on; `None` for a plain VM.
+    ///
+    /// # Errors
+    /// [`EndorsementError`].
+    pub fn platform_certificates(&self) -> Result<Option<PlatformCertificates>, EndorsementError> {
+        let guest = self.assembly.guest.as_ref();
+        guest.map(|guest| vouch(&guest.platform, guest.device.as_ref())).transpose()
     }
 
     /// Takes the firmware's guest out, to send it. It is not there twice.
@@ -282,11 +287,7 @@ pub(crate) fn take_in_order(
     into: &mut FrameSet,
 ) -> Result<Option<PageStatus>, RamError> {
     written(into)?;
-    Ok(pages.map(|pages| {
-        let mut pages = lock(pages);
-        pages.take_flipped(into);
-        pages.status().clone()
-    }))
+    Ok(pages.map(|pages| lock(pages).take_flipped(into)))
 }
 
 /// A machine could not be paused.

@@ -6,7 +6,8 @@
 use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 use super::ram::{GuestRam, RamError};
-use crate::page::{PAGE_SIZE, PageRange};
+use crate::encryption::TableMemory;
+use crate::page::{Gpa, PAGE_SIZE, PageRange};
 
 /// [`PAGE_SIZE`] as a length.
 const PAGE_LEN: usize = 4096;
@@ -70,6 +71,16 @@ impl GuestRam {
             }
         }
         Ok(())
+    }
+}
+
+impl TableMemory for GuestRam {
+    fn read_words(&self, at: Gpa, words: &mut [u64]) -> bool {
+        let bytes = size_of_val(words);
+        let Ok(slice) = self.host().get_slice(GuestAddress(at.0), bytes) else { return false };
+        slice.copy_to(words);
+        words.iter_mut().for_each(|word| *word = u64::from_le(*word));
+        true
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use log::{debug, error};
+use log::{debug, error, trace};
 
 use super::ram::{GuestRam, RamError};
 use crate::encryption::{PageStatus, Status};
@@ -18,6 +18,8 @@ pub struct Pages {
     ram: Arc<GuestRam>,
     /// While the guest is migrated: the pages whose status changed.
     flipped: Option<FrameSet>,
+    /// While the guest is migrated and keeps the record itself: the last that was sampled of it.
+    last_table: Option<FrameSet>,
     faulted: bool,
 }
 
@@ -25,7 +27,14 @@ impl Pages {
     /// The views of `ram` show what `status` says.
     #[must_use]
     pub fn new(status: PageStatus, ram: Arc<GuestRam>) -> Self {
-        Self { status, ram, flipped: None, faulted: false }
+        Self { status, ram, flipped: None, last_table: None, faulted: false }
+    }
+
+    /// The same for a guest that came from elsewhere with its memory, and its table if it keeps one.
+    #[must_use]
+    pub fn arrived(mut status: PageStatus, ram: Arc<GuestRam>) -> Self {
+        status.adopt_table(Arc::<GuestRam>::clone(&ram));
+        Self::new(status, ram)
     }
 
     /// The record.
@@ -40,18 +49,29 @@ impl Pages {
         self.flipped = Some(FrameSet::new(*self.status.layout()));
     }
 
-    /// Adds the pages whose status changed since the last call to `into`, once each. Without
-    /// [`Pages::track_flips`] before it there are none.
-    pub fn take_flipped(&mut self, into: &mut FrameSet) {
+    /// Adds the pages whose status changed since the last call to `into`, once each, and returns the
+    /// record as of now. Without [`Pages::track_flips`] before it there are none.
+    ///
+    /// A guest that keeps the record itself may change it without a hypercall: what is not as it was
+    /// at the last call has changed too.
+    pub fn take_flipped(&mut self, into: &mut FrameSet) -> PageStatus {
+        let now = self.status.sample();
         if let Some(flipped) = &mut self.flipped {
             into.merge(flipped);
             flipped.clear();
+            let table = now.sampled_table().cloned();
+            if let (Some(before), Some(table)) = (&self.last_table, &table) {
+                into.merge_differences(before, table);
+            }
+            self.last_table = table;
         }
+        now
     }
 
     /// Stops to remember.
     pub fn forget_flips(&mut self) {
         self.flipped = None;
+        self.last_table = None;
     }
 
     /// A hypercall exit, with the number and arguments as KVM gives them; returns what the guest
@@ -70,6 +90,8 @@ impl Pages {
                 return refused.ret();
             }
         };
+        let [gpa, count, attributes, ..] = *args;
+        trace!("page status {gpa:#x} {count} {attributes:#x}");
         let shared = change.status() == Status::Shared;
         for range in change.reported() {
             let shown = self.ram.show(range, shared, &|piece| self.status.may_share(piece));
@@ -107,6 +129,20 @@ impl Pages {
     }
 }
 
+impl Pages {
+    /// The guest reads `MSR_PAGE_TABLE`; `None` is a #GP.
+    #[must_use]
+    pub fn read_table_register(&self) -> Option<u64> {
+        self.status.read_table_register().ok()
+    }
+
+    /// The guest writes `MSR_PAGE_TABLE`; false is a #GP.
+    pub fn write_table_register(&mut self, value: u64) -> bool {
+        let written = self.status.write_table_register(value, Arc::<GuestRam>::clone(&self.ram));
+        written.inspect_err(|refused| debug!("{refused}")).is_ok()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,7 +165,7 @@ mod tests {
 
     fn flipped(pages: &mut Pages) -> Vec<Frame> {
         let mut set = FrameSet::new(*pages.status().layout());
-        pages.take_flipped(&mut set);
+        let _status = pages.take_flipped(&mut set);
         set.frames().collect()
     }
 

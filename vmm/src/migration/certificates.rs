@@ -1,28 +1,11 @@
-//! This host's certificates, and a peer's, between the SEV types and the wire.
+//! A platform's certificates, between the SEV types and the wire.
 
 use thiserror::Error;
 use zerocopy::IntoBytes;
 
 use super::message::PlatformBytes;
-use crate::machine::compatibility::PlatformName;
-use crate::sev::SevDevice;
-use crate::sev::device::ExportError;
-use crate::sev::software::vendor_chain;
+use crate::sev::endorsement::EndorsementError;
 use crate::sev::target::{BadPlatformCertificates, PlatformCertificates};
-
-/// What vouches for this host's platform.
-///
-/// # Errors
-/// [`CertificatesError`].
-pub(super) fn of_this_host(
-    device: &dyn SevDevice,
-    platform: PlatformName,
-) -> Result<PlatformCertificates, CertificatesError> {
-    match platform {
-        PlatformName::Software => Ok(PlatformCertificates::export(device, vendor_chain(), None)?),
-        PlatformName::Hardware => Err(CertificatesError::Hardware),
-    }
-}
 
 pub(super) fn to_wire(certificates: &PlatformCertificates) -> PlatformBytes {
     PlatformBytes {
@@ -42,14 +25,8 @@ pub(super) fn from_wire(bytes: &PlatformBytes) -> Result<PlatformCertificates, C
 pub enum CertificatesError {
     /// Ours.
     #[error(transparent)]
-    Export(#[from] ExportError),
+    Own(#[from] EndorsementError),
     /// Theirs.
     #[error("the other host sent certificates that are none")]
     Peer(#[from] BadPlatformCertificates),
-    /// AMD's part of the chain comes from files that cannot be given yet.
-    #[error(
-        "sev=hardware guests cannot be migrated yet: AMD's certificates (CEK, ASK, ARK) must come \
-         from files, and there is no flag for them"
-    )]
-    Hardware,
 }

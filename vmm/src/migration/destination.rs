@@ -12,7 +12,7 @@ use zerocopy::FromBytes;
 
 use super::arrivals::{Arrivals, BadArrival};
 use super::caller::Caller;
-use super::certificates::{CertificatesError, of_this_host, to_wire};
+use super::certificates::{CertificatesError, to_wire};
 use super::handover::{Destination, DestinationInput, DestinationOutput, DestinationState};
 use super::intake::{Delivered, IntakeError, take_in};
 use super::joining::accept_connections;
@@ -204,10 +204,8 @@ fn start(
     description: &MachineOffer,
     silence: Duration,
 ) -> Result<Option<Receiving>, DestinationError> {
-    let platform = match (description.sev, machine.sev_device()) {
-        (Some(sev), Some(device)) => Some(to_wire(&of_this_host(device, sev.platform)?)),
-        _ => None,
-    };
+    let own = machine.platform_certificates().map_err(CertificatesError::Own)?;
+    let platform = own.as_ref().map(to_wire);
     let encrypted = platform.is_some();
     link.send(&Message::Accept { platform })?;
     let Message::Start { encryption } = link.answer(Due::START, silence)? else {
@@ -250,7 +248,7 @@ fn check(
         (None, None) => None,
         (Some(sev), Some(bytes)) => {
             let layout = description.ram().map_err(MachineError::OfferedRam)?;
-            Some(PageStatus::from_bytes(&bytes, layout, sev.overflow())?)
+            Some(PageStatus::from_bytes(&bytes, layout, sev.status)?)
         }
         _ => return Err(DestinationError::Platform),
     };

@@ -51,23 +51,10 @@ pub mod source;
 pub mod taking_over;
 mod transport;
 
-use std::error::Error;
-
+use crate::machine::chain_of;
 pub use caller::Caller;
 pub use endpoint::{BadEndpoint, Endpoint};
 pub use link::LinkError;
 pub use malformed::Malformed;
 pub use socket_file::{NoSocket, SocketFile};
 pub use transport::{Listener, Stream};
-
-/// An error with its causes, in one line.
-pub(crate) fn chain_of(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}

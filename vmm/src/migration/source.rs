@@ -14,7 +14,7 @@ use thiserror::Error;
 use zerocopy::IntoBytes;
 
 use super::account::Account;
-use super::certificates::{CertificatesError, from_wire, of_this_host};
+use super::certificates::{CertificatesError, from_wire};
 use super::convergence::{Decision, GaveUp, Goal};
 use super::endpoint::Endpoint;
 use super::handover::{Refusal, Resolution};
@@ -26,7 +26,6 @@ use super::rounds::{Rounds, RoundsError};
 use super::sender::{PageSender, SenderError, Sent};
 use super::transport::Stream;
 use crate::encryption::NotMigratable;
-use crate::machine::compatibility::PlatformName;
 use crate::machine::{PausedMachine, RunningMachine, SaveError, Unpaused};
 use crate::memory::RamError;
 use crate::sev::launch::Launched;
@@ -159,7 +158,7 @@ impl<'a> Attempt<'a> {
             (Some(_), None) => return Err(SourceError::NoPlatform),
             (Some(sev), Some(platform)) => {
                 let policy = Policy::new(sev.policy)?;
-                Some(self.start_sending(&from_wire(&platform)?, sev.platform, policy)?)
+                Some(self.start_sending(&from_wire(&platform)?, policy)?)
             }
         };
         let link = self.link.as_mut().ok_or(SourceError::Gone)?;
@@ -174,12 +173,11 @@ impl<'a> Attempt<'a> {
     fn start_sending(
         &mut self,
         target: &PlatformCertificates,
-        platform: PlatformName,
         policy: Policy,
     ) -> Result<SessionBytes, SourceError> {
         let Guest::Running(machine) = &mut self.guest else { return Err(SourceError::Gone) };
-        let device = machine.sev_device().ok_or(SourceError::Gone)?;
-        let own = of_this_host(device, platform)?;
+        let own = machine.platform_certificates().map_err(CertificatesError::Own)?;
+        let own = own.ok_or(SourceError::Gone)?;
         match verify_target(target, policy, &own) {
             Err(RefusedTarget::Unattested) if self.options.allow_unchecked => {
                 warn!("the guest's policy does not make the firmware check its destinations");

@@ -93,6 +93,13 @@ impl FrameSet {
         }
     }
 
+    /// Adds every frame that is in one of `one` and `other`, sets of the same RAM, and not in both.
+    pub fn merge_differences(&mut self, one: &Self, other: &Self) {
+        for ((word, one), other) in self.words.iter_mut().zip(&one.words).zip(&other.words) {
+            *word |= one ^ other;
+        }
+    }
+
     /// Adds the frames of `range`, a run of RAM, whose bit is set in `bits`: bit 0 of the first
     /// word is the first frame. The form of `KVM_GET_DIRTY_LOG`.
     pub(crate) fn insert_bits(&mut self, range: PageRange, bits: &[u64]) {

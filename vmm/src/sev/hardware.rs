@@ -23,7 +23,7 @@ use super::{Errno, Platform, SevDevice};
 pub const DEVICE_PATH: &str = "/dev/sev";
 
 /// `SEV_ISSUE_CMD` in `include/uapi/linux/psp-sev.h`: `_IOWR('S', 0, struct sev_issue_cmd)`.
-const SEV_ISSUE_CMD: c_ulong = 0xc010_5300;
+pub(super) const SEV_ISSUE_CMD: c_ulong = 0xc010_5300;
 
 /// A VM whose SEV commands the kernel and the AMD secure processor answer.
 pub struct HardwarePlatform {

@@ -9,9 +9,12 @@
 //! and the software firmware.
 
 pub mod abi;
+#[cfg(test)]
+mod abi_headers;
 pub mod certificate;
 pub mod command;
 pub mod device;
+pub mod endorsement;
 mod errno;
 pub mod hardware;
 pub mod launch;

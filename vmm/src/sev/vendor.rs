@@ -23,6 +23,15 @@ const AMD_ROOTS: [(&str, &str); 5] = [
     ("Turin", "89327696f8082b20f5a588565adc26d478e1c6d56153c1de656e63396b8f8e20"),
 ];
 
+/// ASK and ARK of each generation, as AMD publishes them (Naples' ARK with its signature).
+const PUBLISHED: [(&str, &[u8]); 5] = [
+    ("Naples", include_bytes!("amd/naples-ask-ark.cert")),
+    ("Rome", include_bytes!("amd/rome-ask-ark.cert")),
+    ("Milan", include_bytes!("amd/milan-ask-ark.cert")),
+    ("Genoa", include_bytes!("amd/genoa-ask-ark.cert")),
+    ("Turin", include_bytes!("amd/turin-ask-ark.cert")),
+];
+
 /// SHA-256, in hexadecimal, of the signed part of the software platform's ARK.
 const SOFTWARE_ROOT: &str = "14c4f5e5760b9a1db7b38d0e32d74f917080b67af1dd265d61655e79897d2d84";
 
@@ -180,6 +189,13 @@ impl VendorChain {
         Some(Root::Amd(known.0))
     }
 
+    /// The published chain whose ASK signed `cek`, if it is of a generation that is known here.
+    #[must_use]
+    pub fn published_for(cek: &Certificate) -> Option<Self> {
+        let mut chains = PUBLISHED.iter().filter_map(|(_, bytes)| Self::decode(bytes).ok());
+        chains.find(|chain| chain.verify_cek(cek).is_ok())
+    }
+
     /// Checks that the ARK signed the ASK. That the ARK is genuine, [`VendorChain::root`] says.
     ///
     /// # Errors
@@ -236,15 +252,6 @@ pub enum BadVendorCertificate {
 mod tests {
     use super::*;
 
-    /// ASK and ARK of each generation, as AMD publishes them.
-    const PUBLISHED: [(&str, &[u8]); 5] = [
-        ("Naples", include_bytes!("../../tests/data/naples-ask-ark.cert")),
-        ("Rome", include_bytes!("../../tests/data/rome-ask-ark.cert")),
-        ("Milan", include_bytes!("../../tests/data/milan-ask-ark.cert")),
-        ("Genoa", include_bytes!("../../tests/data/genoa-ask-ark.cert")),
-        ("Turin", include_bytes!("../../tests/data/turin-ask-ark.cert")),
-    ];
-
     /// AMD's own chains verify, end in a root known by name, and are not each other's.
     #[test]
     fn verifies_what_amd_publishes() {
@@ -272,6 +279,8 @@ mod tests {
                 let verified = VendorChain::decode(bytes).unwrap().verify_cek(&cek);
                 assert_eq!(verified.is_ok(), name == chip, "{chip} under {name}");
             }
+            let found = VendorChain::published_for(&cek).and_then(|chain| chain.root());
+            assert_eq!(found, Some(Root::Amd(chip)));
         }
     }
 

@@ -7,7 +7,7 @@ use log::{debug, trace};
 
 use super::Stop;
 use crate::devices::{Ports, PowerEvent};
-use crate::encryption::MSR_KVM_MIGRATION_CONTROL;
+use crate::encryption::{MSR_KVM_MIGRATION_CONTROL, MSR_PAGE_TABLE};
 use crate::memory::{GuestRam, Pages};
 
 /// `MSR_AMD64_SEV`: what a guest reads to learn that SEV is on (`arch/x86/include/asm/msr-index.h`).
@@ -79,6 +79,7 @@ fn read_msr(exit: &mut ReadMsrExit<'_>, board: &Board) {
     let value = board.pages.as_ref().and_then(|pages| match exit.index {
         MSR_AMD64_SEV => Some(SEV_ENABLED),
         MSR_KVM_MIGRATION_CONTROL => lock(pages).read_migration_control(),
+        MSR_PAGE_TABLE => lock(pages).read_table_register(),
         _ => None,
     });
     match value {
@@ -95,6 +96,7 @@ fn write_msr(exit: &mut WriteMsrExit<'_>, board: &Board) {
         Some(pages) if exit.index == MSR_KVM_MIGRATION_CONTROL => {
             lock(pages).write_migration_control(exit.data)
         }
+        Some(pages) if exit.index == MSR_PAGE_TABLE => lock(pages).write_table_register(exit.data),
         _ => false,
     };
     if !accepted {

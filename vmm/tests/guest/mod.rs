@@ -157,7 +157,7 @@ pub(crate) fn as_sev() -> Option<SevConfig> {
     Some(SevConfig {
         platform: software(),
         policy: Policy::default(),
-        overflow: Overflow::Promote,
+        status: Overflow::Promote.into(),
         owner: OwnerInput::Own,
     })
 }

@@ -19,7 +19,6 @@ use sevferry::migration::message::{
 };
 use sevferry::page::{Frame, PAGE_SIZE, PageRange, RamLayout};
 use sevferry::sev::Policy;
-use sevferry::sev::device::export_pdh;
 use sevferry::sev::send::Sending;
 use sevferry::sev::software::{Identity, SoftwareHost, vendor_chain};
 use sevferry::sev::target::PlatformCertificates;
@@ -172,8 +171,8 @@ fn start_send(machine: &mut PausedMachine, identity: &Path) -> Sending {
     let host = SoftwareHost::new(Identity::load_or_create(identity).unwrap());
     let device = host.open_device().unwrap();
     let target = PlatformCertificates::export(&device, vendor_chain(), None).unwrap();
-    let (own, _chain) = export_pdh(machine.sev_device().unwrap()).unwrap();
-    machine.take_launched().unwrap().start_send(&target, own).unwrap()
+    let own = machine.platform_certificates().unwrap().unwrap();
+    machine.take_launched().unwrap().start_send(&target, own.pdh).unwrap()
 }
 
 fn offer(machine: &PausedMachine) -> Offer {
@@ -187,7 +186,7 @@ fn paused(platform: Option<PlatformKind>) -> PausedMachine {
     let sev = platform.map(|platform| SevConfig {
         platform,
         policy: Policy::default(),
-        overflow: Overflow::Promote,
+        status: Overflow::Promote.into(),
         owner: OwnerInput::Own,
     });
     let config = Config {

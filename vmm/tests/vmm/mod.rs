@@ -68,7 +68,19 @@ impl Sevferry {
         input: Stdio,
     ) -> Self {
         let mut command = Command::new(program());
-        command.args(arguments).stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.args(arguments).stdin(input);
+        Self::spawn(command)
+    }
+
+    /// Starts it without input, with these variables too.
+    pub(crate) fn start_with_environment(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(program());
+        command.args(arguments).stdin(Stdio::null()).envs(variables.iter().copied());
+        Self::spawn(command)
+    }
+
+    fn spawn(mut command: Command) -> Self {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("sevferry can be started");
         let (sender, lines) = channel();
         forward(Stream::Out, child.stdout.take().expect("a pipe"), sender.clone());

@@ -57,7 +57,7 @@ fn certificates(target: Target, peer: &Fixture, stranger: &Fixture) -> PlatformC
             made.chain.cek = Certificate::new(PublicKeyUse::signing(Usage::CEK), &key, (1, 55));
         }
         Target::WrongAsk => {
-            let rome = include_bytes!("../../../tests/data/rome-ask-ark.cert");
+            let rome = include_bytes!("../amd/rome-ask-ark.cert");
             made.vendor = VendorChain::decode(rome).unwrap();
         }
         Target::OtherOwner => made = other,
@@ -150,8 +150,7 @@ fn hardware_and_software_do_not_mix() {
             oca: file(include_bytes!("../../../tests/data/rome-oca.cert")),
             cek: file(include_bytes!("../../../tests/data/rome-cek.cert")),
         },
-        vendor: VendorChain::decode(include_bytes!("../../../tests/data/rome-ask-ark.cert"))
-            .unwrap(),
+        vendor: VendorChain::decode(include_bytes!("../amd/rome-ask-ark.cert")).unwrap(),
     };
     let fixture = Fixture::new();
     let software = fixture.certificates();

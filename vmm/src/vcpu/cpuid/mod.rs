@@ -131,6 +131,28 @@ pub fn require_rdrand(supported: &CpuId) -> Result<(), CpuidError> {
     if has_rdrand { Ok(()) } else { Err(CpuidError::NoRdrand) }
 }
 
+/// Leaf 0x8000001F as KVM reports it on a host with SEV.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryEncryption {
+    last_asid: u32,
+    first_sev_asid: u32,
+}
+
+impl MemoryEncryption {
+    /// The leaf, if there is one.
+    #[must_use]
+    pub fn of(supported: &CpuId) -> Option<Self> {
+        let leaf = supported.as_slice().iter().find(|entry| entry.function == MEMORY_ENCRYPTION)?;
+        Some(Self { last_asid: leaf.ecx, first_sev_asid: leaf.edx })
+    }
+
+    /// How many guests with SEV, but without SEV-ES, can run at once.
+    #[must_use]
+    pub fn sev_asids(self) -> u32 {
+        self.last_asid.saturating_add(1).saturating_sub(self.first_sev_asid.max(1))
+    }
+}
+
 /// What every guest sees: a hypervisor, its timer and memory types; no nested virtualization.
 fn features(leaves: &mut Leaves, cpu: &GuestCpu) {
     let basic = leaves.leaf(1);

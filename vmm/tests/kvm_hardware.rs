@@ -1,0 +1,131 @@
+//! The hardware platform's own code, end to end: launch, run, and migration between two chips.
+//!
+//! Where there is no SEV hardware the chips are not there: `scripts/epyc` answers their ioctls.
+
+#[expect(dead_code, reason = "each test file uses its part")]
+mod vmm;
+
+use std::path::PathBuf;
+
+use vmm::{Ended, Sevferry, asset, shared_regions};
+
+const PASS: &str = "guest-firmware: PASS";
+
+/// A host: a chip, and the files of its processes.
+struct Host(&'static str);
+
+impl Host {
+    fn path(&self, what: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("kvm_hardware-{}-{what}", self.0))
+    }
+
+    fn text(&self, what: &str) -> String {
+        self.path(what).display().to_string()
+    }
+
+    /// `sev=hardware` with the certificates of this chip: a file that the user has for a real one.
+    fn platform(&self) -> String {
+        let keys = self.text("chip");
+        match std::env::var("SEVFERRY_CEK") {
+            Ok(cek) => format!("sev=hardware,cek_cert_file={cek}"),
+            Err(_) => format!(
+                "sev=hardware,cek_cert_file={keys}/cek.cert,ask_ark_file={keys}/ask_ark.cert"
+            ),
+        }
+    }
+
+    fn start(&self, arguments: &[&str]) -> Sevferry {
+        Sevferry::start_with_environment(arguments, &[("SEVFERRY_EPYC", &self.text("chip"))])
+    }
+
+    /// Boots guest-firmware here.
+    fn run(&self, platform: &str, words: &str) -> Sevferry {
+        let (kernel, api) = (asset("guest-firmware.elf"), self.text("api"));
+        let guest = ["--kernel", &kernel, "--cmdline", words, "--memory", "size=20M"];
+        let own = ["run", "--platform", platform, "--api-socket", &api, "--report=json"];
+        self.start(&[own.as_slice(), &guest].concat())
+    }
+
+    /// Waits here for a guest.
+    fn receive(&self, platform: &str) -> Sevferry {
+        let (listen, api) = (format!("unix:{}", self.text("listen")), self.text("api"));
+        let own = ["receive", "--listen", &listen, "--platform", platform];
+        let mut host =
+            self.start(&[own.as_slice(), &["--api-socket", &api, "--report=json"]].concat());
+        host.wait_for("waiting for a guest");
+        host
+    }
+
+    fn migrate(&self, to: &Self) -> Ended {
+        let (api, to) = (self.text("api"), format!("unix:{}", to.text("listen")));
+        self.start(&["migrate", "--api-socket", &api, "--to", &to]).end()
+    }
+}
+
+/// The guest's verdict on its own contents.
+#[track_caller]
+fn assert_passed(ended: &Ended) {
+    assert_eq!(ended.out.lines().last(), Some(PASS), "{ended}");
+}
+
+/// `check` finds all that this host needs for SEV hardware.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_hardware"]
+fn a_host_with_sev_is_recognised() {
+    let host = Host("check");
+    let ended = host.start(&["check", "--platform", "sev=hardware"]).end().with_code(0);
+    assert!(ended.out.contains("It can run SEV guests on hardware"), "{ended}");
+    assert!(ended.out.contains("guests at once"), "{ended}");
+}
+
+/// Launched and measured by the hardware platform, the guest finds its private and its shared memory
+/// as it left them, and its page tables agree with the list.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_hardware"]
+fn a_guest_is_launched_and_runs() {
+    let host = Host("run");
+    let words = "share=4M+64 fill=4M+64:7 fill=8M+400:9 in-place-share=12M+32:5 check=4M+64:7 \
+         check=8M+400:9 check=12M+32:5 tables";
+    let ended = host.run("sev=hardware", words).end().with_code(0).saying("launch measurement");
+    assert_passed(&ended);
+    let tables = ended.out.lines().filter(|line| line.starts_with("map: shared ")).count();
+    assert_eq!(shared_regions(&ended.report()).len(), tables, "{ended}");
+}
+
+/// A guest moves from one chip to another with all its pages: sealed by `SEND_UPDATE_DATA`, opened by
+/// `RECEIVE_UPDATE_DATA`, to a chain completed from the files of AMD's key server.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_hardware"]
+fn a_guest_moves_between_two_chips() {
+    let (a, b) = (Host("move-a"), Host("move-b"));
+    let destination = b.receive(&b.platform());
+    let words = "ready share=4M+64 fill=4M+64:7 fill=8M+400:9 in-place-share=12M+32:5 count=12000 \
+         storm=14M+800:3,1500 check=4M+64:7 check=8M+400:9 check=12M+32:5 tables";
+    let mut source = a.run(&a.platform(), words);
+    source.wait_for("count: 1");
+    let moved = a.migrate(&b).with_code(0);
+    assert!(moved.out.contains("moved: the guest runs at the destination"), "{moved}");
+    source.end().with_code(0);
+    let destination = destination.end().with_code(0);
+    assert_passed(&destination);
+    let tables = destination.out.lines().filter(|line| line.starts_with("map: shared ")).count();
+    assert_eq!(shared_regions(&destination.report()).len(), tables, "{destination}");
+}
+
+/// Without the signed CEK, and to the software platform, a guest stays where it is and runs on.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_hardware"]
+fn a_guest_without_certificates_stays() {
+    let (a, b, software) = (Host("stay-a"), Host("stay-b"), Host("stay-software"));
+    let destination = b.receive("sev=hardware");
+    let mut source = a.run(&a.platform(), "ready fill=8M+40:9 count=12000 check=8M+40:9");
+    source.wait_for("count: 1");
+    let refused = a.migrate(&b).with_code(10);
+    assert!(refused.out.contains("cek_cert_file="), "{refused}");
+    drop(destination);
+    let destination = software.receive("sev=software");
+    let refused = a.migrate(&software).with_code(10);
+    assert!(refused.out.contains("and software receives here"), "{refused}");
+    drop(destination);
+    assert_passed(&source.end().with_code(0));
+}
