@@ -19,7 +19,7 @@ use crate::sev::command::CommandError;
 use crate::sev::device::{ExportError, export_pdh, platform_status};
 use crate::sev::endorsement::EndorsementError;
 use crate::sev::hardware::{HardwareDevice, HardwarePlatform, Unavailable};
-use crate::sev::launch::{GuestStatus, Initialised, LaunchError, Launched, OwnerFiles};
+use crate::sev::launch::{GuestStatus, Initialised, LaunchError, Launched, OwnerFiles, VmType};
 use crate::sev::measurement::{
     Claim, FirmwareVersion, LaunchDigest, Measurement, WrongMeasurement,
 };
@@ -52,7 +52,7 @@ impl Encrypted {
     pub(super) fn prepare(
         platform: Option<&PlatformKind>,
         layout: RamLayout,
-        vm: &Arc<VmFd>,
+        (vm, vm_type): (&Arc<VmFd>, VmType),
         supported: &CpuId,
     ) -> Result<Prepared, EncryptedError> {
         let Some(kind) = platform else {
@@ -80,7 +80,10 @@ impl Encrypted {
                 (GuestRam::single(layout)?, c_bit, device, platform)
             }
         };
-        let initialised = Initialised::init(platform, device.fd())?;
+        let initialised = match vm_type {
+            VmType::Default => Initialised::init(platform, device.fd())?,
+            VmType::Sev => Initialised::init2(platform, device.fd())?,
+        };
         for (address, bytes) in ram.mappings() {
             initialised.register_region(address, bytes)?;
         }

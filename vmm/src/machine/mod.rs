@@ -75,13 +75,15 @@ impl Machine {
     pub fn build(config: &Config, output: Box<dyn Write + Send>) -> Result<Self, MachineError> {
         let host = Host::open()?;
         let supported = host.supported_cpuid()?;
-        let vm = Arc::new(host.create_vm()?);
+        let platform = config.sev.as_ref().map(|sev| &sev.platform);
+        let vm_type = host.vm_type(platform);
+        let vm = Arc::new(host.create_vm_of(vm_type)?);
         let serial = serial_port(&vm, output).map_err(MachineError::Interrupt)?;
         if config.sev.is_some() {
             host.trap_page_status(&vm)?;
         }
-        let platform = config.sev.as_ref().map(|sev| &sev.platform);
-        let (ram, encrypted) = Encrypted::prepare(platform, config.ram, &vm, &supported)?;
+        let (ram, encrypted) =
+            Encrypted::prepare(platform, config.ram, (&vm, vm_type), &supported)?;
         ram.register(&vm)?;
         let c_bit = encrypted.as_ref().map(Encrypted::c_bit);
         let loaded = load(ram.host(), &config.boot(c_bit))?;
