@@ -6,6 +6,7 @@ mod say;
 mod arguments;
 mod ask;
 mod check;
+mod check_arguments;
 mod digest;
 mod exit;
 mod inbox;
@@ -17,6 +18,7 @@ mod migration_arguments;
 mod outgoing;
 mod owner;
 mod owner_files;
+mod preflight;
 mod progress;
 mod receive;
 mod report;
@@ -82,6 +84,10 @@ fn perform(task: Task) -> Exit {
             Err(cause) => failed(&cause, Exit::Failure),
         },
         Task::Check(options) => match check::check(&options) {
+            Ok(exit) => exit,
+            Err(cause) => failed(&cause, Exit::Failure),
+        },
+        Task::Preflight(options) => match preflight::preflight(&options) {
             Ok(exit) => exit,
             Err(cause) => failed(&cause, Exit::Failure),
         },

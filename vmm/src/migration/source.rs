@@ -26,6 +26,7 @@ use super::rounds::{Rounds, RoundsError};
 use super::sender::{PageSender, SenderError, Sent};
 use super::transport::Stream;
 use crate::encryption::NotMigratable;
+use crate::machine::compatibility::MachineOffer;
 use crate::machine::{PausedMachine, RunningMachine, SaveError, Unpaused};
 use crate::memory::RamError;
 use crate::sev::launch::Launched;
@@ -140,20 +141,18 @@ impl<'a> Attempt<'a> {
     fn offer(&mut self) -> Result<(), SourceError> {
         let machine = self.running()?;
         machine.migratable()?;
-        let offer = machine.offer();
-        let machine = offer.to_bytes()?;
-        let (transfer, connections) = (self.options.transfer, self.options.connections);
-        let session = u64::from_le_bytes(random().map_err(SourceError::Random)?);
+        let machine = machine.offer();
+        let (sev, offer) = (machine.sev, described(&machine, self.options)?);
+        self.session = offer.session;
         let stream = Stream::connect(&self.options.to)
             .map_err(|cause| SourceError::Connect { to: self.options.to.clone(), cause })?;
         let link = self.link.insert(Link::new(stream));
-        link.send(&Message::Offer(Offer { transfer, session, connections, machine }))?;
+        link.send(&Message::Offer(offer))?;
         let Message::Accept { platform } = link.answer(Due::ACCEPT, self.options.silence)? else {
             return Err(LinkError::unexpected("an acceptance").into());
         };
-        self.session = session;
         self.account.enter(Phase::Attest);
-        let encryption = match (offer.sev, platform) {
+        let encryption = match (sev, platform) {
             (None, _) => None,
             (Some(_), None) => return Err(SourceError::NoPlatform),
             (Some(sev), Some(platform)) => {
@@ -368,6 +367,13 @@ impl<'a> Attempt<'a> {
             Guest::Paused(_) | Guest::Nowhere => Err(SourceError::Gone),
         }
     }
+}
+
+/// What the destination is told of the guest.
+pub(super) fn described(machine: &MachineOffer, options: &Options) -> Result<Offer, SourceError> {
+    let (transfer, connections) = (options.transfer, options.connections);
+    let session = u64::from_le_bytes(random().map_err(SourceError::Random)?);
+    Ok(Offer { transfer, session, connections, machine: machine.to_bytes()? })
 }
 
 /// `SEND_CANCEL`; firmware that fails once may not fail again.
