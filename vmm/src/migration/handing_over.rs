@@ -20,6 +20,10 @@ use crate::vcpu::{Stop, VcpuError};
 /// How often a commit that is not answered is said again, and a connection tried.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// What a destination may say for each word of ours, or before our first: it answers once, and may
+/// not have heard that the guest was asked for twice.
+const WORDS_MAX: u32 = 8;
+
 /// How often waiting looks up.
 const LOOK_UP: Duration = Duration::from_millis(50);
 
@@ -153,13 +157,21 @@ fn next_input(
         Some(Wish::Resolve(resolution)) => return Some(SourceInput::Resolve(resolution)),
         None => {}
     }
+    if !in_doubt && attempt.heard.elapsed() > attempt.options.silence {
+        let reason = "the destination did not get ready in time";
+        return Some(SourceInput::Abort(Reason::new(reason)));
+    }
     let Some(link) = &mut attempt.link else {
         park_timeout(LOOK_UP);
         return (since.elapsed() > RETRY).then_some(SourceInput::ConnectionLost);
     };
     let message = match link.receive(Due::VERDICT, LOOK_UP, &mut || false) {
         Ok(Some(message)) => {
-            attempt.heard = Instant::now();
+            attempt.words = attempt.words.saturating_add(1);
+            // Until then only what is due keeps the guest paused.
+            if in_doubt {
+                attempt.heard = Instant::now();
+            }
             Some(message)
         }
         Ok(None) => None,
@@ -169,6 +181,18 @@ fn next_input(
         }
     };
     match message {
+        Some(_) if attempt.words > WORDS_MAX => {
+            warn!("the destination says more than it was asked");
+            Some(SourceInput::ConnectionLost)
+        }
+        Some(Message::Prepared(transfer)) if !in_doubt && transfer != side.transfer => {
+            let reason = format!("the destination got ready for another migration: {transfer}");
+            Some(SourceInput::Abort(Reason::new(&reason)))
+        }
+        Some(Message::Running(_) | Message::NotRunning { .. }) if !in_doubt => {
+            let reason = "the destination speaks of the guest's end before it was given the guest";
+            Some(SourceInput::Abort(Reason::new(reason)))
+        }
         Some(Message::Prepared(transfer)) => Some(SourceInput::Prepared(transfer)),
         Some(Message::Running(transfer)) => Some(SourceInput::Running(transfer)),
         Some(Message::NotRunning { transfer, because }) => {
@@ -186,12 +210,10 @@ fn next_input(
             warn!("the destination sent {:?} during the handover", other.kind());
             Some(SourceInput::ConnectionLost)
         }
-        None if attempt.heard.elapsed() > attempt.options.silence => Some(if in_doubt {
-            // A connection can be stuck for ever: another may get through.
-            SourceInput::ConnectionLost
-        } else {
-            SourceInput::Abort(Reason::new("the destination did not get ready in time"))
-        }),
+        // A connection can be stuck for ever: another may get through.
+        None if in_doubt && attempt.heard.elapsed() > attempt.options.silence => {
+            Some(SourceInput::ConnectionLost)
+        }
         None if in_doubt && since.elapsed() > RETRY => Some(SourceInput::Retry),
         None => None,
     }
@@ -222,6 +244,7 @@ impl Attempt<'_> {
                 }
             }
             SourceOutput::Send(say) => {
+                self.words = 0;
                 let sent = self.link.as_mut().map(|link| link.send(&say.into()));
                 (!matches!(sent, Some(Ok(())))).then_some(SourceInput::ConnectionLost)
             }

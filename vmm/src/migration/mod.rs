@@ -38,6 +38,7 @@ pub mod journal;
 mod link;
 mod malformed;
 pub mod message;
+mod offering;
 mod placer;
 pub mod progress;
 #[cfg(test)]
