@@ -1,6 +1,7 @@
 //! The source's handover: carries out what `handover/source.rs` decides.
 
 use std::collections::VecDeque;
+use std::error::Error;
 use std::sync::mpsc::Sender;
 use std::thread::park_timeout;
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use log::{info, warn};
 
 use super::handover::{Resolution, Source, SourceInput, SourceOutput, SourceState};
 use super::journal::Journal;
-use super::link::{Due, Link};
+use super::link::{Due, Link, LinkError};
 use super::message::{Message, NotRunning, Reason};
 use super::progress::{Outcome, Phase, Summary};
 use super::source::{Attempt, Guest, Look, Options, SourceError, Wish, Wishes};
@@ -105,8 +106,7 @@ where
         }
         match side.state {
             SourceState::Resumed => {
-                let reason = why.unwrap_or_default();
-                let reason = super::chain_of(&SourceError::Cancelled(reason));
+                let reason = why.unwrap_or_default().to_string();
                 let summary = attempt.summary(stayed(running.is_some(), reason));
                 return Ok(Ended::Stayed { machine: running.map(Box::new), summary });
             }
@@ -153,7 +153,7 @@ fn next_input(
     let (in_doubt, refused) = (side.is_in_doubt(), attempt.refused.take());
     let progress = attempt.account.progress(&attempt.sent);
     match wish(Look { progress, in_doubt, refused }) {
-        Some(Wish::Cancel(reason)) => return Some(SourceInput::Abort(reason)),
+        Some(Wish::Cancel(reason)) => return Some(abort(&SourceError::Cancelled(reason))),
         Some(Wish::Resolve(resolution)) => return Some(SourceInput::Resolve(resolution)),
         None => {}
     }
@@ -175,8 +175,9 @@ fn next_input(
             Some(message)
         }
         Ok(None) => None,
+        Err(cause) if !in_doubt => return Some(abort(&cause)),
         Err(cause) => {
-            warn!("{cause}");
+            warn!("{}", super::chain_of(&cause));
             return Some(SourceInput::ConnectionLost);
         }
     };
@@ -204,7 +205,7 @@ fn next_input(
             None
         }
         Some(Message::Refuse { reason } | Message::Abandon { reason, .. }) => {
-            Some(SourceInput::Abort(reason))
+            Some(abort(&LinkError::Refused(reason)))
         }
         Some(other) => {
             warn!("the destination sent {:?} during the handover", other.kind());
@@ -217,6 +218,11 @@ fn next_input(
         None if in_doubt && since.elapsed() > RETRY => Some(SourceInput::Retry),
         None => None,
     }
+}
+
+/// The guest stays, for this reason.
+fn abort(cause: &dyn Error) -> SourceInput {
+    SourceInput::Abort(Reason::new(&super::chain_of(cause)))
 }
 
 /// The destination was told `commit` and does not run the guest. It is asked again and again, and
