@@ -293,11 +293,11 @@ impl Reason {
     /// Bytes of the longest.
     pub const BYTES_MAX: usize = 1024;
 
-    /// `text` with control characters replaced, cut at [`Reason::BYTES_MAX`].
+    /// `text` with what steers a terminal replaced, cut at [`Reason::BYTES_MAX`].
     #[must_use]
     pub fn new(text: &str) -> Self {
         let mut kept = String::new();
-        for char in text.chars().map(|char| if char.is_control() { ' ' } else { char }) {
+        for char in text.chars().map(|char| if is_harmless(char) { char } else { ' ' }) {
             if kept.len() + char.len_utf8() > Self::BYTES_MAX {
                 break;
             }
@@ -311,6 +311,24 @@ impl Reason {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// Neither a control character, nor one that changes the direction or place of others, nor one that
+/// is not seen (Unicode's `Bidi_Control` and most of `Cf`, and the separators of lines).
+fn is_harmless(char: char) -> bool {
+    let is_format = matches!(
+        char,
+        '\u{ad}'
+            | '\u{61c}'
+            | '\u{180e}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{feff}'
+            | '\u{fff9}'..='\u{fffb}'
+            | '\u{e0000}'..='\u{e007f}'
+    );
+    !char.is_control() && !is_format
 }
 
 impl Display for Reason {
@@ -337,6 +355,7 @@ mod tests {
     #[test]
     fn reasons_are_short_and_harmless() {
         assert_eq!(Reason::new("no\x1b[2Jpe\n").as_str(), "no [2Jpe ");
+        assert_eq!(Reason::new("a\u{202e}b\u{2066}c\u{9b}d\u{2028}e").as_str(), "a b c d e");
         let long = Reason::new(&"ü".repeat(600));
         assert_eq!(long.as_str(), "ü".repeat(512));
         assert_eq!(Reason::new(long.as_str()), long);

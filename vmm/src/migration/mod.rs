@@ -42,6 +42,7 @@ pub mod journal;
 mod link;
 mod malformed;
 pub mod message;
+mod offering;
 mod placer;
 pub mod preflight;
 pub mod progress;
