@@ -18,6 +18,7 @@ pub mod config;
 mod encrypted;
 mod host;
 mod probe;
+mod prospect;
 mod receiving;
 mod report;
 mod running;
@@ -40,6 +41,7 @@ pub use config::Config;
 pub use encrypted::{EncryptedError, LaunchRecord, certificates_of, digest_of};
 pub use host::{Host, HostError};
 pub use probe::{ProbeError, probe};
+pub use prospect::{Prospect, SevProspect};
 pub use receiving::{ReceiveError, ReceivingMachine};
 pub use report::{PageReport, PageSummary, PageWatch, REGIONS_MAX, Report, SevReport};
 #[cfg(test)]
