@@ -87,14 +87,14 @@ fn an_endpoint_is_enough_to_migrate() {
 fn flags_make_a_migration() {
     let options = migrate(
         "--to unix:/b --downtime-ms 20 --timeout-s 7 --timeout-strategy stop --connections 128 \
-         --allow-unchecked --json",
+         --no-throttle --allow-unchecked --json",
     );
     assert!(options.json);
     let request = options.request;
     assert_eq!((request.downtime_ms.get(), request.timeout_s.get()), (20, 7));
     assert_eq!(request.timeout_strategy, TimeoutStrategy::Stop);
     assert_eq!(request.connections.get(), 128);
-    assert!(request.allow_unchecked);
+    assert!(request.allow_unchecked && !request.throttle);
 }
 
 /// What a migration cannot be is named with what it can be.

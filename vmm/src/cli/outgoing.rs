@@ -48,6 +48,7 @@ pub(super) fn send_guest(
         to: request.to.clone(),
         connections: request.connections.get().into(),
         goal: request.goal(),
+        throttle: request.throttle,
         silence: request.silence(),
         transfer,
         allow_unchecked: request.allow_unchecked,

@@ -71,6 +71,9 @@ pub struct MigrateRequest {
     /// Seconds that the other host may be silent before it counts as gone.
     #[serde(default = "MigrateRequest::default_silence_s")]
     pub silence_s: NonZeroU32,
+    /// Slow the guest down if it writes faster than its pages can be sent.
+    #[serde(default = "MigrateRequest::default_throttle")]
+    pub throttle: bool,
     /// Migrate also a guest whose policy lets the firmware send it to any destination.
     #[serde(default)]
     pub allow_unchecked: bool,
@@ -93,6 +96,12 @@ impl MigrateRequest {
     #[must_use]
     pub fn default_silence_s() -> NonZeroU32 {
         const { NonZeroU32::new(30).unwrap() }
+    }
+
+    /// A guest that never arrives is of less use than one that is slow for a while.
+    #[must_use]
+    pub fn default_throttle() -> bool {
+        true
     }
 
     /// For the engine.

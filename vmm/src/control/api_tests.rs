@@ -17,6 +17,7 @@ fn migrate() -> MigrateRequest {
         timeout_strategy: TimeoutStrategy::Stop,
         connections: Connections::try_from(3).unwrap(),
         silence_s: NonZeroU32::new(5).unwrap(),
+        throttle: false,
         allow_unchecked: true,
     }
 }
@@ -27,6 +28,7 @@ fn summary(outcome: Outcome) -> Summary {
         side: Side::Source,
         outcome,
         rounds: 3,
+        throttle_percent_max: 0,
         connections: 2,
         carried: Carried::default(),
         phases: Vec::new(),
@@ -89,7 +91,7 @@ fn requests_look_as_documented() {
         line(Request::Migrate(migrate())),
         "{\"version\":1,\"request\":{\"migrate\":{\"to\":\"tcp:b:4444\",\"downtime_ms\":20,\
          \"timeout_s\":7,\"timeout_strategy\":\"stop\",\"connections\":3,\
-         \"silence_s\":5,\"allow_unchecked\":true}}}\n"
+         \"silence_s\":5,\"throttle\":false,\"allow_unchecked\":true}}}\n"
     );
 }
 
@@ -109,7 +111,7 @@ fn a_migration_has_defaults() {
     assert_eq!(request.goal(), goal);
     assert_eq!(request.connections, Connections::default());
     assert_eq!(request.silence_s.get(), 30);
-    assert!(!request.allow_unchecked);
+    assert!(request.throttle && !request.allow_unchecked);
 }
 
 /// What is not exactly a request is refused, with the reason.

@@ -193,6 +193,15 @@ impl RunningMachine {
         }
     }
 
+    /// Slows the guest down by `percent` of its time, until it is paused or told otherwise; 0 is
+    /// full speed.
+    ///
+    /// # Errors
+    /// [`VcpuError::Thread`] if the host has no thread to give.
+    pub fn throttle(&mut self, percent: u32) -> Result<(), VcpuError> {
+        self.vcpus.throttle(percent)
+    }
+
     /// Starts to log which frames the guest changes.
     ///
     /// # Errors

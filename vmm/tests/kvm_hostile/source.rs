@@ -124,6 +124,7 @@ impl Bench {
             silence: self.silence,
             transfer,
             allow_unchecked: false,
+            throttle: true,
         };
         let mut wish = |look: Look<'_>| match user {
             User::CancelsIn(round) if look.progress.round >= round => {
