@@ -76,7 +76,11 @@ pub(super) fn send_guest(
             return Err(OwnerError::Vcpu(cause));
         }
     };
-    progress.lock().unwrap_or_else(PoisonError::into_inner).phase = Phase::Done;
+    let mut last = progress.lock().unwrap_or_else(PoisonError::into_inner);
+    last.phase = Phase::Done;
+    // Whoever runs the guest now runs it at full speed.
+    last.throttle_percent = 0;
+    drop(last);
     owner.inbox.settle_decision(match sent {
         Sent::Moved => Resolution::Discard,
         Sent::Stayed(_) | Sent::Ended => Resolution::Keep,
