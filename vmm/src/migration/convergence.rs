@@ -238,13 +238,13 @@ impl Convergence {
 
     /// Whether a guest that has been paused for so long before its handover is to run on. A peer
     /// that has read fast and now does not must not keep it standing still: twice what was expected,
-    /// and a silence more, is what a good one may take.
+    /// and two silences more, is what a good one may take.
     ///
     /// # Errors
     /// [`GaveUp::PausedTooLong`].
     pub fn check_pause(&self, paused: Duration, silence: Duration) -> Result<(), GaveUp> {
         let expected = self.expected;
-        if paused > expected.saturating_mul(2).saturating_add(silence) {
+        if paused > expected.saturating_add(silence).saturating_mul(2) {
             return Err(GaveUp::PausedTooLong { paused, expected });
         }
         Ok(())
@@ -369,8 +369,8 @@ mod tests {
         let _ = convergence.decide(60 * SECOND, &round(1000, 0), left(20_000, 0));
         assert_eq!(convergence.expected_downtime(), Some(10_010 * MS));
         let silence = 5 * SECOND;
-        assert_eq!(convergence.check_pause(25 * SECOND, silence), Ok(()));
-        let ended = convergence.check_pause(26 * SECOND, silence);
+        assert_eq!(convergence.check_pause(30 * SECOND, silence), Ok(()));
+        let ended = convergence.check_pause(31 * SECOND, silence);
         assert!(matches!(ended, Err(GaveUp::PausedTooLong { .. })), "{ended:?}");
     }
 
