@@ -93,9 +93,9 @@ fn end_of(answer: Result<Response, ClientError>, begun: bool) -> Result<End, Mig
         Ok(Response::Ended(summary)) => Ok(End::Told(summary)),
         Ok(Response::Refused { reason }) => Ok(End::Untold(Outcome::Kept(reason))),
         Ok(Response::Error { message }) => Err(MigrateError::Failed { message }),
-        Ok(Response::Accepted | Response::Status(_) | Response::Report(_)) => {
-            Err(MigrateError::AnotherAnswer)
-        }
+        Ok(
+            Response::Accepted | Response::Status(_) | Response::Report(_) | Response::Audited(_),
+        ) => Err(MigrateError::AnotherAnswer),
         Err(cause) if begun => {
             let reason = format!(
                 "{cause}; if the guest runs at the destination, `sevferry status` says so there"

@@ -84,6 +84,17 @@ pub(super) enum Guest {
     Nowhere,
 }
 
+impl Guest {
+    /// Whether it allows a migration now.
+    fn migratable(&self) -> Result<(), NotMigratable> {
+        match self {
+            Self::Running(machine) => machine.migratable(),
+            Self::Paused(machine) => machine.migratable(),
+            Self::Nowhere => Ok(()),
+        }
+    }
+}
+
 /// One attempt to send a guest.
 #[derive(Debug)]
 pub(super) struct Attempt<'a> {
@@ -239,12 +250,15 @@ impl<'a> Attempt<'a> {
         let rounds = self.rounds.as_mut().ok_or(SourceError::Gone)?;
         self.account.begin_round(rounds.left());
         let (mut ended, account, counters) = (None, &mut self.account, &self.sent);
+        let guest = &self.guest;
         let mut look_up = || {
             let progress = account.progress(counters);
             let look = Look { progress, in_doubt: false, refused: None };
             if let Some(Wish::Cancel(reason)) = wish(look) {
                 ended = Some(SourceError::Cancelled(reason));
             } else if let Err(why) = account.check() {
+                ended = Some(why.into());
+            } else if let Err(why) = guest.migratable() {
                 ended = Some(why.into());
             }
             ended.is_some()
@@ -292,6 +306,8 @@ impl<'a> Attempt<'a> {
 
     /// The changes since the round before: exact, because nothing runs.
     fn send_last_round(&mut self, wish: &mut Wishes<'_>) -> Result<(), SourceError> {
+        // It may have withdrawn after the last round; from now on it cannot.
+        self.guest.migratable()?;
         let rounds = self.rounds.as_mut().ok_or(SourceError::Gone)?;
         rounds.take_changes()?;
         self.send_round(wish)?;
