@@ -8,13 +8,15 @@ use log::LevelFilter;
 use thiserror::Error;
 
 use super::check::CheckOptions;
+use super::check_arguments::CheckArguments;
 use super::exit::EXIT_CODES;
 use super::migration_arguments::{
     AskArguments, AskOptions, MigrateArguments, MigrateOptions, ReceiveArguments, ReceiveOptions,
     ResolveArguments, StatusArguments,
 };
 use super::owner_files::{OwnerFileError, read_owner, read_tik};
-use super::values::{self, PlatformArgument, ReceivingPlatform};
+use super::preflight::PreflightOptions;
+use super::values::{self, PlatformArgument};
 use crate::control::api::Request;
 use crate::machine::config::{
     Config, DEFAULT_CMDLINE, OwnerInput, PlatformKind, Serial, SevConfig, VcpuCount,
@@ -47,6 +49,8 @@ pub(super) enum Task {
     Digest(Box<DigestOptions>),
     /// Say what this host can do.
     Check(CheckOptions),
+    /// Say whether a guest would be moved to another host.
+    Preflight(PreflightOptions),
     /// Say whether this host's KVM is of use.
     Probe,
 }
@@ -140,9 +144,7 @@ impl Arguments {
             Command::Resolve(resolve) => Task::Ask(resolve.options()),
             Command::Quit(quit) => Task::Ask(quit.options(Request::Quit)),
             Command::Digest(digest) => digest.task()?,
-            Command::Check(CheckArguments { platform, json }) => {
-                Task::Check(CheckOptions { platform, json })
-            }
+            Command::Check(check) => check.task(),
             Command::Probe => Task::Probe,
         };
         Ok(Self { log: LogOptions { level, file: log_file }, task })
@@ -202,21 +204,11 @@ enum Command {
     Quit(AskArguments),
     /// Recompute the launch digest of an SEV guest from its files
     Digest(DigestArguments),
-    /// Show what this host can do, and what to do about what it cannot
+    /// Show what this host can do, and what to do about what it cannot; with --to, why a guest would
+    /// not be moved there
     Check(CheckArguments),
     /// Say whether this host's KVM delivers what an SEV guest needs
     Probe,
-}
-
-/// What `check` checks.
-#[derive(Debug, Args)]
-struct CheckArguments {
-    /// The platform that must be usable for exit code 0 [default: sev=software]
-    #[arg(long, value_name = PLATFORM, value_parser = values::receiving_platform)]
-    platform: Option<ReceivingPlatform>,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
 }
 
 /// What the guest starts from.
@@ -247,7 +239,7 @@ impl GuestArguments {
 }
 
 /// How `--platform` is shown in the help.
-const PLATFORM: &str = "sev=software|hardware,...";
+pub(super) const PLATFORM: &str = "sev=software|hardware,...";
 
 /// Its keys.
 const PLATFORM_HELP: &str = "\

@@ -30,7 +30,7 @@ pub(super) fn ask(options: &AskOptions) -> Result<(), AskError> {
         Response::Accepted => eprintln!("sevferry: {}", accepted(&options.request)),
         Response::Refused { reason } => return Err(AskError::Refused { reason }),
         Response::Error { message } => return Err(AskError::Failed { message }),
-        Response::Ended(_) => return Err(AskError::AnotherAnswer),
+        Response::Ended(_) | Response::Checked(_) => return Err(AskError::AnotherAnswer),
     }
     Ok(())
 }
@@ -42,7 +42,11 @@ fn accepted(request: &Request) -> &'static str {
         Request::Resolve(Resolution::Keep) => "the guest runs here",
         Request::Resolve(Resolution::Discard) => "the guest is gone from here",
         Request::Quit => "the guest is being ended",
-        Request::Status | Request::Report | Request::Audit | Request::Migrate(_) => "accepted",
+        Request::Status
+        | Request::Report
+        | Request::Audit
+        | Request::Migrate(_)
+        | Request::Check(_) => "accepted",
     }
 }
 

@@ -138,12 +138,17 @@ fn respond_while_busy(request: &Request, answer: &Answer, board: &StatusBoard) {
         Request::Status => answer.give(board.status()),
         Request::Cancel => answer.give(board.cancel()),
         Request::Resolve(_) => answer.refuse("no handover is in doubt"),
-        Request::Report | Request::Audit | Request::Migrate(_) | Request::Quit => {
+        Request::Report
+        | Request::Audit
+        | Request::Migrate(_)
+        | Request::Check(_)
+        | Request::Quit => {
             answer.refuse(match board.state() {
                 State::Waiting => "there is no guest yet",
                 State::Receiving => "the guest is still arriving; `sevferry status` shows how far",
                 State::InDoubt => DOUBT,
-                State::Starting | State::Running | State::Migrating | State::Moved => {
+                State::Running => "another host is being asked about the guest; try again",
+                State::Starting | State::Migrating | State::Moved => {
                     "a migration is under way; `sevferry status` shows how far"
                 }
             });

@@ -7,6 +7,7 @@ mod arguments;
 mod ask;
 mod audit;
 mod check;
+mod check_arguments;
 mod digest;
 mod exit;
 mod inbox;
@@ -18,6 +19,7 @@ mod migration_arguments;
 mod outgoing;
 mod owner;
 mod owner_files;
+mod preflight;
 mod progress;
 mod receive;
 mod report;
@@ -83,6 +85,10 @@ fn perform(task: Task) -> Exit {
             Err(cause) => failed(&cause, Exit::Failure),
         },
         Task::Check(options) => match check::check(&options) {
+            Ok(exit) => exit,
+            Err(cause) => failed(&cause, Exit::Failure),
+        },
+        Task::Preflight(options) => match preflight::preflight(&options) {
             Ok(exit) => exit,
             Err(cause) => failed(&cause, Exit::Failure),
         },

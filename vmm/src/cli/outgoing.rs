@@ -13,7 +13,8 @@ use crate::control::api::{MigrateRequest, Resolution, Response, State};
 use crate::machine::RunningMachine;
 use crate::migration::handing_over::{Ended, send};
 use crate::migration::journal::Side;
-use crate::migration::message::Reason;
+use crate::migration::message::{Reason, Transfer};
+use crate::migration::preflight::{Candidate, Hindrance, Side as At};
 use crate::migration::progress::{Phase, Progress};
 use crate::migration::source::{Look, Options, Wish};
 
@@ -54,14 +55,7 @@ pub(super) fn send_guest(
     for doubt in machine.doubts() {
         warn!("sending a guest that may arrive damaged: {doubt}");
     }
-    let options = Options {
-        to: request.to.clone(),
-        connections: request.connections.get().into(),
-        goal: request.goal(),
-        silence: request.silence(),
-        transfer,
-        allow_unchecked: request.allow_unchecked,
-    };
+    let options = options_of(request, transfer);
     let progress = Arc::new(Mutex::new(Progress::new(transfer, Side::Source)));
     owner.board.show_migration(State::Migrating, Arc::clone(&progress));
     answer.give(Response::Accepted);
@@ -93,6 +87,32 @@ pub(super) fn send_guest(
     eprintln!("sevferry: {summary}");
     answer.give(Response::Ended(summary));
     Ok(sent)
+}
+
+/// Every reason why [`send_guest`] would not move the guest to `request.to`.
+pub(super) fn hindrances(
+    machine: &RunningMachine,
+    request: &MigrateRequest,
+    owner: &Owner,
+) -> Vec<Hindrance> {
+    let transfer = owner.following_transfer();
+    let mut stop = || owner.inbox.interruption(&owner.board).is_some();
+    let guest = Candidate::running(machine);
+    let mut found = guest.hindrances(&options_of(request, transfer), &mut stop);
+    let journal = open_journal(owner.options.journal.as_deref(), transfer.vm, Side::Source);
+    found.extend(journal.err().map(|cause| Hindrance::new(At::Source, "journal", &cause)));
+    found
+}
+
+fn options_of(request: &MigrateRequest, transfer: Transfer) -> Options {
+    Options {
+        to: request.to.clone(),
+        connections: request.connections.get().into(),
+        goal: request.goal(),
+        silence: request.silence(),
+        transfer,
+        allow_unchecked: request.allow_unchecked,
+    }
 }
 
 fn wish_of(interruption: Interruption) -> Option<Wish> {

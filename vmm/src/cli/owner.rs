@@ -19,7 +19,7 @@ use super::audit::audit_guest;
 use super::exit::Ending;
 use super::inbox::Inbox;
 use super::journals::finish_handovers;
-use super::outgoing::{Sent, send_guest};
+use super::outgoing::{Sent, hindrances, send_guest};
 use super::report;
 use super::terminal::{Console, RawTerminal};
 use crate::control::api::{Request, Response, State};
@@ -84,10 +84,15 @@ impl Owner {
 
     /// The next attempt to move the guest.
     pub(super) fn next_transfer(&self) -> Transfer {
-        let Transfer { vm, epoch } = self.transfer.get();
-        let next = Transfer { vm, epoch: epoch.saturating_add(1) };
+        let next = self.following_transfer();
         self.transfer.set(next);
         next
+    }
+
+    /// What [`Owner::next_transfer`] will give.
+    pub(super) fn following_transfer(&self) -> Transfer {
+        let Transfer { vm, epoch } = self.transfer.get();
+        Transfer { vm, epoch: epoch.saturating_add(1) }
     }
 
     /// The guest came with this transfer, and keeps its identity.
@@ -167,6 +172,7 @@ impl Owner {
             Request::Cancel => self.board.cancel(),
             Request::Report => Response::Report(report::as_json(&machine.report())),
             Request::Resolve(_) => refused("no handover is in doubt: the guest runs here"),
+            Request::Check(request) => Response::Checked(hindrances(machine, request, self)),
             Request::Audit | Request::Migrate(_) | Request::Quit => refused("the guest is busy"),
         }
     }

@@ -21,6 +21,7 @@ use crate::migration::Endpoint;
 use crate::migration::convergence::Goal;
 pub use crate::migration::convergence::TimeoutStrategy;
 pub use crate::migration::handover::Resolution;
+pub use crate::migration::preflight::Hindrance;
 pub use crate::migration::progress::{Outcome, Progress, Summary};
 
 /// The version of everything in this file.
@@ -44,6 +45,8 @@ pub enum Request {
     Audit,
     /// Move the guest to another host.
     Migrate(MigrateRequest),
+    /// Would this migration be refused? The guest runs meanwhile, and nothing is moved.
+    Check(MigrateRequest),
     /// Give up the migration that is under way, and answer when the guest runs as before.
     Cancel,
     /// Decide a handover that is in doubt, and answer when that is done.
@@ -179,6 +182,8 @@ pub enum Response {
     Accepted,
     /// How a migration ended.
     Ended(Box<Summary>),
+    /// To [`Request::Check`]: every reason why it would be refused.
+    Checked(Vec<Hindrance>),
     /// It cannot be done now.
     Refused {
         /// Why, and what to do about it.

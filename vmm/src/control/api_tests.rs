@@ -5,6 +5,7 @@ use serde_json::json;
 use super::*;
 use crate::migration::journal::Side;
 use crate::migration::message::{Transfer, VmId};
+use crate::migration::preflight::Side as At;
 use crate::migration::progress::Carried;
 
 const TRANSFER: Transfer = Transfer { vm: VmId([0xab; 16]), epoch: 2 };
@@ -63,6 +64,7 @@ fn responses() -> Vec<Response> {
         ended(Outcome::Moved),
         ended(Outcome::Kept(reason())),
         ended(Outcome::InDoubt(reason())),
+        Response::Checked(vec![Hindrance::new(At::Source, "policy", &BadConnections { count: 0 })]),
         Response::Refused { reason: reason() },
         Response::Error { message: "two\nlines".to_owned() },
     ]
@@ -72,8 +74,9 @@ fn responses() -> Vec<Response> {
 #[test]
 fn lines_round_trip() {
     let resolve = [Resolution::Keep, Resolution::Discard].map(Request::Resolve);
+    let asked = [Request::Migrate(migrate()), Request::Check(migrate())];
     let simple = [Request::Status, Request::Report, Request::Audit, Request::Cancel, Request::Quit];
-    for request in simple.into_iter().chain(resolve).chain([Request::Migrate(migrate())]) {
+    for request in simple.into_iter().chain(resolve).chain(asked) {
         let line = request.to_line().unwrap();
         assert_eq!(line.iter().position(|&byte| byte == b'\n'), Some(line.len() - 1));
         assert_eq!(Request::from_line(&line).unwrap(), request);

@@ -171,6 +171,7 @@ impl Reception {
             Request::Report
             | Request::Audit
             | Request::Migrate(_)
+            | Request::Check(_)
             | Request::Resolve(_)
             | Request::Quit => {}
         }

@@ -244,13 +244,19 @@ impl PageStatus {
     /// # Errors
     /// [`NotMigratable`] with the reason.
     pub fn migratable(&self) -> Result<(), NotMigratable> {
-        self.ledger.whole()?;
-        match self.readiness {
-            Readiness::NotOffered => Err(NotMigratable::NotOffered),
-            Readiness::NotReady => Err(NotMigratable::NotReady),
-            Readiness::Withdrawn => Err(NotMigratable::Withdrawn),
-            Readiness::Ready => Ok(()),
-        }
+        self.obstacles().next().map_or(Ok(()), Err)
+    }
+
+    /// Every reason why the guest may not be migrated now.
+    pub fn obstacles(&self) -> impl Iterator<Item = NotMigratable> {
+        let incomplete = self.ledger.whole().err().map(NotMigratable::from);
+        let unready = match self.readiness {
+            Readiness::NotOffered => Some(NotMigratable::NotOffered),
+            Readiness::NotReady => Some(NotMigratable::NotReady),
+            Readiness::Withdrawn => Some(NotMigratable::Withdrawn),
+            Readiness::Ready => None,
+        };
+        incomplete.into_iter().chain(unready)
     }
 
     /// What makes the guest's reports doubtful, though nothing proves that they are wrong.

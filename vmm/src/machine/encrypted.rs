@@ -1,6 +1,7 @@
 //! What makes a machine an SEV guest: its platform, its C-bit, and the launch.
 
 use std::io::Error as IoError;
+use std::path::Path;
 use std::sync::Arc;
 
 use kvm_bindings::CpuId;
@@ -8,6 +9,7 @@ use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::MachineError;
 use super::config::{OwnerInput, PlatformKind, SevConfig};
 use crate::boot::Piece;
 use crate::encryption::Design;
@@ -61,11 +63,7 @@ impl Encrypted {
                 let c_bit = cpuid::software_c_bit(supported).ok_or(EncryptedError::CBit)?;
                 check_room(layout, c_bit)?;
                 let (ram, private) = GuestRam::split(layout, c_bit)?;
-                let identity = match identity {
-                    Some(directory) => Identity::load_or_create(directory)?,
-                    None => Identity::ephemeral()?,
-                };
-                let host = SoftwareHost::new(identity).with_command_cost(*command_cost);
+                let host = software_host(identity.as_deref())?.with_command_cost(*command_cost);
                 let device = host.open_device().map_err(EncryptedError::Device)?;
                 let device: Box<dyn SevDevice> = Box::new(device);
                 let mut platform: Box<dyn Platform> = Box::new(host.new_vm(private));
@@ -187,6 +185,30 @@ impl RunningGuest {
     pub(super) fn status(&self) -> Option<GuestStatus> {
         self.launched.as_ref()?.status().ok()
     }
+}
+
+fn software_host(identity: Option<&Path>) -> Result<SoftwareHost, IdentityError> {
+    Ok(SoftwareHost::new(match identity {
+        Some(directory) => Identity::load_or_create(directory)?,
+        None => Identity::ephemeral()?,
+    }))
+}
+
+/// What would vouch for a platform of `kind` if a machine were made on it, without making one.
+///
+/// # Errors
+/// [`MachineError`] if there is no such platform, or nobody vouches for it.
+pub fn certificates_of(kind: &PlatformKind) -> Result<PlatformCertificates, MachineError> {
+    let device: Box<dyn SevDevice> = match kind {
+        PlatformKind::Software { identity, .. } => {
+            let host = software_host(identity.as_deref()).map_err(EncryptedError::Identity)?;
+            Box::new(host.open_device().map_err(EncryptedError::Device)?)
+        }
+        PlatformKind::Hardware { .. } => {
+            Box::new(HardwareDevice::open().map_err(EncryptedError::Unavailable)?)
+        }
+    };
+    Ok(vouch(kind, device.as_ref())?)
 }
 
 /// What vouches for the platform of `kind` behind `device`, in a migration.

@@ -1,5 +1,6 @@
 //! The host's KVM: opening it, what we need of it, and a VM with the PC's interrupt hardware.
 
+use std::fs::read_to_string;
 use std::io::Error as IoError;
 
 use kvm_bindings::{
@@ -10,6 +11,7 @@ use kvm_ioctls::{
     Cap, Kvm, MsrExitReason, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd,
     VmFd,
 };
+use rustix::process::{Resource, getrlimit};
 use thiserror::Error;
 use vmm_sys_util::errno::Error as Errno;
 
@@ -18,6 +20,9 @@ use crate::vcpu::MSR_AMD64_SEV;
 
 /// Where KVM may put the three pages that Intel hosts need for real mode, below the reset vector.
 const TSS_ADDRESS: usize = 0xfffb_d000;
+
+/// `CAP_IPC_LOCK` in `include/uapi/linux/capability.h`: whoever has it may lock any amount of memory.
+const CAP_IPC_LOCK: u32 = 14;
 
 /// What every guest needs.
 const NEEDED: [(Cap, &str); 5] = [
@@ -133,6 +138,18 @@ impl Host {
     pub fn has_tsc_deadline(&self) -> bool {
         self.kvm.check_extension_raw(u64::from(KVM_CAP_TSC_DEADLINE_TIMER)) > 0
     }
+}
+
+/// How much memory this process may lock, in bytes; `None` is all of it, by its limit or because it
+/// has `CAP_IPC_LOCK`.
+pub(super) fn lockable_bytes() -> Option<u64> {
+    let may_lock_all = || {
+        let status = read_to_string("/proc/self/status").ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+        let bits = u64::from_str_radix(line.trim(), 16).ok()?;
+        Some(bits & 1 << CAP_IPC_LOCK != 0)
+    };
+    getrlimit(Resource::Memlock).current.filter(|_| !may_lock_all().unwrap_or(false))
 }
 
 /// Why this host cannot run a guest.

@@ -39,7 +39,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 pub use audit::{Audit, AuditError, Audited, Unaudited, Unreadable};
 pub use check::{Finding, HostCheck, NOT_PORTABLE, Verdict};
 pub use config::Config;
-pub use encrypted::{EncryptedError, LaunchRecord, digest_of};
+pub use encrypted::{EncryptedError, LaunchRecord, certificates_of, digest_of};
 pub use host::{Host, HostError};
 pub use probe::{ProbeError, probe};
 pub use receiving::{ReceiveError, ReceivingMachine};
@@ -55,6 +55,7 @@ use crate::boot::{BootError, Entry, load};
 use crate::devices::{COM1_IRQ, Ports, SerialPort};
 use crate::encryption::PageStatus;
 use crate::memory::{Pages, RamError};
+use crate::sev::endorsement::EndorsementError;
 use crate::vcpu::cpuid::{CpuidError, GuestCpu, guest_cpuid, require_rdrand};
 use crate::vcpu::{Board, Stop, VcpuError};
 use config::{BadRam, BadVcpuCount};
@@ -190,6 +191,9 @@ pub enum MachineError {
     /// The vCPUs of a machine that comes from elsewhere.
     #[error("the machine that was offered has {0}")]
     OfferedVcpus(BadVcpuCount),
+    /// Nobody vouches for the SEV platform.
+    #[error(transparent)]
+    Endorsement(#[from] EndorsementError),
     /// A vCPU's thread.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),

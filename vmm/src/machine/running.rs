@@ -128,6 +128,19 @@ impl<V> Started<V> {
         pages.map_or_else(Vec::new, |pages| lock(pages).status().doubts().collect())
     }
 
+    /// Every reason why the guest cannot be migrated now, whatever the destination.
+    #[must_use]
+    pub fn obstacles(&self) -> Vec<NotMigratable> {
+        let pages = self.assembly.board.pages.as_ref();
+        pages.map(|pages| lock(pages).status().obstacles().collect()).unwrap_or_default()
+    }
+
+    /// Whether the firmware's guest is here to be sent: not after a `SEND_CANCEL` that failed.
+    #[must_use]
+    pub fn can_be_sent(&self) -> bool {
+        self.assembly.guest.as_ref().is_none_or(|guest| guest.launched.is_some())
+    }
+
     /// The record of page status, whole; `None` for a plain VM.
     #[must_use]
     pub fn page_status(&self) -> Option<PageStatus> {

@@ -3,17 +3,19 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::convergence::{Convergence, Decision, GaveUp, Goal, Left, Round, Share};
+use super::convergence::{Convergence, Decision, GaveUp, Left, Round, Share};
 use super::journal::Side;
-use super::message::Transfer;
 use super::progress::{Carried, Outcome, Phase, PhaseClock, Progress, Summary};
 use super::sender::Sent;
+use super::source::Options;
 
 /// One attempt's account.
 #[derive(Debug)]
 pub(super) struct Account {
     begun: Instant,
     paused: Option<Instant>,
+    /// How long the destination may be silent.
+    silence: Duration,
     clock: PhaseClock,
     convergence: Convergence,
     progress: Progress,
@@ -25,14 +27,15 @@ pub(super) struct Account {
 }
 
 impl Account {
-    pub(super) fn new(transfer: Transfer, connections: u16, goal: Goal) -> Self {
+    pub(super) fn new(options: &Options) -> Self {
         Self {
             begun: Instant::now(),
             paused: None,
+            silence: options.silence,
             clock: PhaseClock::new(),
-            convergence: Convergence::new(goal),
-            progress: Progress::new(transfer, Side::Source),
-            connections,
+            convergence: Convergence::new(options.goal),
+            progress: Progress::new(options.transfer, Side::Source),
+            connections: options.connections,
             before: (Carried::default(), Duration::ZERO),
             of_round: Left::default(),
         }
@@ -76,7 +79,10 @@ impl Account {
 
     /// Whether the time is over in the middle of a round.
     pub(super) fn check(&self) -> Result<(), GaveUp> {
-        self.convergence.check(self.begun.elapsed())
+        match self.paused {
+            None => self.convergence.check(self.begun.elapsed()),
+            Some(paused) => self.convergence.check_pause(paused.elapsed(), self.silence),
+        }
     }
 
     /// A round took `elapsed`, and `left` has changed meanwhile.

@@ -160,6 +160,17 @@ pub enum GaveUp {
         /// As the user wants.
         target: Duration,
     },
+    /// The destination has become slow.
+    #[error(
+        "the destination takes the last pages too slowly: the guest was paused for {} s, and {} ms \
+         were expected", .paused.as_secs(), .expected.as_millis()
+    )]
+    PausedTooLong {
+        /// So far.
+        paused: Duration,
+        /// When it was paused.
+        expected: Duration,
+    },
     /// More rounds than anybody waits for.
     #[error("after {ROUNDS_MAX} rounds the guest still writes faster than its pages can be sent")]
     TooManyRounds,
@@ -220,6 +231,20 @@ impl Convergence {
         let is_over = elapsed >= self.goal.timeout;
         if is_over && self.goal.strategy == TimeoutStrategy::Cancel {
             return Err(self.gave_up(elapsed));
+        }
+        Ok(())
+    }
+
+    /// Whether a guest that has been paused for so long before its handover is to run on. A peer
+    /// that has read fast and now does not must not keep it standing still: twice what was expected,
+    /// and a silence more, is what a good one may take.
+    ///
+    /// # Errors
+    /// [`GaveUp::PausedTooLong`].
+    pub fn check_pause(&self, paused: Duration, silence: Duration) -> Result<(), GaveUp> {
+        let expected = self.expected;
+        if paused > expected.saturating_mul(2).saturating_add(silence) {
+            return Err(GaveUp::PausedTooLong { paused, expected });
         }
         Ok(())
     }
@@ -337,6 +362,18 @@ mod tests {
             assert_eq!(matches!(decision, Decision::GiveUp(GaveUp::TimedOut { .. })), !is_paused);
             assert_eq!(convergence.check(60 * SECOND).is_err(), !is_paused);
         }
+    }
+
+    /// A destination that reads the last pages much slower than those before does not keep the guest.
+    #[test]
+    fn a_pause_comes_to_an_end() {
+        let mut convergence = Convergence::new(goal(TimeoutStrategy::Stop));
+        let _ = convergence.decide(60 * SECOND, &round(1000, 0), left(20_000, 0));
+        assert_eq!(convergence.expected_downtime(), Some(10_010 * MS));
+        let silence = 5 * SECOND;
+        assert_eq!(convergence.check_pause(25 * SECOND, silence), Ok(()));
+        let ended = convergence.check_pause(26 * SECOND, silence);
+        assert!(matches!(ended, Err(GaveUp::PausedTooLong { .. })), "{ended:?}");
     }
 
     /// Rounds that leave as much as they sent are a stall, and the guest is slowed down more and more.

@@ -11,6 +11,7 @@ use thiserror::Error;
 use zerocopy::FromBytes;
 
 use super::arrivals::{Arrivals, BadArrival};
+use super::assessment::assess;
 use super::caller::Caller;
 use super::certificates::{CertificatesError, to_wire};
 use super::handover::{Destination, DestinationInput, DestinationOutput, DestinationState};
@@ -78,9 +79,12 @@ pub enum Received {
     Guest(Box<Prepared>),
     /// The source of an earlier one was told what became of it here.
     Answered(Transfer, NotRunning),
+    /// A source was told whether this guest would be taken: so many reasons against it.
+    Asked(Transfer, usize),
 }
 
-/// Receives one guest from `caller`, or tells it what the journal knows of an earlier one.
+/// Receives one guest from `caller`, or tells it what the journal knows of an earlier one, or whether
+/// its guest would be taken.
 /// `look_up` is told now and then how far it is, and says whether to stop. A refusal is told to the
 /// source.
 ///
@@ -95,6 +99,12 @@ pub fn receive(
     let Caller { mut link, first } = caller;
     if let Message::Commit(transfer) = first {
         return recall(&mut link, transfer, host);
+    }
+    if let Message::Inquiry(offer) = &first {
+        let assessment = assess(offer, host);
+        let against = assessment.objections.len();
+        link.send(&Message::Assessment(assessment))?;
+        return Ok(Received::Asked(offer.transfer, against));
     }
     let received = match &first {
         Message::Offer(offer) => phases(&mut link, offer, listener, host, look_up),
@@ -112,7 +122,9 @@ pub fn receive(
         | Message::Prepared(_)
         | Message::Commit(_)
         | Message::Running(_)
-        | Message::NotRunning { .. } => Err(LinkError::unexpected("an offer").into()),
+        | Message::NotRunning { .. }
+        | Message::Inquiry(_)
+        | Message::Assessment(_) => Err(LinkError::unexpected("an offer").into()),
     };
     match received {
         Ok((machine, journal, reception)) => {

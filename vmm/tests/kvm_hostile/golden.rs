@@ -5,6 +5,7 @@ use std::io::sink;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
@@ -103,7 +104,7 @@ fn session_bytes(sending: &Sending) -> SessionBytes {
 }
 
 /// Where the destination's platform keeps its keys.
-fn identity() -> PathBuf {
+pub(crate) fn identity() -> PathBuf {
     std::env::temp_dir().join(format!("sevferry-hostile-{}.keys", process::id()))
 }
 
@@ -182,15 +183,16 @@ fn offer(machine: &PausedMachine) -> Offer {
     Offer { transfer: TRANSFER, session: 0x5e55_1011, connections: 2, machine }
 }
 
+/// An SEV guest of this platform.
+pub(crate) fn sev_config(platform: PlatformKind) -> SevConfig {
+    let status = Overflow::Promote.into();
+    SevConfig { platform, policy: Policy::default(), status, owner: OwnerInput::Own }
+}
+
 /// A machine that has just begun to halt.
 fn paused(platform: Option<PlatformKind>) -> PausedMachine {
     let kernel = kernel(platform.is_some());
-    let sev = platform.map(|platform| SevConfig {
-        platform,
-        policy: Policy::default(),
-        status: Overflow::Promote.into(),
-        owner: OwnerInput::Own,
-    });
+    let sev = platform.map(sev_config);
     let config = Config {
         kernel: kernel.clone(),
         initramfs: None,
@@ -208,26 +210,34 @@ fn paused(platform: Option<PlatformKind>) -> PausedMachine {
 
 /// The least PVH kernel there is: it halts.
 fn kernel(encrypted: bool) -> PathBuf {
+    pvh(if encrypted { "sev" } else { "plain" }, &[0xf4, 0xeb, 0xfd, 0])
+}
+
+/// A PVH kernel that is this program, in a file of its own.
+pub(crate) fn pvh(name: &str, program: &[u8]) -> PathBuf {
     const ENTRY: u32 = 0x20_0000;
+    static COUNT: AtomicU32 = AtomicU32::new(0);
     let mut file = b"\x7fELF\x02\x01\x01".to_vec();
     file.resize(16, 0);
     // A program for x86-64, its two program headers right after this header.
     file.extend([[2_u16, 62], [1, 0]].as_flattened().iter().flat_map(|half| half.to_le_bytes()));
     file.extend([u64::from(ENTRY), 64, 0].iter().flat_map(|word| word.to_le_bytes()));
     file.extend([0_u16, 0, 64, 56, 2, 0, 0, 0].iter().flat_map(|half| half.to_le_bytes()));
-    // Loaded: 4 bytes; a note: the entry.
-    for (kind, offset, bytes) in [(1_u64 | 7 << 32, 0x100_u64, 4_u64), (4, 0x120, 20)] {
+    // Loaded: the program; a note: the entry.
+    let len = program.len() as u64;
+    for (kind, offset, bytes) in [(1_u64 | 7 << 32, 0x100_u64, len), (4, 0x200, 20)] {
         let entry = u64::from(ENTRY);
         let words = [kind, offset, entry, entry, bytes, bytes, 1];
         file.extend(words.iter().flat_map(|word| word.to_le_bytes()));
     }
     file.resize(0x100, 0);
-    file.extend([0xf4, 0xeb, 0xfd, 0]);
-    file.resize(0x120, 0);
+    file.extend(program);
+    file.resize(0x200, 0);
     file.extend([4_u32, 4, 18].iter().flat_map(|word| word.to_le_bytes()));
     file.extend(b"Xen\0");
     file.extend(ENTRY.to_le_bytes());
-    let name = format!("sevferry-hostile-{}-{encrypted}.elf", process::id());
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let name = format!("sevferry-hostile-{}-{name}-{number}.elf", process::id());
     let path = std::env::temp_dir().join(name);
     fs::write(&path, file).unwrap();
     path
@@ -263,6 +273,6 @@ pub(crate) fn one_of_each() -> Vec<(Kind, Vec<u8>)> {
     all
 }
 
-fn software(identity: Option<PathBuf>) -> PlatformKind {
+pub(crate) fn software(identity: Option<PathBuf>) -> PlatformKind {
     PlatformKind::Software { identity, command_cost: Duration::ZERO, failure: None }
 }
