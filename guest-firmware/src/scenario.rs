@@ -33,6 +33,8 @@ pub(crate) enum Step {
     Cpus { expected: Option<u64> },
     /// `cpuid=`
     Cpuid { leaf: u32, subleaf: u32 },
+    /// `input`
+    Input,
     /// `forever`
     Forever,
     /// `then=`
@@ -82,6 +84,7 @@ impl Step {
             "unready" => Self::Ready(false),
             "tables" => Self::Tables,
             "forever" => Self::Forever,
+            "input" => Self::Input,
             "cpus" => Self::Cpus { expected: None },
             _ => return None,
         })
@@ -203,6 +206,7 @@ mod tests {
         assert_eq!(Step::parse("share=4M+16"), Some(Step::Convert { pages, to: Status::Shared }));
         assert_eq!(Step::parse("donate=4M"), Some(Step::Donate { gpa: 0x40_0000 }));
         assert_eq!(Step::parse("donate=0x400001"), None);
+        assert_eq!(Step::parse("input"), Some(Step::Input));
         assert_eq!(Step::parse("check=0x400000+16:7"), Some(Step::Check { pages, seed: 7 }));
         assert_eq!(
             Step::parse("alternate=4096K+0x10*1000"),

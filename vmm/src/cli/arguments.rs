@@ -138,6 +138,7 @@ impl Arguments {
             Command::Receive(receive) => Task::Receive(receive.options()),
             Command::Migrate(migrate) => Task::Migrate(migrate.options()),
             Command::Status(status) => Task::Ask(status.options()),
+            Command::Audit(audit) => Task::Ask(audit.options(Request::Audit)),
             Command::Report(report) => Task::Ask(report.options(Request::Report)),
             Command::Cancel(cancel) => Task::Ask(cancel.options(Request::Cancel)),
             Command::Resolve(resolve) => Task::Ask(resolve.options()),
@@ -193,6 +194,8 @@ enum Command {
     Status(StatusArguments),
     /// Print the launch and the status of every page of a running guest, as JSON
     Report(AskArguments),
+    /// Hold what a guest has reported against its own page tables, if its policy allows debugging
+    Audit(AskArguments),
     /// Give up the migration that is under way; the guest runs on where it is
     Cancel(AskArguments),
     /// Decide who has a guest when a handover was interrupted and stays in doubt

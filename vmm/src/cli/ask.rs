@@ -4,7 +4,9 @@ use serde_json::Error as JsonError;
 use thiserror::Error;
 
 use super::migration_arguments::AskOptions;
-use crate::control::api::{PagesReply, Request, Resolution, Response, State, StatusReply};
+use crate::control::api::{
+    AuditReply, PagesReply, Request, Resolution, Response, State, StatusReply,
+};
 use crate::control::{ClientError, ask as ask_owner};
 use crate::migration::progress::Phase;
 
@@ -19,6 +21,12 @@ pub(super) fn ask(options: &AskOptions) -> Result<(), AskError> {
         }
         Response::Status(status) => println!("{}", status_text(&status)),
         Response::Report(report) => println!("{report}"),
+        Response::Audited(AuditReply { contradiction: Some(contradiction), .. }) => {
+            return Err(AskError::Contradicted { contradiction });
+        }
+        Response::Audited(AuditReply { tables, .. }) => {
+            println!("the guest's {tables} page tables are as it has reported");
+        }
         Response::Accepted => eprintln!("sevferry: {}", accepted(&options.request)),
         Response::Refused { reason } => return Err(AskError::Refused { reason }),
         Response::Error { message } => return Err(AskError::Failed { message }),
@@ -34,7 +42,11 @@ fn accepted(request: &Request) -> &'static str {
         Request::Resolve(Resolution::Keep) => "the guest runs here",
         Request::Resolve(Resolution::Discard) => "the guest is gone from here",
         Request::Quit => "the guest is being ended",
-        Request::Status | Request::Report | Request::Migrate(_) | Request::Check(_) => "accepted",
+        Request::Status
+        | Request::Report
+        | Request::Audit
+        | Request::Migrate(_)
+        | Request::Check(_) => "accepted",
     }
 }
 
@@ -61,7 +73,11 @@ fn pages_text(pages: &PagesReply) -> String {
         Some(reason) => format!("cannot be migrated now: {reason}"),
     };
     let record = format!("{}, {} bytes", pages.record, pages.record_bytes);
-    format!("\npages: {counts}; {readiness}\nrecord: {record}")
+    let mut text = format!("\npages: {counts}; {readiness}\nrecord: {record}");
+    for doubt in &pages.doubts {
+        text.push_str(&format!("\ndoubtful: {doubt}"));
+    }
+    text
 }
 
 /// A state for people.
@@ -88,6 +104,12 @@ pub(super) enum AskError {
     Refused {
         /// Why.
         reason: String,
+    },
+    /// The guest has not told the truth.
+    #[error("the guest's page tables contradict its reports: {contradiction}")]
+    Contradicted {
+        /// Which pages.
+        contradiction: String,
     },
     /// The owner could not.
     #[error("the guest's process answers: {message}")]

@@ -138,7 +138,11 @@ fn respond_while_busy(request: &Request, answer: &Answer, board: &StatusBoard) {
         Request::Status => answer.give(board.status()),
         Request::Cancel => answer.give(board.cancel()),
         Request::Resolve(_) => answer.refuse("no handover is in doubt"),
-        Request::Report | Request::Migrate(_) | Request::Check(_) | Request::Quit => {
+        Request::Report
+        | Request::Audit
+        | Request::Migrate(_)
+        | Request::Check(_)
+        | Request::Quit => {
             answer.refuse(match board.state() {
                 State::Waiting => "there is no guest yet",
                 State::Receiving => "the guest is still arriving; `sevferry status` shows how far",

@@ -126,6 +126,7 @@ fn small_commands_are_requests() {
     for (line, request) in [
         ("status --api-socket s", Request::Status),
         ("report --api-socket s", Request::Report),
+        ("audit --api-socket s", Request::Audit),
         ("cancel --api-socket s", Request::Cancel),
         ("quit --api-socket s", Request::Quit),
         ("resolve keep --api-socket s", Request::Resolve(Resolution::Keep)),

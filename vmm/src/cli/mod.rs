@@ -5,6 +5,7 @@ mod say;
 
 mod arguments;
 mod ask;
+mod audit;
 mod check;
 mod check_arguments;
 mod digest;

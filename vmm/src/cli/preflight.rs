@@ -35,7 +35,11 @@ pub(super) fn preflight(options: &PreflightOptions) -> Result<Exit, PreflightErr
         Response::Checked(hindrances) => hindrances,
         Response::Refused { reason } => return Err(PreflightError::Refused { reason }),
         Response::Error { message } => return Err(PreflightError::Failed { message }),
-        Response::Accepted | Response::Status(_) | Response::Report(_) | Response::Ended(_) => {
+        Response::Accepted
+        | Response::Status(_)
+        | Response::Report(_)
+        | Response::Audited(_)
+        | Response::Ended(_) => {
             return Err(PreflightError::AnotherAnswer);
         }
     };

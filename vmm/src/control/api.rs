@@ -41,6 +41,8 @@ pub enum Request {
     Status,
     /// The launch, and the status of every page.
     Report,
+    /// Hold what the guest has reported against its own page tables, where its policy allows that.
+    Audit,
     /// Move the guest to another host.
     Migrate(MigrateRequest),
     /// Would this migration be refused? The guest runs meanwhile, and nothing is moved.
@@ -174,6 +176,8 @@ pub enum Response {
     Status(Box<StatusReply>),
     /// To [`Request::Report`]: as `run --report=json` prints it.
     Report(Value),
+    /// To [`Request::Audit`].
+    Audited(AuditReply),
     /// It will be done, or has begun.
     Accepted,
     /// How a migration ended.
@@ -240,6 +244,22 @@ pub struct PagesReply {
     pub record_bytes: u64,
     /// Why the guest cannot be migrated now; `None` if it can.
     pub not_migratable: Option<String>,
+    /// What makes the guest's reports doubtful, though nothing proves that they are wrong.
+    pub doubts: Vec<String>,
+}
+
+/// A guest's reports, held against its page tables.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuditReply {
+    /// How many page tables were read.
+    pub tables: u64,
+    /// Pages that they map without the C-bit and that were never reported shared.
+    pub unreported: u64,
+    /// Pages that were reported shared and that they map with the C-bit.
+    pub not_shared: u64,
+    /// Both in words; `None` if there are none.
+    pub contradiction: Option<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

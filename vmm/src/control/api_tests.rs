@@ -42,6 +42,7 @@ fn responses() -> Vec<Response> {
         record: "region list".to_owned(),
         record_bytes: 1056,
         not_migratable: Some("poisoned".to_owned()),
+        doubts: vec!["none heard".to_owned()],
     };
     let progress = Progress::new(TRANSFER, Side::Source);
     let status = |state, pages, migration| {
@@ -53,6 +54,12 @@ fn responses() -> Vec<Response> {
         status(State::InDoubt, None, Some(progress)),
         status(State::Running, Some(pages), None),
         Response::Report(json!({ "vcpus": 2 })),
+        Response::Audited(AuditReply {
+            tables: 9,
+            unreported: 0,
+            not_shared: 1,
+            contradiction: Some("one".to_owned()),
+        }),
         Response::Accepted,
         ended(Outcome::Moved),
         ended(Outcome::Kept(reason())),
@@ -68,7 +75,7 @@ fn responses() -> Vec<Response> {
 fn lines_round_trip() {
     let resolve = [Resolution::Keep, Resolution::Discard].map(Request::Resolve);
     let asked = [Request::Migrate(migrate()), Request::Check(migrate())];
-    let simple = [Request::Status, Request::Report, Request::Cancel, Request::Quit];
+    let simple = [Request::Status, Request::Report, Request::Audit, Request::Cancel, Request::Quit];
     for request in simple.into_iter().chain(resolve).chain(asked) {
         let line = request.to_line().unwrap();
         assert_eq!(line.iter().position(|&byte| byte == b'\n'), Some(line.len() - 1));

@@ -9,6 +9,7 @@
 //! [`Machine::build`] is the boot sequence, top to bottom. A reset is a new machine from the same [`Config`]: the memory of an SEV guest cannot
 //! be launched twice.
 
+mod audit;
 mod check;
 mod clock;
 pub mod compatibility;
@@ -35,6 +36,7 @@ use thiserror::Error;
 use vmm_sys_util::errno::Error as Errno;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+pub use audit::{Audit, AuditError, Audited, Unaudited, Unreadable};
 pub use check::{Finding, HostCheck, NOT_PORTABLE, Verdict};
 pub use config::Config;
 pub use encrypted::{EncryptedError, LaunchRecord, certificates_of, digest_of};

@@ -24,7 +24,7 @@ use super::placer::Target;
 use super::progress::{Phase, Progress};
 use super::reception::{Arrived, Reception};
 use super::transport::Listener;
-use crate::encryption::{Malformed as MalformedStatus, PageStatus};
+use crate::encryption::{Malformed as MalformedStatus, NotMigratable, PageStatus};
 use crate::machine::compatibility::{HostOffer, Incompatible, MachineOffer, compare};
 use crate::machine::config::PlatformKind;
 use crate::machine::{
@@ -260,7 +260,10 @@ fn check(
         (None, None) => None,
         (Some(sev), Some(bytes)) => {
             let layout = description.ram().map_err(MachineError::OfferedRam)?;
-            Some(PageStatus::from_bytes(&bytes, layout, sev.status)?)
+            let status = PageStatus::from_bytes(&bytes, layout, sev.status)?;
+            // A source asks this last; one that did not must not make it our loss.
+            status.migratable()?;
+            Some(status)
         }
         _ => return Err(DestinationError::Platform),
     };
@@ -333,6 +336,9 @@ pub enum DestinationError {
     /// The region list.
     #[error("the source's region list")]
     Status(#[from] MalformedStatus),
+    /// The list is that of a guest that must not be moved.
+    #[error("the guest should not have been sent")]
+    NotMigratable(#[from] NotMigratable),
     /// What arrived.
     #[error(transparent)]
     Arrivals(#[from] BadArrival),
