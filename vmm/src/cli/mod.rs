@@ -5,9 +5,11 @@ mod say;
 
 mod arguments;
 mod ask;
+mod certificates;
 mod check;
 mod digest;
 mod exit;
+mod held;
 mod inbox;
 mod incoming;
 mod journals;
@@ -78,6 +80,10 @@ fn perform(task: Task) -> Exit {
             Err(cause) => failed(&cause, Exit::Failure),
         },
         Task::Digest(options) => match digest::digest(&options) {
+            Ok(()) => Exit::Success,
+            Err(cause) => failed(&cause, Exit::Failure),
+        },
+        Task::Certificates { platform, out } => match certificates::export(&platform, &out) {
             Ok(()) => Exit::Success,
             Err(cause) => failed(&cause, Exit::Failure),
         },

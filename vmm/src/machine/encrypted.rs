@@ -3,12 +3,15 @@
 use std::io::Error as IoError;
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use kvm_bindings::CpuId;
 use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::config::{OwnerInput, PlatformKind, SevConfig};
+use super::hex;
 use crate::boot::Piece;
 use crate::encryption::Design;
 use crate::memory::{GuestRam, RamError};
@@ -17,7 +20,7 @@ use crate::sev::command::CommandError;
 use crate::sev::device::{ExportError, export_pdh, platform_status};
 use crate::sev::endorsement::EndorsementError;
 use crate::sev::hardware::{HardwareDevice, HardwarePlatform, Unavailable};
-use crate::sev::launch::{GuestStatus, Initialised, LaunchError, Launched, OwnerFiles};
+use crate::sev::launch::{GuestStatus, Initialised, LaunchError, Launched, Measured, OwnerFiles};
 use crate::sev::measurement::{
     Claim, FirmwareVersion, LaunchDigest, Measurement, WrongMeasurement,
 };
@@ -95,7 +98,7 @@ impl Encrypted {
         self.c_bit
     }
 
-    /// Encrypts and measures `pieces` in order; afterwards the guest may run.
+    /// Encrypts and measures `pieces` in order. The guest may run once what is [`Measured`] is finished.
     ///
     /// Without files of a guest owner the VMM is its own owner: it makes a session with the
     /// platform and verifies the measurement itself.
@@ -107,7 +110,7 @@ impl Encrypted {
         sev: &SevConfig,
         ram: &GuestRam,
         pieces: &[Piece],
-    ) -> Result<RunningGuest, EncryptedError> {
+    ) -> Result<(RunningGuest, Measured), EncryptedError> {
         let status = platform_status(self.device.as_ref())?;
         let own = match &sev.owner {
             OwnerInput::Files { .. } => None,
@@ -139,13 +142,8 @@ impl Encrypted {
         if let Some(own) = &own {
             record.claim().verify(&own.keys.tik, &record.measurement)?;
         }
-        Ok(RunningGuest {
-            record,
-            platform: self.platform,
-            status: sev.status,
-            launched: Some(measured.finish()?),
-            device: self.device,
-        })
+        let (platform, device, status) = (self.platform, self.device, sev.status);
+        Ok((RunningGuest { record, platform, status, launched: None, device }, measured))
     }
 }
 
@@ -176,7 +174,7 @@ pub(super) struct RunningGuest {
     pub(super) record: LaunchRecord,
     pub(super) platform: PlatformKind,
     pub(super) status: Design,
-    /// `None` while the guest is being sent.
+    /// `None` until the guest may run, and while it is being sent.
     pub(super) launched: Option<Launched>,
     /// Commands after the launch go to this very descriptor, so it stays open.
     pub(super) device: Box<dyn SevDevice>,
@@ -202,6 +200,25 @@ pub(super) fn vouch(
     }
 }
 
+/// What vouches for the platform of `kind` on this host: all that a guest's owner verifies before they
+/// make a session with it.
+///
+/// # Errors
+/// [`CertificatesError`].
+pub fn platform_certificates(
+    kind: &PlatformKind,
+) -> Result<PlatformCertificates, CertificatesError> {
+    match kind {
+        PlatformKind::Software { identity: None, .. } => Err(CertificatesError::NoIdentity),
+        PlatformKind::Software { identity: Some(directory), .. } => {
+            let host = SoftwareHost::new(Identity::load_or_create(directory)?);
+            let device = host.open_device().map_err(CertificatesError::Device)?;
+            Ok(vouch(kind, &device)?)
+        }
+        PlatformKind::Hardware { .. } => Ok(vouch(kind, &HardwareDevice::open()?)?),
+    }
+}
+
 /// What was launched, for the user and the guest's owner.
 #[derive(Debug, Clone, Copy)]
 pub struct LaunchRecord {
@@ -220,6 +237,18 @@ pub struct LaunchRecord {
 }
 
 impl LaunchRecord {
+    /// The measurement in base64, as the tools of guest owners take it.
+    #[must_use]
+    pub fn measurement_base64(&self) -> String {
+        BASE64_STANDARD.encode(self.measurement.to_bytes())
+    }
+
+    /// The digest in hexadecimal.
+    #[must_use]
+    pub fn digest_hex(&self) -> String {
+        hex(&self.digest)
+    }
+
     /// What the measurement must state.
     #[must_use]
     pub fn claim(&self) -> Claim {
@@ -279,6 +308,29 @@ pub enum EncryptedError {
     /// The platform measured something else than we loaded.
     #[error("checking what the SEV platform measured")]
     Measurement(#[from] WrongMeasurement),
+}
+
+/// Why there are no certificates.
+#[derive(Debug, Error)]
+pub enum CertificatesError {
+    /// They would be of nobody.
+    #[error(
+        "the keys of sev=software are kept nowhere, and its certificates would end with this process: \
+         add identity=DIR, and give it to run and receive too"
+    )]
+    NoIdentity,
+    /// The software platform's keys.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The software platform's descriptor.
+    #[error("opening the software SEV platform")]
+    Device(#[source] IoError),
+    /// The host has no SEV.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+    /// The chain.
+    #[error(transparent)]
+    Endorsement(#[from] EndorsementError),
 }
 
 #[cfg(test)]
