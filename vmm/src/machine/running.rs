@@ -39,7 +39,7 @@ pub(super) struct Assembly {
 }
 
 impl Assembly {
-    fn describe(&mut self) -> Report {
+    pub(super) fn describe(&mut self) -> Report {
         let sev = self.guest.as_mut().zip(self.board.pages.as_ref()).map(|(guest, pages)| {
             let pages = lock(pages);
             SevReport {
