@@ -132,6 +132,13 @@ fn prepare(
         Ok(Received::Answered(transfer, because)) => {
             eprintln!("sevferry: the source of {transfer} asks for it: {because}");
         }
+        Ok(Received::Asked(transfer, against)) => {
+            let answer = match against {
+                0 => "it would be taken".to_owned(),
+                count => format!("it would be refused, for {count} reasons"),
+            };
+            eprintln!("sevferry: somebody asks about {transfer}: {answer}");
+        }
         Err(cause) if cause.is_the_sources_wish() => eprintln!("sevferry: {cause}"),
         Err(cause) => {
             eprintln!("sevferry: a guest was refused: {}", super::chain_of(&cause));

@@ -5,9 +5,13 @@ mod say;
 
 mod arguments;
 mod ask;
+mod audit;
+mod certificates;
 mod check;
+mod check_arguments;
 mod digest;
 mod exit;
+mod held;
 mod inbox;
 mod incoming;
 mod journals;
@@ -17,6 +21,7 @@ mod migration_arguments;
 mod outgoing;
 mod owner;
 mod owner_files;
+mod preflight;
 mod progress;
 mod receive;
 mod report;
@@ -81,7 +86,15 @@ fn perform(task: Task) -> Exit {
             Ok(()) => Exit::Success,
             Err(cause) => failed(&cause, Exit::Failure),
         },
+        Task::Certificates { platform, out } => match certificates::export(&platform, &out) {
+            Ok(()) => Exit::Success,
+            Err(cause) => failed(&cause, Exit::Failure),
+        },
         Task::Check(options) => match check::check(&options) {
+            Ok(exit) => exit,
+            Err(cause) => failed(&cause, Exit::Failure),
+        },
+        Task::Preflight(options) => match preflight::preflight(&options) {
             Ok(exit) => exit,
             Err(cause) => failed(&cause, Exit::Failure),
         },

@@ -5,6 +5,7 @@ use serde_json::json;
 use super::*;
 use crate::migration::journal::Side;
 use crate::migration::message::{Transfer, VmId};
+use crate::migration::preflight::Side as At;
 use crate::migration::progress::Carried;
 
 const TRANSFER: Transfer = Transfer { vm: VmId([0xab; 16]), epoch: 2 };
@@ -20,6 +21,11 @@ fn migrate() -> MigrateRequest {
         throttle: false,
         allow_unchecked: true,
     }
+}
+
+fn inject() -> Request {
+    let (packet_header, secret) = (Base64(vec![1; 52]), Base64(vec![2; 16]));
+    Request::InjectSecret(InjectRequest { packet_header, secret, gpa: Some(0x1000) })
 }
 
 fn summary(outcome: Outcome) -> Summary {
@@ -43,10 +49,22 @@ fn responses() -> Vec<Response> {
         record: "region list".to_owned(),
         record_bytes: 1056,
         not_migratable: Some("poisoned".to_owned()),
+        doubts: vec!["none heard".to_owned()],
     };
     let progress = Progress::new(TRANSFER, Side::Source);
+    let launch = Some(LaunchReply {
+        policy: 0x21,
+        c_bit: 51,
+        api_major: 1,
+        api_minor: 55,
+        build_id: 1,
+        launch_digest: "00ff".to_owned(),
+        launch_measurement: "AAECAw==".to_owned(),
+        measurement_verified: false,
+    });
     let status = |state, pages, migration| {
-        Response::Status(Box::new(StatusReply { state, process: 7, pages, migration }))
+        let launch = launch.clone();
+        Response::Status(Box::new(StatusReply { state, process: 7, launch, pages, migration }))
     };
     let reason = || "because".to_owned();
     let ended = |outcome| Response::Ended(Box::new(summary(outcome)));
@@ -54,10 +72,17 @@ fn responses() -> Vec<Response> {
         status(State::InDoubt, None, Some(progress)),
         status(State::Running, Some(pages), None),
         Response::Report(json!({ "vcpus": 2 })),
+        Response::Audited(AuditReply {
+            tables: 9,
+            unreported: 0,
+            not_shared: 1,
+            contradiction: Some("one".to_owned()),
+        }),
         Response::Accepted,
         ended(Outcome::Moved),
         ended(Outcome::Kept(reason())),
         ended(Outcome::InDoubt(reason())),
+        Response::Checked(vec![Hindrance::new(At::Source, "policy", &BadConnections { count: 0 })]),
         Response::Refused { reason: reason() },
         Response::Error { message: "two\nlines".to_owned() },
     ]
@@ -67,8 +92,16 @@ fn responses() -> Vec<Response> {
 #[test]
 fn lines_round_trip() {
     let resolve = [Resolution::Keep, Resolution::Discard].map(Request::Resolve);
-    let simple = [Request::Status, Request::Report, Request::Cancel, Request::Quit];
-    for request in simple.into_iter().chain(resolve).chain([Request::Migrate(migrate())]) {
+    let asked = [Request::Migrate(migrate()), Request::Check(migrate()), inject()];
+    let simple = [
+        Request::Status,
+        Request::Report,
+        Request::Audit,
+        Request::Continue,
+        Request::Cancel,
+        Request::Quit,
+    ];
+    for request in simple.into_iter().chain(resolve).chain(asked) {
         let line = request.to_line().unwrap();
         assert_eq!(line.iter().position(|&byte| byte == b'\n'), Some(line.len() - 1));
         assert_eq!(Request::from_line(&line).unwrap(), request);
@@ -87,6 +120,14 @@ fn requests_look_as_documented() {
     assert_eq!(line(Request::Status), "{\"version\":1,\"request\":\"status\"}\n");
     let resolve = line(Request::Resolve(Resolution::Keep));
     assert_eq!(resolve, "{\"version\":1,\"request\":{\"resolve\":\"keep\"}}\n");
+    assert_eq!(
+        line(inject()),
+        format!(
+            "{{\"version\":1,\"request\":{{\"inject_secret\":{{\"packet_header\":\"{}AQ==\",\
+             \"secret\":\"AgICAgICAgICAgICAgICAg==\",\"gpa\":4096}}}}}}\n",
+            "AQEB".repeat(17)
+        )
+    );
     assert_eq!(
         line(Request::Migrate(migrate())),
         "{\"version\":1,\"request\":{\"migrate\":{\"to\":\"tcp:b:4444\",\"downtime_ms\":20,\

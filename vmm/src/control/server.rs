@@ -168,7 +168,14 @@ impl Reception {
         match request {
             Request::Status => return send(stream, &self.board.status()),
             Request::Cancel => return send(stream, &self.board.cancel_and_wait(CANCEL_PATIENCE)),
-            Request::Report | Request::Migrate(_) | Request::Resolve(_) | Request::Quit => {}
+            Request::Report
+            | Request::Audit
+            | Request::InjectSecret(_)
+            | Request::Continue
+            | Request::Migrate(_)
+            | Request::Check(_)
+            | Request::Resolve(_)
+            | Request::Quit => {}
         }
         let (answer, answers) = Answer::channel();
         let mut answered = false;

@@ -1,14 +1,19 @@
 //! What makes a machine an SEV guest: its platform, its C-bit, and the launch.
 
 use std::io::Error as IoError;
+use std::path::Path;
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use kvm_bindings::CpuId;
 use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::MachineError;
 use super::config::{OwnerInput, PlatformKind, SevConfig};
+use super::hex;
 use crate::boot::Piece;
 use crate::encryption::Design;
 use crate::memory::{GuestRam, RamError};
@@ -17,7 +22,9 @@ use crate::sev::command::CommandError;
 use crate::sev::device::{ExportError, export_pdh, platform_status};
 use crate::sev::endorsement::EndorsementError;
 use crate::sev::hardware::{HardwareDevice, HardwarePlatform, Unavailable};
-use crate::sev::launch::{GuestStatus, Initialised, LaunchError, Launched, OwnerFiles};
+use crate::sev::launch::{
+    GuestStatus, Initialised, LaunchError, Launched, Measured, OwnerFiles, VmType,
+};
 use crate::sev::measurement::{
     Claim, FirmwareVersion, LaunchDigest, Measurement, WrongMeasurement,
 };
@@ -50,7 +57,7 @@ impl Encrypted {
     pub(super) fn prepare(
         platform: Option<&PlatformKind>,
         layout: RamLayout,
-        vm: &Arc<VmFd>,
+        (vm, vm_type): (&Arc<VmFd>, VmType),
         supported: &CpuId,
     ) -> Result<Prepared, EncryptedError> {
         let Some(kind) = platform else {
@@ -61,11 +68,7 @@ impl Encrypted {
                 let c_bit = cpuid::software_c_bit(supported).ok_or(EncryptedError::CBit)?;
                 check_room(layout, c_bit)?;
                 let (ram, private) = GuestRam::split(layout, c_bit)?;
-                let identity = match identity {
-                    Some(directory) => Identity::load_or_create(directory)?,
-                    None => Identity::ephemeral()?,
-                };
-                let host = SoftwareHost::new(identity).with_command_cost(*command_cost);
+                let host = software_host(identity.as_deref())?.with_command_cost(*command_cost);
                 let device = host.open_device().map_err(EncryptedError::Device)?;
                 let device: Box<dyn SevDevice> = Box::new(device);
                 let mut platform: Box<dyn Platform> = Box::new(host.new_vm(private));
@@ -82,7 +85,10 @@ impl Encrypted {
                 (GuestRam::single(layout)?, c_bit, device, platform)
             }
         };
-        let initialised = Initialised::init(platform, device.fd())?;
+        let initialised = match vm_type {
+            VmType::Default => Initialised::init(platform, device.fd())?,
+            VmType::Sev => Initialised::init2(platform, device.fd())?,
+        };
         for (address, bytes) in ram.mappings() {
             initialised.register_region(address, bytes)?;
         }
@@ -95,7 +101,7 @@ impl Encrypted {
         self.c_bit
     }
 
-    /// Encrypts and measures `pieces` in order; afterwards the guest may run.
+    /// Encrypts and measures `pieces` in order. The guest may run once what is [`Measured`] is finished.
     ///
     /// Without files of a guest owner the VMM is its own owner: it makes a session with the
     /// platform and verifies the measurement itself.
@@ -107,7 +113,7 @@ impl Encrypted {
         sev: &SevConfig,
         ram: &GuestRam,
         pieces: &[Piece],
-    ) -> Result<RunningGuest, EncryptedError> {
+    ) -> Result<(RunningGuest, Measured), EncryptedError> {
         let status = platform_status(self.device.as_ref())?;
         let own = match &sev.owner {
             OwnerInput::Files { .. } => None,
@@ -139,13 +145,8 @@ impl Encrypted {
         if let Some(own) = &own {
             record.claim().verify(&own.keys.tik, &record.measurement)?;
         }
-        Ok(RunningGuest {
-            record,
-            platform: self.platform,
-            status: sev.status,
-            launched: Some(measured.finish()?),
-            device: self.device,
-        })
+        let (platform, device, status) = (self.platform, self.device, sev.status);
+        Ok((RunningGuest { record, platform, status, launched: None, device }, measured))
     }
 }
 
@@ -176,7 +177,7 @@ pub(super) struct RunningGuest {
     pub(super) record: LaunchRecord,
     pub(super) platform: PlatformKind,
     pub(super) status: Design,
-    /// `None` while the guest is being sent.
+    /// `None` until the guest may run, and while it is being sent.
     pub(super) launched: Option<Launched>,
     /// Commands after the launch go to this very descriptor, so it stays open.
     pub(super) device: Box<dyn SevDevice>,
@@ -187,6 +188,30 @@ impl RunningGuest {
     pub(super) fn status(&self) -> Option<GuestStatus> {
         self.launched.as_ref()?.status().ok()
     }
+}
+
+fn software_host(identity: Option<&Path>) -> Result<SoftwareHost, IdentityError> {
+    Ok(SoftwareHost::new(match identity {
+        Some(directory) => Identity::load_or_create(directory)?,
+        None => Identity::ephemeral()?,
+    }))
+}
+
+/// What would vouch for a platform of `kind` if a machine were made on it, without making one.
+///
+/// # Errors
+/// [`MachineError`] if there is no such platform, or nobody vouches for it.
+pub fn certificates_of(kind: &PlatformKind) -> Result<PlatformCertificates, MachineError> {
+    let device: Box<dyn SevDevice> = match kind {
+        PlatformKind::Software { identity, .. } => {
+            let host = software_host(identity.as_deref()).map_err(EncryptedError::Identity)?;
+            Box::new(host.open_device().map_err(EncryptedError::Device)?)
+        }
+        PlatformKind::Hardware { .. } => {
+            Box::new(HardwareDevice::open().map_err(EncryptedError::Unavailable)?)
+        }
+    };
+    Ok(vouch(kind, device.as_ref())?)
 }
 
 /// What vouches for the platform of `kind` behind `device`, in a migration.
@@ -220,6 +245,18 @@ pub struct LaunchRecord {
 }
 
 impl LaunchRecord {
+    /// The measurement in base64, as the tools of guest owners take it.
+    #[must_use]
+    pub fn measurement_base64(&self) -> String {
+        BASE64_STANDARD.encode(self.measurement.to_bytes())
+    }
+
+    /// The digest in hexadecimal.
+    #[must_use]
+    pub fn digest_hex(&self) -> String {
+        hex(&self.digest)
+    }
+
     /// What the measurement must state.
     #[must_use]
     pub fn claim(&self) -> Claim {

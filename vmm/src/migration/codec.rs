@@ -10,11 +10,12 @@ use super::closing::Closing;
 use super::cursor::Reader;
 use super::frame::{
     CERTIFICATES_BYTES_MAX, CLOSING_HEADER_LEN, CONNECTIONS_MAX, FRAME_HEADER_LEN, FrameHeader,
-    Kind, MACHINE_OFFER_BYTES_MAX,
+    Kind, MACHINE_OFFER_BYTES_MAX, OBJECTIONS_MAX,
 };
 use super::malformed::Malformed;
 use super::message::{
-    Message, NotRunning, Offer, PlatformBytes, Reason, RoundEnd, SessionBytes, Transfer, VmId,
+    Assessment, Message, NotRunning, Objection, Offer, PlatformBytes, Reason, RoundEnd,
+    SessionBytes, Transfer, VmId,
 };
 
 impl Message {
@@ -26,7 +27,7 @@ impl Message {
         let mut bytes = vec![0; FRAME_HEADER_LEN];
         let mut body = Body(&mut bytes);
         match self {
-            Self::Offer(offer) => body.offer(offer)?,
+            Self::Offer(offer) | Self::Inquiry(offer) => body.offer(offer)?,
             Self::Accept { platform } => body.platform(platform.as_ref())?,
             Self::Refuse { reason } => body.reason(reason),
             Self::Start { encryption } => body.session(encryption.as_ref())?,
@@ -53,6 +54,7 @@ impl Message {
                 body.transfer(*transfer);
                 body.reason(reason);
             }
+            Self::Assessment(assessment) => body.assessment(assessment)?,
         }
         let header = FrameHeader::new(self.kind(), bytes.len() - FRAME_HEADER_LEN)?;
         if let Some(room) = bytes.first_chunk_mut() {
@@ -98,6 +100,8 @@ impl Message {
                 transfer: read_transfer(&mut reader)?,
                 reason: read_reason(&mut reader)?,
             },
+            Kind::Inquiry => Self::Inquiry(read_offer(&mut reader)?),
+            Kind::Assessment => Self::Assessment(read_assessment(&mut reader)?),
         };
         match reader.rest().len() {
             0 => Ok(message),
@@ -158,6 +162,16 @@ impl Body<'_> {
         self.part(PDH, pdh, CERTIFICATES_BYTES_MAX)?;
         self.part(CHAIN, chain, CERTIFICATES_BYTES_MAX)?;
         self.part(ROOTS, roots, CERTIFICATES_BYTES_MAX)
+    }
+
+    fn assessment(&mut self, assessment: &Assessment) -> Result<(), Malformed> {
+        let Assessment { objections, platform } = assessment;
+        self.put(&[checked_objections(objections.len())?]);
+        for Objection { subject, reason } in objections {
+            self.reason(subject);
+            self.reason(reason);
+        }
+        self.platform(platform.as_ref())
     }
 
     fn session(&mut self, encryption: Option<&SessionBytes>) -> Result<(), Malformed> {
@@ -240,6 +254,19 @@ fn read_closing(header: FrameHeader, mut body: Vec<u8>) -> Result<Closing, Malfo
     let (session, round, digest) = (reader.u64()?, reader.u32()?, reader.array()?);
     body.drain(..CLOSING_HEADER_LEN as usize);
     Ok(Closing { session, round, digest, bytes: body })
+}
+
+fn checked_objections(count: usize) -> Result<u8, Malformed> {
+    let known = u8::try_from(count).ok().filter(|&count| u32::from(count) <= OBJECTIONS_MAX);
+    known.ok_or(Malformed::Value { field: "the number of objections", found: count as u64 })
+}
+
+fn read_assessment(reader: &mut Reader<'_>) -> Result<Assessment, Malformed> {
+    let count = checked_objections(reader.u8()?.into())?;
+    let objections = (0..count)
+        .map(|_| Ok(Objection { subject: read_reason(reader)?, reason: read_reason(reader)? }))
+        .collect::<Result<_, Malformed>>()?;
+    Ok(Assessment { objections, platform: read_platform(reader)? })
 }
 
 fn read_platform(reader: &mut Reader<'_>) -> Result<Option<PlatformBytes>, Malformed> {

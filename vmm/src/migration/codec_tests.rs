@@ -9,7 +9,8 @@ use super::frame::{
 };
 use super::malformed::Malformed;
 use super::message::{
-    Message, NotRunning, Offer, PlatformBytes, Reason, RoundEnd, SessionBytes, Transfer, VmId,
+    Assessment, Message, NotRunning, Objection, Offer, PlatformBytes, Reason, RoundEnd,
+    SessionBytes, Transfer, VmId,
 };
 
 const TRANSFER: Transfer =
@@ -21,13 +22,15 @@ fn closing(bytes: Vec<u8>) -> Closing {
     Closing { session: 0x1122_3344_5566_7788, round: 2, digest: [0x99; 32], bytes }
 }
 
-const CLOSING_HEX: &str = "8877665544332211 02000000 \
-    9999999999999999999999999999999999999999999999999999999999999999";
+fn closing_hex(kind: &str, bytes: &str) -> String {
+    let digest = "99".repeat(32);
+    format!("53564659 0200 {kind}00 2e000000 8877665544332211 02000000 {digest} {bytes}")
+}
 
 /// Every message with its bytes: header (magic, version, kind, length), then what it carries.
 fn golden() -> Vec<(Message, String)> {
     let bytes = |length: usize, byte: u8| vec![byte; length];
-    vec![
+    let mut messages = vec![
         (
             Message::Offer(Offer {
                 transfer: TRANSFER,
@@ -75,14 +78,8 @@ fn golden() -> Vec<(Message, String)> {
             format!("53564659 0200 0800 2c000000 02000000 0300000000000000 {}", "66".repeat(32)),
         ),
         (Message::RoundOk { round: 2 }, "53564659 0200 0900 04000000 02000000".into()),
-        (
-            Message::StatusList(closing(bytes(2, 0x77))),
-            format!("53564659 0200 0a00 2e000000 {CLOSING_HEX} 7777"),
-        ),
-        (
-            Message::State(closing(bytes(2, 0x88))),
-            format!("53564659 0200 0b00 2e000000 {CLOSING_HEX} 8888"),
-        ),
+        (Message::StatusList(closing(bytes(2, 0x77))), closing_hex("0a", "7777")),
+        (Message::State(closing(bytes(2, 0x88))), closing_hex("0b", "8888")),
         (Message::Prepared(TRANSFER), format!("53564659 0200 0c00 18000000 {TRANSFER_HEX}")),
         (Message::Commit(TRANSFER), format!("53564659 0200 0d00 18000000 {TRANSFER_HEX}")),
         (Message::Running(TRANSFER), format!("53564659 0200 0e00 18000000 {TRANSFER_HEX}")),
@@ -93,6 +90,40 @@ fn golden() -> Vec<(Message, String)> {
         (
             Message::Abandon { transfer: TRANSFER, reason: Reason::new("no") },
             format!("53564659 0200 1000 1e000000 {TRANSFER_HEX} 02000000 6e6f"),
+        ),
+    ];
+    messages.extend(golden_inquiries());
+    messages
+}
+
+/// Those of a pre-flight.
+fn golden_inquiries() -> [(Message, String); 3] {
+    let bytes = |length: usize, byte: u8| vec![byte; length];
+    [
+        (
+            Message::Inquiry(Offer {
+                transfer: TRANSFER,
+                session: 0x1122_3344_5566_7788,
+                connections: 4,
+                machine: bytes(3, 0xaa),
+            }),
+            format!(
+                "53564659 0200 1100 29000000 {TRANSFER_HEX} 8877665544332211 0400 03000000 aaaaaa"
+            ),
+        ),
+        (Message::Assessment(Assessment::default()), "53564659 0200 1200 02000000 00 00".into()),
+        (
+            Message::Assessment(Assessment {
+                objections: vec![Objection::new("TSC", "no")],
+                platform: Some(PlatformBytes {
+                    pdh: bytes(1, 0x11),
+                    chain: bytes(2, 0x22),
+                    roots: bytes(3, 0x33),
+                }),
+            }),
+            "53564659 0200 1200 21000000 01 03000000 545343 02000000 6e6f \
+             01 01000000 11 02000000 2222 03000000 333333"
+                .into(),
         ),
     ]
 }
@@ -187,7 +218,7 @@ fn foreign_headers_are_named() {
     }
     let text = with(4, 1).to_string();
     assert!(text.contains("version 2") && text.contains("version 1"), "{text}");
-    for number in [0, 17, u16::MAX] {
+    for number in [0, 19, u16::MAX] {
         assert_eq!(with(6, number), Malformed::UnknownKind { number });
     }
 }
@@ -231,6 +262,9 @@ fn nothing_beyond_a_cap_is_encoded() {
     let pdh = vec![0; CERTIFICATES_BYTES_MAX as usize + 1];
     let platform = Some(PlatformBytes { pdh, ..PlatformBytes::default() });
     assert!(matches!(Message::Accept { platform }.encode(), Err(Malformed::FieldTooLong { .. })));
+    let objections = vec![Objection::new("", ""); 65];
+    let assessment = Message::Assessment(Assessment { objections, platform: None });
+    assert!(matches!(assessment.encode(), Err(Malformed::Value { found: 65, .. })));
     for connections in [0, 129] {
         let machine = Vec::new();
         let offer = Offer { transfer: TRANSFER, session: 1, connections, machine };
@@ -247,13 +281,19 @@ fn values_without_meaning_are_refused() {
         bytes[at..at + value.len()].copy_from_slice(value);
         decode(&bytes).unwrap_err()
     };
-    assert!(matches!(refused(0, 32, &[0, 0]), Malformed::Value { found: 0, .. }));
-    assert!(matches!(refused(0, 32, &[129, 0]), Malformed::Value { found: 129, .. }));
+    for (index, offset, value, meant) in [
+        (0, 32, &[0, 0][..], 0),
+        (0, 32, &[129, 0], 129),
+        (7, 8, &[128, 0], 128),
+        (15, 24, &[4], 4),
+        (18, 0, &[65], 65),
+    ] {
+        let refused = refused(index, offset, value);
+        assert!(matches!(refused, Malformed::Value { found, .. } if found == meant), "{refused}");
+    }
     assert!(matches!(refused(1, 0, &[2]), Malformed::NotABool { found: 2, .. }));
     assert!(matches!(refused(4, 0, &[255]), Malformed::NotABool { found: 255, .. }));
     assert_eq!(refused(3, 4, &[0xff]), Malformed::NotText);
-    assert!(matches!(refused(7, 8, &[128, 0]), Malformed::Value { found: 128, .. }));
-    assert!(matches!(refused(15, 24, &[4]), Malformed::Value { found: 4, .. }));
 }
 
 fn some_bytes() -> impl Strategy<Value = Vec<u8>> {
@@ -268,6 +308,25 @@ fn some_reason() -> impl Strategy<Value = Reason> {
     any::<String>().prop_map(|text| Reason::new(&text))
 }
 
+fn some_platform() -> impl Strategy<Value = PlatformBytes> {
+    (some_bytes(), some_bytes(), some_bytes()).prop_map(|(pdh, chain, roots)| PlatformBytes {
+        pdh,
+        chain,
+        roots,
+    })
+}
+
+fn some_offer() -> impl Strategy<Value = Offer> {
+    (some_transfer(), any::<u64>(), 1..=128_u16, some_bytes()).prop_map(
+        |(transfer, session, connections, machine)| Offer {
+            transfer,
+            session,
+            connections,
+            machine,
+        },
+    )
+}
+
 fn some_message() -> impl Strategy<Value = Message> {
     let because = prop::sample::select(vec![
         NotRunning::Unknown,
@@ -275,17 +334,19 @@ fn some_message() -> impl Strategy<Value = Message> {
         NotRunning::JournalFailed,
         NotRunning::Crashed,
     ]);
-    let platform = (some_bytes(), some_bytes(), some_bytes())
-        .prop_map(|(pdh, chain, roots)| PlatformBytes { pdh, chain, roots });
+    let objection =
+        (some_reason(), some_reason()).prop_map(|(subject, reason)| Objection { subject, reason });
+    let assessment = (prop::collection::vec(objection, 0..4), prop::option::of(some_platform()))
+        .prop_map(|(objections, platform)| {
+            Message::Assessment(Assessment { objections, platform })
+        });
     let session = (any::<u32>(), some_bytes(), some_bytes())
         .prop_map(|(policy, pdh, session)| SessionBytes { policy, pdh, session });
     prop_oneof![
-        (some_transfer(), any::<u64>(), 1..=128_u16, some_bytes()).prop_map(
-            |(transfer, session, connections, machine)| {
-                Message::Offer(Offer { transfer, session, connections, machine })
-            }
-        ),
-        prop::option::of(platform).prop_map(|platform| Message::Accept { platform }),
+        some_offer().prop_map(Message::Offer),
+        some_offer().prop_map(Message::Inquiry),
+        assessment,
+        prop::option::of(some_platform()).prop_map(|platform| Message::Accept { platform }),
         some_reason().prop_map(|reason| Message::Refuse { reason }),
         prop::option::of(session).prop_map(|encryption| Message::Start { encryption }),
         Just(Message::Started),

@@ -119,11 +119,13 @@ pub enum Kind {
     Running = 14,
     NotRunning = 15,
     Abandon = 16,
+    Inquiry = 17,
+    Assessment = 18,
 }
 
 impl Kind {
     /// Every kind, in the order of their numbers.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Offer,
         Self::Accept,
         Self::Refuse,
@@ -140,6 +142,8 @@ impl Kind {
         Self::Running,
         Self::NotRunning,
         Self::Abandon,
+        Self::Inquiry,
+        Self::Assessment,
     ];
 
     fn from_number(number: u16) -> Result<Self, Malformed> {
@@ -151,8 +155,9 @@ impl Kind {
     #[must_use]
     pub fn length_max(self) -> u32 {
         match self {
-            Self::Offer => 38 + MACHINE_OFFER_BYTES_MAX,
-            Self::Accept => 13 + 3 * CERTIFICATES_BYTES_MAX,
+            Self::Offer | Self::Inquiry => 38 + MACHINE_OFFER_BYTES_MAX,
+            Self::Accept => PLATFORM_BYTES_MAX,
+            Self::Assessment => 1 + OBJECTIONS_MAX * OBJECTION_BYTES_MAX + PLATFORM_BYTES_MAX,
             Self::Start => 13 + 2 * CERTIFICATES_BYTES_MAX,
             Self::Refuse => 4 + REASON_BYTES_MAX,
             Self::Abandon => 28 + REASON_BYTES_MAX,
@@ -168,6 +173,15 @@ impl Kind {
         }
     }
 }
+
+/// Reasons in one assessment.
+pub const OBJECTIONS_MAX: u32 = 64;
+
+/// A platform's certificates, or that there are none.
+const PLATFORM_BYTES_MAX: u32 = 13 + 3 * CERTIFICATES_BYTES_MAX;
+
+/// A subject and a reason.
+const OBJECTION_BYTES_MAX: u32 = 2 * (4 + REASON_BYTES_MAX);
 
 /// As [`super::message::Reason::BYTES_MAX`].
 const REASON_BYTES_MAX: u32 = 1024;

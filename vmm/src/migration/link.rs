@@ -28,7 +28,8 @@ pub(super) struct Due {
 
 impl Due {
     /// From whoever connects to a host that receives guests.
-    pub(super) const GREETING: Self = Self::new("its first message", &[Kind::Offer, Kind::Commit]);
+    pub(super) const GREETING: Self =
+        Self::new("its first message", &[Kind::Offer, Kind::Commit, Kind::Inquiry]);
     /// First on a page connection.
     pub(super) const JOIN: Self = Self::new("its first message", &[Kind::Join]);
     pub(super) const ACCEPT: Self = Self::new("an acceptance", &[Kind::Accept]);
@@ -36,6 +37,7 @@ impl Due {
     pub(super) const STARTED: Self = Self::new("a start", &[Kind::Started]);
     pub(super) const ROUND_OK: Self = Self::new("the end of a round", &[Kind::RoundOk]);
     pub(super) const REFUSAL: Self = Self::new("a reason", &[]);
+    pub(super) const ASSESSMENT: Self = Self::new("an assessment", &[Kind::Assessment]);
     /// At the source.
     pub(super) const VERDICT: Self =
         Self::new("a word on the handover", &[Kind::Prepared, Kind::Running, Kind::NotRunning]);

@@ -149,6 +149,10 @@ pub enum Message {
         /// For people.
         reason: Reason,
     },
+    /// Source, instead of an [`Message::Offer`]: would you take this guest? Nothing follows from it.
+    Inquiry(Offer),
+    /// Destination, to an inquiry; it waits for the next caller then.
+    Assessment(Assessment),
 }
 
 impl Message {
@@ -171,6 +175,8 @@ impl Message {
             Self::Running(_) => Kind::Running,
             Self::NotRunning { .. } => Kind::NotRunning,
             Self::Abandon { .. } => Kind::Abandon,
+            Self::Inquiry(_) => Kind::Inquiry,
+            Self::Assessment(_) => Kind::Assessment,
         }
     }
 }
@@ -186,6 +192,33 @@ pub struct Offer {
     pub connections: u16,
     /// The serial form of the machine's offer (`machine::compatibility`).
     pub machine: Vec<u8>,
+}
+
+/// What a destination thinks of a guest that it is asked about.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Assessment {
+    /// Every reason why it would refuse the guest, up to [`super::frame::OBJECTIONS_MAX`].
+    pub objections: Vec<Objection>,
+    /// Its platform's certificates, for a guest with SEV, as in [`Message::Accept`].
+    pub platform: Option<PlatformBytes>,
+}
+
+/// One reason why a guest would not be moved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Objection {
+    /// What it is about, in a word or two.
+    pub subject: Reason,
+    /// For people.
+    pub reason: Reason,
+}
+
+impl Objection {
+    /// `reason` to refuse, because of `subject`.
+    #[must_use]
+    pub fn new(subject: &str, reason: &str) -> Self {
+        Self { subject: Reason::new(subject), reason: Reason::new(reason) }
+    }
 }
 
 /// A platform's certificates, in AMD's formats, not parsed yet.
@@ -247,8 +280,15 @@ impl Display for NotRunning {
 }
 
 /// Words for people, from a peer that is not trusted: short and without control characters.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Hash, Serialize, Deserialize)]
+#[serde(from = "String")]
 pub struct Reason(String);
+
+impl From<String> for Reason {
+    fn from(text: String) -> Self {
+        Self::new(&text)
+    }
+}
 
 impl Reason {
     /// Bytes of the longest.

@@ -10,12 +10,16 @@
 //!   handover: see `handover/mod.rs`
 //! ```
 //!
+//! A pre-flight (`preflight.rs`, `assessment.rs`) asks for everything that the first two lines would
+//! refuse, and stops there.
+//!
 //! A page's way: `machine/running.rs` (`ChangeLog`: dirty log and flips), `rounds.rs` (which pages),
 //! `sender.rs` (sealed, or as it is), `transport.rs`, `placer.rs` (checked and written),
 //! `intake.rs` (the end of a round), `arrivals.rs` (nothing missing, nothing from the wrong view).
 
 mod account;
 mod arrivals;
+mod assessment;
 mod caller;
 mod certificates;
 pub mod closing;
@@ -42,6 +46,7 @@ mod malformed;
 pub mod message;
 mod offering;
 mod placer;
+pub mod preflight;
 pub mod progress;
 #[cfg(test)]
 mod race_tests;

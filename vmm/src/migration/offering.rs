@@ -11,7 +11,7 @@ use super::progress::Phase;
 use super::sender::PageSender;
 use super::source::{Attempt, Guest, Options, SourceError, Wishes};
 use super::transport::Stream;
-use crate::machine::compatibility::SevOffer;
+use crate::machine::compatibility::{MachineOffer, SevOffer};
 use crate::sev::Policy;
 use crate::sev::session::random;
 use crate::sev::target::{PlatformCertificates, RefusedTarget, verify_target};
@@ -21,18 +21,17 @@ impl Attempt<'_> {
     pub(super) fn offer(&mut self, wish: &mut Wishes<'_>) -> Result<(), SourceError> {
         let machine = self.running()?;
         machine.migratable()?;
-        let offer = machine.offer();
-        let machine = offer.to_bytes()?;
-        let (transfer, connections) = (self.options.transfer, self.options.connections);
-        let session = u64::from_le_bytes(random().map_err(SourceError::Random)?);
+        let machine = machine.offer();
+        let offer = described(&machine, self.options)?;
+        let session = offer.session;
         let link = self.link.insert(Link::new(connect(self.options)?));
-        link.ask(&Message::Offer(Offer { transfer, session, connections, machine }))?;
+        link.ask(&Message::Offer(offer))?;
         let Message::Accept { platform } = self.answer(Due::ACCEPT, wish)? else {
             return Err(LinkError::unexpected("an acceptance").into());
         };
         self.session = session;
         self.account.enter(Phase::Attest);
-        let encryption = self.attest(offer.sev.as_ref(), platform.as_ref())?;
+        let encryption = self.attest(machine.sev.as_ref(), platform.as_ref())?;
         self.link.as_mut().ok_or(SourceError::Gone)?.ask(&Message::Start { encryption })?;
         if self.answer(Due::STARTED, wish)? == Message::Started {
             return Ok(());
@@ -99,6 +98,13 @@ impl Attempt<'_> {
         }
         Ok(())
     }
+}
+
+/// What the destination is told of the guest.
+pub(super) fn described(machine: &MachineOffer, options: &Options) -> Result<Offer, SourceError> {
+    let (transfer, connections) = (options.transfer, options.connections);
+    let session = u64::from_le_bytes(random().map_err(SourceError::Random)?);
+    Ok(Offer { transfer, session, connections, machine: machine.to_bytes()? })
 }
 
 fn connect(options: &Options) -> Result<Stream, SourceError> {

@@ -85,6 +85,17 @@ pub(super) enum Guest {
     Nowhere,
 }
 
+impl Guest {
+    /// Whether it allows a migration now.
+    fn migratable(&self) -> Result<(), NotMigratable> {
+        match self {
+            Self::Running(machine) => machine.migratable(),
+            Self::Paused(machine) => machine.migratable(),
+            Self::Nowhere => Ok(()),
+        }
+    }
+}
+
 /// One attempt to send a guest.
 #[derive(Debug)]
 pub(super) struct Attempt<'a> {
@@ -178,8 +189,9 @@ impl<'a> Attempt<'a> {
         let rounds = self.rounds.as_mut().ok_or(SourceError::Gone)?;
         self.account.begin_round(rounds.left());
         let (mut ended, account, counters) = (None, &mut self.account, &self.sent);
+        let guest = &self.guest;
         let mut look_up = || {
-            ended = ended.take().or_else(|| reason_to_end(account, counters, wish));
+            ended = ended.take().or_else(|| reason_to_end(guest, account, counters, wish));
             ended.is_some()
         };
         let sent = rounds.send(&mut self.senders, self.sending.as_ref(), counters, &mut look_up);
@@ -201,9 +213,10 @@ impl<'a> Attempt<'a> {
         wish: &mut Wishes<'_>,
     ) -> Result<Message, SourceError> {
         let (mut ended, account, counters) = (None, &mut self.account, &self.sent);
+        let guest = &self.guest;
         let link = self.link.as_mut().ok_or(SourceError::Gone)?;
         let mut look_up = || {
-            ended = reason_to_end(account, counters, wish);
+            ended = reason_to_end(guest, account, counters, wish);
             ended.is_some()
         };
         let answer = link.answer_unless(due, self.options.silence, &mut look_up)?;
@@ -239,6 +252,8 @@ impl<'a> Attempt<'a> {
 
     /// The changes since the round before: exact, because nothing runs.
     fn send_last_round(&mut self, wish: &mut Wishes<'_>) -> Result<(), SourceError> {
+        // It may have withdrawn after the last round; from now on it cannot.
+        self.guest.migratable()?;
         let rounds = self.rounds.as_mut().ok_or(SourceError::Gone)?;
         rounds.take_changes()?;
         self.send_round(wish)?;
@@ -321,8 +336,9 @@ impl<'a> Attempt<'a> {
     }
 }
 
-/// What the user wants, or the time, if that ends the attempt.
+/// What the user wants, the time, or what the guest says, if that ends the attempt.
 fn reason_to_end(
+    guest: &Guest,
     account: &mut Account,
     counters: &Sent,
     wish: &mut Wishes<'_>,
@@ -330,7 +346,10 @@ fn reason_to_end(
     let progress = account.progress(counters);
     match wish(Look { progress, in_doubt: false, refused: None }) {
         Some(Wish::Cancel(reason)) => Some(SourceError::Cancelled(reason)),
-        Some(Wish::Resolve(_)) | None => account.check().err().map(Into::into),
+        Some(Wish::Resolve(_)) | None => {
+            let late = account.check().err().map(SourceError::from);
+            late.or_else(|| guest.migratable().err().map(SourceError::from))
+        }
     }
 }
 

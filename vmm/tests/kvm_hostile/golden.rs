@@ -124,6 +124,8 @@ pub(crate) fn regions(regions: &[(u64, u64)]) -> Vec<u8> {
 /// The SEV guest's page status in the end.
 pub(crate) fn status() -> PageStatus {
     let mut status = PageStatus::new(layout(), Overflow::Promote);
+    status.offer_migration();
+    status.write_migration_control(1).unwrap();
     let mut shared = 0..FRAMES;
     for private in PRIVATE.into_iter().chain([FRAMES]) {
         if let Ok(range) = PageRange::new(Frame(shared.start), Frame(private)) {
