@@ -47,7 +47,7 @@ fn a_kernel_is_enough() {
     assert_eq!(config.serial, Serial::Tty);
     assert!(config.sev.is_none());
     let owner = OwnerOptions { report: None, api_socket: None, journal: None };
-    assert_eq!(options, RunOptions { reboot: true, owner });
+    assert_eq!(options, RunOptions { reboot: true, paused: None, owner });
 }
 
 /// Every flag of a machine arrives in its configuration.
@@ -65,7 +65,7 @@ fn flags_make_a_machine() {
         api_socket: Some("s".into()),
         journal: Some("j".into()),
     };
-    assert_eq!(options, RunOptions { reboot: false, owner });
+    assert_eq!(options, RunOptions { reboot: false, paused: None, owner });
     assert_eq!(run("--report=json").1.owner.report, Some(ReportFormat::Json));
     assert_eq!(run("--serial null").0.serial, Serial::Null);
 }

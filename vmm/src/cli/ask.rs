@@ -1,10 +1,13 @@
-//! `sevferry status`, `report`, `cancel`, `resolve` and `quit`: one request, one answer.
+//! `sevferry status`, `report`, `inject-secret`, `continue`, `cancel`, `resolve` and `quit`: one request,
+//! one answer.
 
 use serde_json::Error as JsonError;
 use thiserror::Error;
 
 use super::migration_arguments::AskOptions;
-use crate::control::api::{PagesReply, Request, Resolution, Response, State, StatusReply};
+use crate::control::api::{
+    AuditReply, LaunchReply, PagesReply, Request, Resolution, Response, State, StatusReply,
+};
 use crate::control::{ClientError, ask as ask_owner};
 use crate::migration::progress::Phase;
 
@@ -19,6 +22,12 @@ pub(super) fn ask(options: &AskOptions) -> Result<(), AskError> {
         }
         Response::Status(status) => println!("{}", status_text(&status)),
         Response::Report(report) => println!("{report}"),
+        Response::Audited(AuditReply { contradiction: Some(contradiction), .. }) => {
+            return Err(AskError::Contradicted { contradiction });
+        }
+        Response::Audited(AuditReply { tables, .. }) => {
+            println!("the guest's {tables} page tables are as it has reported");
+        }
         Response::Accepted => eprintln!("sevferry: {}", accepted(&options.request)),
         Response::Refused { reason } => return Err(AskError::Refused { reason }),
         Response::Error { message } => return Err(AskError::Failed { message }),
@@ -34,13 +43,24 @@ fn accepted(request: &Request) -> &'static str {
         Request::Resolve(Resolution::Keep) => "the guest runs here",
         Request::Resolve(Resolution::Discard) => "the guest is gone from here",
         Request::Quit => "the guest is being ended",
-        Request::Status | Request::Report | Request::Migrate(_) | Request::Check(_) => "accepted",
+        Request::InjectSecret(_) => {
+            "the secret is in the guest's memory; sevferry continue lets the guest run"
+        }
+        Request::Continue => "the guest runs",
+        Request::Status
+        | Request::Report
+        | Request::Audit
+        | Request::Migrate(_)
+        | Request::Check(_) => "accepted",
     }
 }
 
 /// A status for people.
 pub(super) fn status_text(status: &StatusReply) -> String {
     let mut out = format!("guest: {} (process {})", name_of(status.state), status.process);
+    if let Some(launch) = &status.launch {
+        out.push_str(&launch_text(launch));
+    }
     if let Some(pages) = &status.pages {
         out.push_str(&pages_text(pages));
     }
@@ -49,6 +69,18 @@ pub(super) fn status_text(status: &StatusReply) -> String {
         out.push_str(&format!("\n{which}: {migration}"));
     }
     out
+}
+
+fn launch_text(launch: &LaunchReply) -> String {
+    let LaunchReply { policy, c_bit, api_major, api_minor, build_id, .. } = launch;
+    let LaunchReply { launch_digest, launch_measurement, .. } = launch;
+    let verified =
+        if launch.measurement_verified { "verified" } else { "for the guest owner to verify" };
+    format!(
+        "\nlaunch: policy {policy:#x}, C-bit {c_bit}, firmware API {api_major}.{api_minor} build \
+         {build_id}\nlaunch digest: {launch_digest}\n\
+         launch measurement: {launch_measurement} ({verified})"
+    )
 }
 
 fn pages_text(pages: &PagesReply) -> String {
@@ -61,13 +93,18 @@ fn pages_text(pages: &PagesReply) -> String {
         Some(reason) => format!("cannot be migrated now: {reason}"),
     };
     let record = format!("{}, {} bytes", pages.record, pages.record_bytes);
-    format!("\npages: {counts}; {readiness}\nrecord: {record}")
+    let mut text = format!("\npages: {counts}; {readiness}\nrecord: {record}");
+    for doubt in &pages.doubts {
+        text.push_str(&format!("\ndoubtful: {doubt}"));
+    }
+    text
 }
 
 /// A state for people.
 fn name_of(state: State) -> &'static str {
     match state {
         State::Starting => "starting or ending",
+        State::Paused => "paused before it runs (sevferry continue lets it run)",
         State::Running => "running",
         State::Migrating => "migrating to another host",
         State::Waiting => "none yet; waiting for one",
@@ -88,6 +125,12 @@ pub(super) enum AskError {
     Refused {
         /// Why.
         reason: String,
+    },
+    /// The guest has not told the truth.
+    #[error("the guest's page tables contradict its reports: {contradiction}")]
+    Contradicted {
+        /// Which pages.
+        contradiction: String,
     },
     /// The owner could not.
     #[error("the guest's process answers: {message}")]

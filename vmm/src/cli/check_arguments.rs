@@ -89,6 +89,7 @@ impl CheckArguments {
             timeout_strategy: TimeoutStrategy::default(),
             connections: Connections::default(),
             silence_s,
+            throttle: MigrateRequest::default_throttle(),
             allow_unchecked,
         };
         Task::Preflight(Box::new(PreflightOptions { guest, request, json }))

@@ -2,7 +2,8 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Instant;
 
 use log::warn;
 
@@ -53,6 +54,21 @@ impl Inbox {
     pub(super) fn next(&self) -> Event {
         let deferred = self.deferred.borrow_mut().take();
         deferred.unwrap_or_else(|| self.happened.recv().unwrap_or(Event::Quit))
+    }
+
+    /// Waits for what is to be dealt with next, until `deadline` if there is one; `None` if nothing
+    /// has come by then.
+    pub(super) fn next_by(&self, deadline: Option<Instant>) -> Option<Event> {
+        let Some(deadline) = deadline else { return Some(self.next()) };
+        let deferred = self.deferred.borrow_mut().take();
+        deferred.or_else(|| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.happened.recv_timeout(left) {
+                Ok(event) => Some(event),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => Some(Event::Quit),
+            }
+        })
     }
 
     /// How the guest ended, if it did.
@@ -138,13 +154,19 @@ fn respond_while_busy(request: &Request, answer: &Answer, board: &StatusBoard) {
         Request::Status => answer.give(board.status()),
         Request::Cancel => answer.give(board.cancel()),
         Request::Resolve(_) => answer.refuse("no handover is in doubt"),
-        Request::Report | Request::Migrate(_) | Request::Check(_) | Request::Quit => {
+        Request::Report
+        | Request::Audit
+        | Request::InjectSecret(_)
+        | Request::Continue
+        | Request::Migrate(_)
+        | Request::Check(_)
+        | Request::Quit => {
             answer.refuse(match board.state() {
                 State::Waiting => "there is no guest yet",
                 State::Receiving => "the guest is still arriving; `sevferry status` shows how far",
                 State::InDoubt => DOUBT,
                 State::Running => "another host is being asked about the guest; try again",
-                State::Starting | State::Migrating | State::Moved => {
+                State::Starting | State::Paused | State::Migrating | State::Moved => {
                     "a migration is under way; `sevferry status` shows how far"
                 }
             });

@@ -94,7 +94,11 @@ fn end_of(answer: Result<Response, ClientError>, begun: bool) -> Result<End, Mig
         Ok(Response::Refused { reason }) => Ok(End::Untold(Outcome::Kept(reason))),
         Ok(Response::Error { message }) => Err(MigrateError::Failed { message }),
         Ok(
-            Response::Accepted | Response::Status(_) | Response::Report(_) | Response::Checked(_),
+            Response::Accepted
+            | Response::Status(_)
+            | Response::Report(_)
+            | Response::Audited(_)
+            | Response::Checked(_),
         ) => Err(MigrateError::AnotherAnswer),
         Err(cause) if begun => {
             let reason = format!(

@@ -88,14 +88,14 @@ fn an_endpoint_is_enough_to_migrate() {
 fn flags_make_a_migration() {
     let options = migrate(
         "--to unix:/b --downtime-ms 20 --timeout-s 7 --timeout-strategy stop --connections 128 \
-         --allow-unchecked --json",
+         --no-throttle --allow-unchecked --json",
     );
     assert!(options.json);
     let request = options.request;
     assert_eq!((request.downtime_ms.get(), request.timeout_s.get()), (20, 7));
     assert_eq!(request.timeout_strategy, TimeoutStrategy::Stop);
     assert_eq!(request.connections.get(), 128);
-    assert!(request.allow_unchecked);
+    assert!(request.allow_unchecked && !request.throttle);
 }
 
 /// What a migration cannot be is named with what it can be.
@@ -127,6 +127,7 @@ fn small_commands_are_requests() {
     for (line, request) in [
         ("status --api-socket s", Request::Status),
         ("report --api-socket s", Request::Report),
+        ("audit --api-socket s", Request::Audit),
         ("cancel --api-socket s", Request::Cancel),
         ("quit --api-socket s", Request::Quit),
         ("resolve keep --api-socket s", Request::Resolve(Resolution::Keep)),

@@ -2,6 +2,9 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use log::warn;
+
+use super::audit::audit_before_sending;
 use super::inbox::Interruption;
 use super::journals::open_journal;
 use super::owner::{Owner, OwnerError};
@@ -36,6 +39,10 @@ pub(super) fn send_guest(
     answer: &Answer,
     owner: &Owner,
 ) -> Result<Sent, OwnerError> {
+    let machine = match audit_before_sending(machine, answer, owner)? {
+        Ok(machine) => machine,
+        Err(where_it_is) => return Ok(where_it_is),
+    };
     let transfer = owner.next_transfer();
     let mut journal =
         match open_journal(owner.options.journal.as_deref(), transfer.vm, Side::Source) {
@@ -45,6 +52,9 @@ pub(super) fn send_guest(
                 return Ok(Sent::Stayed(Box::new(machine)));
             }
         };
+    for doubt in machine.doubts() {
+        warn!("sending a guest that may arrive damaged: {doubt}");
+    }
     let options = options_of(request, transfer);
     let progress = Arc::new(Mutex::new(Progress::new(transfer, Side::Source)));
     owner.board.show_migration(State::Migrating, Arc::clone(&progress));
@@ -69,7 +79,11 @@ pub(super) fn send_guest(
             return Err(OwnerError::Vcpu(cause));
         }
     };
-    progress.lock().unwrap_or_else(PoisonError::into_inner).phase = Phase::Done;
+    let mut last = progress.lock().unwrap_or_else(PoisonError::into_inner);
+    last.phase = Phase::Done;
+    // Whoever runs the guest now runs it at full speed.
+    last.throttle_percent = 0;
+    drop(last);
     owner.inbox.settle_decision(match sent {
         Sent::Moved => Resolution::Discard,
         Sent::Stayed(_) | Sent::Ended => Resolution::Keep,
@@ -100,6 +114,7 @@ pub(super) fn options_of(request: &MigrateRequest, transfer: Transfer) -> Option
         to: request.to.clone(),
         connections: request.connections.get().into(),
         goal: request.goal(),
+        throttle: request.throttle,
         silence: request.silence(),
         transfer,
         allow_unchecked: request.allow_unchecked,

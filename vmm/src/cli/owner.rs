@@ -15,6 +15,7 @@ use signal_hook::iterator::Signals;
 use thiserror::Error;
 
 use super::arguments::{OwnerOptions, ReportFormat};
+use super::audit::audit_guest;
 use super::exit::Ending;
 use super::inbox::Inbox;
 use super::journals::finish_handovers;
@@ -114,6 +115,7 @@ impl Owner {
     /// # Errors
     /// [`OwnerError::Vcpu`] if KVM could not go on.
     pub(super) fn wait(&self, mut machine: RunningMachine) -> Result<Ended, OwnerError> {
+        self.board.show_launch(machine.launch());
         self.board.show_running(machine.watch_pages());
         let outcome = loop {
             match self.inbox.next() {
@@ -130,14 +132,7 @@ impl Owner {
                 Event::Request(Request::Migrate(request), answer) => {
                     match send_guest(machine, &request, &answer, self)? {
                         Sent::Stayed(running) => machine = *running,
-                        Sent::Ended => {
-                            self.console.attach(None);
-                            return self
-                                .inbox
-                                .stopped()
-                                .map_or(Ok(Ending::Quit), ending_of)
-                                .map(|ending| (ending, None));
-                        }
+                        Sent::Ended => return self.ended(),
                         Sent::Moved => {
                             self.board.show(State::Moved);
                             self.console.attach(None);
@@ -145,6 +140,12 @@ impl Owner {
                         }
                     }
                     self.board.show_running(machine.watch_pages());
+                }
+                Event::Request(Request::Audit, answer) => {
+                    match audit_guest(machine, &answer, self)? {
+                        Sent::Stayed(running) => machine = *running,
+                        Sent::Ended | Sent::Moved => return self.ended(),
+                    }
                 }
                 Event::Request(request, answer) => {
                     answer.give(self.response_to(&request, &mut machine));
@@ -157,6 +158,13 @@ impl Owner {
         outcome.map(|ending| (ending, Some(last)))
     }
 
+    /// The guest has ended of its own, while it was not with us.
+    fn ended(&self) -> Result<Ended, OwnerError> {
+        self.console.attach(None);
+        let ending = self.inbox.stopped().map_or(Ok(Ending::Quit), ending_of);
+        ending.map(|ending| (ending, None))
+    }
+
     /// The one response to a request that leaves the guest as it is.
     fn response_to(&self, request: &Request, machine: &mut RunningMachine) -> Response {
         let refused = |reason: &str| Response::Refused { reason: reason.to_owned() };
@@ -166,7 +174,11 @@ impl Owner {
             Request::Report => Response::Report(report::as_json(&machine.report())),
             Request::Resolve(_) => refused("no handover is in doubt: the guest runs here"),
             Request::Check(request) => Response::Checked(hindrances(machine, request, self)),
-            Request::Migrate(_) | Request::Quit => refused("the guest is busy"),
+            Request::Continue => refused("the guest runs already"),
+            Request::InjectSecret(_) => refused(
+                "the guest runs already: it takes secrets only before, so start it with --paused",
+            ),
+            Request::Audit | Request::Migrate(_) | Request::Quit => refused("the guest is busy"),
         }
     }
 }

@@ -66,9 +66,11 @@ fn ask_owner(
         Response::Checked(hindrances) => Ok(hindrances),
         Response::Refused { reason } => Err(PreflightError::Refused { reason }),
         Response::Error { message } => Err(PreflightError::Failed { message }),
-        Response::Accepted | Response::Status(_) | Response::Report(_) | Response::Ended(_) => {
-            Err(PreflightError::AnotherAnswer)
-        }
+        Response::Accepted
+        | Response::Status(_)
+        | Response::Report(_)
+        | Response::Audited(_)
+        | Response::Ended(_) => Err(PreflightError::AnotherAnswer),
     }
 }
 

@@ -18,8 +18,14 @@ fn migrate() -> MigrateRequest {
         timeout_strategy: TimeoutStrategy::Stop,
         connections: Connections::try_from(3).unwrap(),
         silence_s: NonZeroU32::new(5).unwrap(),
+        throttle: false,
         allow_unchecked: true,
     }
+}
+
+fn inject() -> Request {
+    let (packet_header, secret) = (Base64(vec![1; 52]), Base64(vec![2; 16]));
+    Request::InjectSecret(InjectRequest { packet_header, secret, gpa: Some(0x1000) })
 }
 
 fn summary(outcome: Outcome) -> Summary {
@@ -28,6 +34,7 @@ fn summary(outcome: Outcome) -> Summary {
         side: Side::Source,
         outcome,
         rounds: 3,
+        throttle_percent_max: 0,
         connections: 2,
         carried: Carried::default(),
         phases: Vec::new(),
@@ -42,10 +49,22 @@ fn responses() -> Vec<Response> {
         record: "region list".to_owned(),
         record_bytes: 1056,
         not_migratable: Some("poisoned".to_owned()),
+        doubts: vec!["none heard".to_owned()],
     };
     let progress = Progress::new(TRANSFER, Side::Source);
+    let launch = Some(LaunchReply {
+        policy: 0x21,
+        c_bit: 51,
+        api_major: 1,
+        api_minor: 55,
+        build_id: 1,
+        launch_digest: "00ff".to_owned(),
+        launch_measurement: "AAECAw==".to_owned(),
+        measurement_verified: false,
+    });
     let status = |state, pages, migration| {
-        Response::Status(Box::new(StatusReply { state, process: 7, pages, migration }))
+        let launch = launch.clone();
+        Response::Status(Box::new(StatusReply { state, process: 7, launch, pages, migration }))
     };
     let reason = || "because".to_owned();
     let ended = |outcome| Response::Ended(Box::new(summary(outcome)));
@@ -53,6 +72,12 @@ fn responses() -> Vec<Response> {
         status(State::InDoubt, None, Some(progress)),
         status(State::Running, Some(pages), None),
         Response::Report(json!({ "vcpus": 2 })),
+        Response::Audited(AuditReply {
+            tables: 9,
+            unreported: 0,
+            not_shared: 1,
+            contradiction: Some("one".to_owned()),
+        }),
         Response::Accepted,
         ended(Outcome::Moved),
         ended(Outcome::Kept(reason())),
@@ -67,8 +92,15 @@ fn responses() -> Vec<Response> {
 #[test]
 fn lines_round_trip() {
     let resolve = [Resolution::Keep, Resolution::Discard].map(Request::Resolve);
-    let asked = [Request::Migrate(migrate()), Request::Check(migrate())];
-    let simple = [Request::Status, Request::Report, Request::Cancel, Request::Quit];
+    let asked = [Request::Migrate(migrate()), Request::Check(migrate()), inject()];
+    let simple = [
+        Request::Status,
+        Request::Report,
+        Request::Audit,
+        Request::Continue,
+        Request::Cancel,
+        Request::Quit,
+    ];
     for request in simple.into_iter().chain(resolve).chain(asked) {
         let line = request.to_line().unwrap();
         assert_eq!(line.iter().position(|&byte| byte == b'\n'), Some(line.len() - 1));
@@ -89,10 +121,18 @@ fn requests_look_as_documented() {
     let resolve = line(Request::Resolve(Resolution::Keep));
     assert_eq!(resolve, "{\"version\":1,\"request\":{\"resolve\":\"keep\"}}\n");
     assert_eq!(
+        line(inject()),
+        format!(
+            "{{\"version\":1,\"request\":{{\"inject_secret\":{{\"packet_header\":\"{}AQ==\",\
+             \"secret\":\"AgICAgICAgICAgICAgICAg==\",\"gpa\":4096}}}}}}\n",
+            "AQEB".repeat(17)
+        )
+    );
+    assert_eq!(
         line(Request::Migrate(migrate())),
         "{\"version\":1,\"request\":{\"migrate\":{\"to\":\"tcp:b:4444\",\"downtime_ms\":20,\
          \"timeout_s\":7,\"timeout_strategy\":\"stop\",\"connections\":3,\
-         \"silence_s\":5,\"allow_unchecked\":true}}}\n"
+         \"silence_s\":5,\"throttle\":false,\"allow_unchecked\":true}}}\n"
     );
 }
 
@@ -112,7 +152,7 @@ fn a_migration_has_defaults() {
     assert_eq!(request.goal(), goal);
     assert_eq!(request.connections, Connections::default());
     assert_eq!(request.silence_s.get(), 30);
-    assert!(!request.allow_unchecked);
+    assert!(request.throttle && !request.allow_unchecked);
 }
 
 /// What is not exactly a request is refused, with the reason.

@@ -14,7 +14,7 @@ use super::report::{PageReport, PageWatch, Report, SevReport};
 use super::state::{MachineState, SaveError};
 use super::wire::MACHINE_VERSION;
 use crate::devices::SerialPort;
-use crate::encryption::{NotMigratable, PageStatus};
+use crate::encryption::{Doubt, NotMigratable, PageStatus};
 use crate::memory::{DirtyLog, GuestRam, Pages, RamError};
 use crate::page::FrameSet;
 use crate::sev::endorsement::EndorsementError;
@@ -39,7 +39,7 @@ pub(super) struct Assembly {
 }
 
 impl Assembly {
-    fn describe(&mut self) -> Report {
+    pub(super) fn describe(&mut self) -> Report {
         let sev = self.guest.as_mut().zip(self.board.pages.as_ref()).map(|(guest, pages)| {
             let pages = lock(pages);
             SevReport {
@@ -119,6 +119,13 @@ impl<V> Started<V> {
     pub fn migratable(&self) -> Result<(), NotMigratable> {
         let pages = self.assembly.board.pages.as_ref();
         pages.map_or(Ok(()), |pages| lock(pages).status().migratable())
+    }
+
+    /// What makes the guest's reports doubtful.
+    #[must_use]
+    pub fn doubts(&self) -> Vec<Doubt> {
+        let pages = self.assembly.board.pages.as_ref();
+        pages.map_or_else(Vec::new, |pages| lock(pages).status().doubts().collect())
     }
 
     /// Every reason why the guest cannot be migrated now, whatever the destination.
@@ -206,6 +213,15 @@ impl RunningMachine {
         }
     }
 
+    /// Slows the guest down by `percent` of its time, until it is paused or told otherwise; 0 is
+    /// full speed.
+    ///
+    /// # Errors
+    /// [`VcpuError::Thread`] if the host has no thread to give.
+    pub fn throttle(&mut self, percent: u32) -> Result<(), VcpuError> {
+        self.vcpus.throttle(percent)
+    }
+
     /// Starts to log which frames the guest changes.
     ///
     /// # Errors
@@ -241,6 +257,16 @@ impl PausedMachine {
             }
         }
         RunningMachine::start(self.vcpus, self.assembly, events)
+    }
+
+    /// Its vCPUs.
+    pub(super) fn vcpus(&self) -> &[VcpuFd] {
+        &self.vcpus
+    }
+
+    /// The firmware's guest, unless it is being sent.
+    pub(super) fn launched(&self) -> Option<&Launched> {
+        self.assembly.guest.as_ref()?.launched.as_ref()
     }
 
     /// What the machine is, beside its memory and page status.

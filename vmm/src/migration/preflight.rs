@@ -180,7 +180,7 @@ mod tests {
     use crate::migration::certificates::to_wire;
     use crate::migration::convergence::{Goal, TimeoutStrategy};
     use crate::migration::message::{PlatformBytes, Transfer, VmId};
-    use crate::migration::{Caller, Listener};
+    use crate::migration::{Listener, Lobby};
     use crate::sev::software::fixture::Fixture;
 
     /// A guest with this policy on the platform of `own`, not ready to be moved.
@@ -222,6 +222,7 @@ mod tests {
                 timeout: Duration::from_secs(9),
                 strategy: TimeoutStrategy::Cancel,
             },
+            throttle: true,
             silence: Duration::from_secs(60),
             transfer: Transfer { vm: VmId([3; 16]), epoch: 1 },
             allow_unchecked,
@@ -229,8 +230,8 @@ mod tests {
         thread::scope(|scope| {
             scope.spawn(|| {
                 let (Some(listener), Some(answer)) = (listener, answer) else { return };
-                let stream = listener.accept(Duration::from_secs(60)).unwrap().unwrap();
-                let mut caller = Caller::greet(stream).unwrap();
+                let caller = Lobby::new().hear(&listener, Duration::from_secs(60)).unwrap();
+                let mut caller = caller.unwrap().unwrap();
                 assert!(matches!(caller.first, Message::Inquiry(_)), "{:?}", caller.first);
                 caller.link.send(&answer).unwrap();
             });

@@ -14,8 +14,10 @@ use thiserror::Error;
 
 use super::account::Account;
 use super::certificates::CertificatesError;
+use super::closing::Closing;
 use super::convergence::{Decision, GaveUp, Goal};
 use super::endpoint::Endpoint;
+use super::frame::Kind;
 use super::handover::{Refusal, Resolution};
 use super::link::{Due, Link, LinkError};
 use super::malformed::Malformed;
@@ -50,6 +52,8 @@ pub struct Options {
     pub connections: u16,
     /// When to pause the guest.
     pub goal: Goal,
+    /// Whether to slow the guest down if it writes faster than its pages can be sent.
+    pub throttle: bool,
     /// How long the destination may be silent.
     pub silence: Duration,
     /// Which guest, and which attempt.
@@ -79,6 +83,17 @@ pub(super) enum Guest {
     Paused(PausedMachine),
     /// On its way between the two, or lost; never seen from outside.
     Nowhere,
+}
+
+impl Guest {
+    /// Whether it allows a migration now.
+    fn migratable(&self) -> Result<(), NotMigratable> {
+        match self {
+            Self::Running(machine) => machine.migratable(),
+            Self::Paused(machine) => machine.migratable(),
+            Self::Nowhere => Ok(()),
+        }
+    }
 }
 
 /// One attempt to send a guest.
@@ -151,9 +166,20 @@ impl<'a> Attempt<'a> {
             match self.account.end_round(&self.sent, elapsed, left) {
                 Decision::PauseNow => return Ok(()),
                 Decision::GiveUp(why) => return Err(why.into()),
-                // KVM has no throttle of its own yet: a stalled guest runs on at full speed.
-                Decision::AnotherRound { .. } => {}
+                Decision::AnotherRound { throttle_percent } => self.slow_down(throttle_percent),
             }
+        }
+    }
+
+    /// A host that cannot slow its guest down goes on without.
+    fn slow_down(&mut self, percent: u32) {
+        let Guest::Running(machine) = &mut self.guest else { return };
+        if !self.options.throttle {
+            return;
+        }
+        match machine.throttle(percent) {
+            Ok(()) => self.account.throttled(percent),
+            Err(cause) => warn!("slowing the guest down: {}", super::chain_of(&cause)),
         }
     }
 
@@ -163,8 +189,9 @@ impl<'a> Attempt<'a> {
         let rounds = self.rounds.as_mut().ok_or(SourceError::Gone)?;
         self.account.begin_round(rounds.left());
         let (mut ended, account, counters) = (None, &mut self.account, &self.sent);
+        let guest = &self.guest;
         let mut look_up = || {
-            ended = ended.take().or_else(|| reason_to_end(account, counters, wish));
+            ended = ended.take().or_else(|| reason_to_end(guest, account, counters, wish));
             ended.is_some()
         };
         let sent = rounds.send(&mut self.senders, self.sending.as_ref(), counters, &mut look_up);
@@ -186,9 +213,10 @@ impl<'a> Attempt<'a> {
         wish: &mut Wishes<'_>,
     ) -> Result<Message, SourceError> {
         let (mut ended, account, counters) = (None, &mut self.account, &self.sent);
+        let guest = &self.guest;
         let link = self.link.as_mut().ok_or(SourceError::Gone)?;
         let mut look_up = || {
-            ended = reason_to_end(account, counters, wish);
+            ended = reason_to_end(guest, account, counters, wish);
             ended.is_some()
         };
         let answer = link.answer_unless(due, self.options.silence, &mut look_up)?;
@@ -224,6 +252,8 @@ impl<'a> Attempt<'a> {
 
     /// The changes since the round before: exact, because nothing runs.
     fn send_last_round(&mut self, wish: &mut Wishes<'_>) -> Result<(), SourceError> {
+        // It may have withdrawn after the last round; from now on it cannot.
+        self.guest.migratable()?;
         let rounds = self.rounds.as_mut().ok_or(SourceError::Gone)?;
         rounds.take_changes()?;
         self.send_round(wish)?;
@@ -237,12 +267,14 @@ impl<'a> Attempt<'a> {
         let Guest::Paused(machine) = &self.guest else { return Err(SourceError::Gone) };
         let state = machine.save()?.to_bytes()?;
         let status = machine.page_status().map(|status| status.to_bytes());
+        let (session, round) = (self.session, self.rounds.as_ref().map_or(0, Rounds::number));
+        let closing = |kind, bytes| Closing::new(kind, session, round, bytes);
         let link = self.link.as_mut().ok_or(SourceError::Gone)?;
         link.nothing_said()?;
         if let Some(status) = status {
-            link.send(&Message::StatusList(status))?;
+            link.send(&Message::StatusList(closing(Kind::StatusList, status)))?;
         }
-        Ok(link.send(&Message::State(state))?)
+        Ok(link.send(&Message::State(closing(Kind::State, state)))?)
     }
 
     /// The one way out before the handover: the guest runs on here, and the firmware and the
@@ -284,6 +316,7 @@ impl<'a> Attempt<'a> {
             warn!("stopping to log the guest's writes: {cause}");
         }
         let launched = self.sending.take().and_then(cancelled);
+        self.slow_down(0);
         let mut machine = match replace(&mut self.guest, Guest::Nowhere) {
             Guest::Running(machine) => machine,
             Guest::Paused(paused) => paused.resume(events)?,
@@ -303,8 +336,9 @@ impl<'a> Attempt<'a> {
     }
 }
 
-/// What the user wants, or the time, if that ends the attempt.
+/// What the user wants, the time, or what the guest says, if that ends the attempt.
 fn reason_to_end(
+    guest: &Guest,
     account: &mut Account,
     counters: &Sent,
     wish: &mut Wishes<'_>,
@@ -312,7 +346,10 @@ fn reason_to_end(
     let progress = account.progress(counters);
     match wish(Look { progress, in_doubt: false, refused: None }) {
         Some(Wish::Cancel(reason)) => Some(SourceError::Cancelled(reason)),
-        Some(Wish::Resolve(_)) | None => account.check().err().map(Into::into),
+        Some(Wish::Resolve(_)) | None => {
+            let late = account.check().err().map(SourceError::from);
+            late.or_else(|| guest.migratable().err().map(SourceError::from))
+        }
     }
 }
 

@@ -186,6 +186,14 @@ impl Measured {
         &self.measurement
     }
 
+    /// `GUEST_STATUS`.
+    ///
+    /// # Errors
+    /// [`StatusError`].
+    pub fn status(&self) -> Result<GuestStatus, StatusError> {
+        guest_status(&self.vm)
+    }
+
     /// `LAUNCH_SECRET`: decrypts an owner's secret into guest RAM at host address `address`, 16-byte
     /// aligned and within one page, because its memory must be physically contiguous.
     ///
@@ -248,9 +256,15 @@ impl Secret {
         Ok(Self::new(header, ciphertext))
     }
 
+    /// Bytes of the secret.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.ciphertext.len() as u64
+    }
+
     /// The header and the ciphertext.
-    #[cfg(test)]
-    pub(crate) fn into_parts(self) -> (Header, Vec<u8>) {
+    #[must_use]
+    pub fn into_parts(self) -> (Header, Vec<u8>) {
         (self.header, self.ciphertext)
     }
 }
