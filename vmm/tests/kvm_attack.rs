@@ -249,6 +249,37 @@ fn a_poisoned_list_keeps_its_guest_here_until_it_is_reset() {
     destination.sevferry.end().with_code(0);
 }
 
+/// A guest that takes its readiness back in the middle of a round stays, at once, and goes when it is
+/// ready again.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_attack"]
+fn a_guest_that_withdraws_stays_until_it_is_ready_again() {
+    let scratch = Scratch::new("withdrawn");
+    let listen = format!("unix:{}", scratch.path("listen"));
+    let words = "ready share=24M+16 input unready input ready input tables";
+    let mut source = Host::run(&scratch, "", words);
+    source.sevferry.wait_for("input: waiting");
+    let destination = Host::receive(&scratch, &listen);
+    let mut migration = Sevferry::start(["migrate", "--api-socket", &source.api, "--to", &listen]);
+    migration.wait_for("round 1");
+    source.press_a_key();
+    let why = "the guest has withdrawn its readiness";
+    let failed = migration.end().with_code(10);
+    assert!(failed.out.contains(why) && !failed.out.contains("round 2"), "{failed}");
+    drop(destination);
+    source.sevferry.wait_for("input: waiting");
+    assert!(source.ask("status").contains(&format!("cannot be migrated now: {why}")));
+    source.press_a_key();
+    source.sevferry.wait_for("input: waiting");
+    let mut destination = Host::receive(&scratch, &listen);
+    source.migrate(&listen, "").with_code(0);
+    source.sevferry.end().with_code(0);
+    destination.press_a_key();
+    let ended = destination.sevferry.end().with_code(0);
+    assert_eq!(ended.out.lines().last(), Some(PASS), "{ended}");
+    assert_eq!(shared_regions(&ended.report()), own_view(&ended));
+}
+
 /// What a guest's page tables contradict is found where its policy lets them be read, keeps it from
 /// being moved, and is forgotten once it is put right.
 #[test]
