@@ -20,7 +20,7 @@ use sevferry::sev::launch::{Measured, Secret};
 use sevferry::sev::packet::Header;
 use sevferry::sev::software::Identity;
 use vmm_sys_util::tempdir::TempDir;
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// The program that an environment variable names.
 fn program(variable: &str) -> PathBuf {
@@ -176,6 +176,22 @@ fn sevctl_owns_a_guest() {
         let secret = packet(&scene.bytes("header"), scene.bytes("payload"));
         measured.inject_secret(page, &secret).expect("sevctl's secret");
     }
+}
+
+/// `sevctl validate` finds that our platform's PEK signed an attestation report, and no other's did.
+#[test]
+#[ignore = "needs sevctl: scripts/test interop"]
+fn sevctl_validates_an_attestation_report() {
+    let scene = Scene::new();
+    let (guest, _digest) = scene.launch_with_sevctl(Policy::default(), &[9; 4096]);
+    let launched = guest.launching.measure().and_then(Measured::finish).expect("a launch");
+    let report = launched.attestation_report([3; 16]).expect("a report");
+    write(scene.path("report"), report.as_bytes()).expect("a file");
+    let validate = |chain| scene.run("SEVFERRY_SEVCTL", ["validate", chain, "report"]);
+    validate("certs/sev.chain").succeeded();
+    let other = Host::ephemeral().certificates().to_bytes();
+    write(scene.path("other.chain"), other).expect("a file");
+    validate("other.chain").failed();
 }
 
 /// `virt-qemu-sev-validate` takes the launch data that `sevferry digest` writes for its "firmware", finds
