@@ -37,6 +37,8 @@ pub(crate) enum Step<'w> {
     Cpus { expected: Option<u64> },
     /// `cpuid=`
     Cpuid { leaf: u32, subleaf: u32 },
+    /// `input`
+    Input,
     /// `forever`
     Forever,
     /// `then=`
@@ -88,6 +90,7 @@ impl<'w> Step<'w> {
             "secret" => Self::Secret { expected: None },
             "no-secret" => Self::NoSecret,
             "forever" => Self::Forever,
+            "input" => Self::Input,
             "cpus" => Self::Cpus { expected: None },
             _ => return None,
         })
@@ -210,6 +213,7 @@ mod tests {
         assert_eq!(Step::parse("share=4M+16"), Some(Step::Convert { pages, to: Status::Shared }));
         assert_eq!(Step::parse("donate=4M"), Some(Step::Donate { gpa: 0x40_0000 }));
         assert_eq!(Step::parse("donate=0x400001"), None);
+        assert_eq!(Step::parse("input"), Some(Step::Input));
         assert_eq!(Step::parse("secret=a=b"), Some(Step::Secret { expected: Some("a=b") }));
         assert_eq!(Step::parse("check=0x400000+16:7"), Some(Step::Check { pages, seed: 7 }));
         assert_eq!(

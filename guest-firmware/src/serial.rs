@@ -49,6 +49,14 @@ pub(crate) fn has_input() -> bool {
     cpu::in8(LINE_STATUS) & DATA_READY != 0
 }
 
+/// Waits for a byte, and takes it.
+pub(crate) fn take_input() -> u8 {
+    while !has_input() {
+        cpu::pause();
+    }
+    cpu::in8(COM1)
+}
+
 struct Port;
 
 impl Write for Port {

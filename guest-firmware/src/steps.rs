@@ -9,7 +9,7 @@ use crate::scenario::{self, Ring, Step, Storm};
 use crate::secret::{Area, Secret};
 use crate::serial::line;
 use crate::verdict::{self, fail};
-use crate::{cpu, entry, pattern, smp, storm, table};
+use crate::{cpu, entry, pattern, serial, smp, storm, table};
 
 /// The machine that the scenario runs on.
 pub(crate) struct Guest {
@@ -56,6 +56,10 @@ impl Guest {
             Step::NoSecret => no_secret(),
             Step::Count(limit) => (1..=limit).for_each(|i| line(format_args!("count: {i}"))),
             Step::Tables => self.tables(),
+            Step::Input => {
+                line(format_args!("input: waiting"));
+                line(format_args!("input: {:#x}", serial::take_input()));
+            }
             Step::Cpus { expected } => self.cpus(expected),
             Step::Cpuid { leaf, subleaf } => cpuid(leaf, subleaf),
             Step::Then(end) => verdict::end_by(end),

@@ -72,6 +72,7 @@ fn ended(outcome: Outcome) -> Response {
         side: Side::Source,
         outcome,
         rounds: 3,
+        throttle_percent_max: 0,
         connections: 2,
         carried: Carried::default(),
         phases: Vec::new(),

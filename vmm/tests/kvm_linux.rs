@@ -5,8 +5,6 @@
 #[expect(dead_code, reason = "each test file uses its part")]
 mod vmm;
 
-use std::fs::read_to_string;
-
 use rustix::process::Signal;
 use vmm::{Ended, Sevferry, asset, kernels, shared_regions};
 
@@ -39,21 +37,9 @@ impl Guest<'_> {
     }
 
     /// Runs it to its end, which must be a power-off or a reset.
-    ///
-    /// A host that QEMU's TCG emulates loses one guest of several vCPUs in twenty or so, QEMU's
-    /// own too (docs/decisions/010-guests-lost-in-the-lab.md): there, and only there, it is tried again.
     #[track_caller]
     fn boot(&self, options: &str) -> Ended {
-        let mut ended = self.run(options).end();
-        for _ in 0..if emulated_host() { 2 } else { 0 } {
-            // Neither crashed nor hung.
-            if !matches!(ended.code, Some(11) | None) {
-                break;
-            }
-            eprintln!("trying again, since the host is emulated: {ended}");
-            ended = self.run(options).end();
-        }
-        ended.with_code(0)
+        self.run(options).end().with_code(0)
     }
 
     /// What `sevferry digest` makes of the same files.
@@ -64,10 +50,6 @@ impl Guest<'_> {
         let digest = ended.out.lines().find_map(|line| line.strip_prefix("launch digest: "));
         digest.expect("a line with the digest").to_owned()
     }
-}
-
-fn emulated_host() -> bool {
-    read_to_string("/proc/cpuinfo").expect("it is Linux").contains("QEMU TCG")
 }
 
 /// The values of a fact that the guest's init printed.

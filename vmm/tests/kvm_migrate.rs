@@ -62,6 +62,12 @@ impl Host {
         Sevferry::start(own.into_iter().chain(options.split_whitespace()))
     }
 
+    fn check(&self, to: &Self, options: &str) -> Ended {
+        let (api, to) = (self.path("api"), to.endpoint());
+        let own = ["check", "--api-socket", &api, "--to", &to];
+        Sevferry::start(own.into_iter().chain(options.split_whitespace())).end()
+    }
+
     fn migrate(&self, to: &Self) -> Ended {
         self.start_migrating(to, "").end()
     }
@@ -199,4 +205,47 @@ fn a_weak_policy_is_refused_unless_allowed() {
     a.start_migrating(&b, "--allow-unchecked").end().with_code(0);
     source.end().with_code(0);
     assert_passed(&destination.end().with_code(0));
+}
+
+/// `check --to` names every reason of both sides, each time anew, and moves nothing: the guest runs
+/// on, and the destination still waits, for the guest that it may have.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_migrate"]
+fn a_preflight_names_every_reason_and_moves_nothing() {
+    let _alone = alone();
+    let (a, plain, b) = (Host("ask-a"), Host("ask-plain"), Host("ask-b"));
+    let source = a.run(SEV, &SCENARIO.replace("count=12000", "count=24000"));
+    let subjects = |checked: &Ended| -> Vec<String> {
+        let answer: serde_json::Value = serde_json::from_str(&checked.out).expect("JSON");
+        let reasons = answer.pointer("/reasons").and_then(|reasons| reasons.as_array());
+        let word = |reason: &serde_json::Value, key| reason.get(key)?.as_str().map(str::to_owned);
+        let line = |reason| Some([word(reason, "by")?, word(reason, "subject")?].join(" "));
+        reasons.expect("reasons").iter().filter_map(line).collect()
+    };
+    let nobody = a.check(&b, "").with_code(3);
+    assert!(nobody.out.contains("is `sevferry receive` running there?"), "{nobody}");
+
+    let without_sev = plain.receive("");
+    assert_eq!(subjects(&a.check(&plain, "--json").with_code(3)), ["destination platform"]);
+    drop(without_sev);
+
+    let mut destination = b.receive(SEV);
+    for _ in 0..2 {
+        let good = a.check(&b, "").with_code(0);
+        assert!(good.out.contains("Nothing speaks against"), "{good}");
+        destination.wait_for("it would be taken");
+    }
+    // NODBG, NOSEND and DOMAIN, without SEV; and not ready.
+    let strict = Host("ask-strict");
+    let policy = "--platform sev=software,policy=0x19";
+    let guest = strict.run(policy, "fill=8M+40:9 count=24000");
+    let mut expected = vec!["source page status"];
+    expected.extend(["source policy"; 3]);
+    assert_eq!(subjects(&strict.check(&b, "--json").with_code(3)), expected);
+    drop(guest);
+
+    a.migrate(&b).with_code(0);
+    source.end().with_code(0);
+    assert_passed(&destination.end().with_code(0));
+    a.check(&b, "").with_code(1).saying("there is no socket");
 }

@@ -9,12 +9,14 @@ use log::LevelFilter;
 use thiserror::Error;
 
 use super::check::CheckOptions;
+use super::check_arguments::CheckArguments;
 use super::exit::EXIT_CODES;
 use super::migration_arguments::{
     AskArguments, AskOptions, InjectArguments, MigrateArguments, MigrateOptions, ReceiveArguments,
     ReceiveOptions, ResolveArguments, StatusArguments,
 };
 use super::owner_files::{OwnerFileError, read_owner, read_tik};
+use super::preflight::PreflightOptions;
 use super::values::{self, PlatformArgument, ReceivingPlatform};
 use crate::control::api::Request;
 use crate::machine::config::{
@@ -50,6 +52,8 @@ pub(super) enum Task {
     Certificates { platform: PlatformKind, out: PathBuf },
     /// Say what this host can do.
     Check(CheckOptions),
+    /// Say whether a guest would be moved to another host.
+    Preflight(PreflightOptions),
     /// Say whether this host's KVM is of use.
     Probe,
 }
@@ -145,6 +149,7 @@ impl Arguments {
             Command::Receive(receive) => Task::Receive(receive.options()),
             Command::Migrate(migrate) => Task::Migrate(migrate.options()),
             Command::Status(status) => Task::Ask(status.options()),
+            Command::Audit(audit) => Task::Ask(audit.options(Request::Audit)),
             Command::Report(report) => Task::Ask(report.options(Request::Report)),
             Command::InjectSecret(inject) => Task::Ask(inject.options()?),
             Command::Continue(go) => Task::Ask(go.options(Request::Continue)),
@@ -152,11 +157,9 @@ impl Arguments {
             Command::Resolve(resolve) => Task::Ask(resolve.options()),
             Command::Quit(quit) => Task::Ask(quit.options(Request::Quit)),
             Command::Digest(digest) => digest.task()?,
+            Command::Check(check) => check.task(),
             Command::Certificates(CertificatesArguments { platform, out }) => {
                 Task::Certificates { platform: platform.kind, out }
-            }
-            Command::Check(CheckArguments { platform, json }) => {
-                Task::Check(CheckOptions { platform, json })
             }
             Command::Probe => Task::Probe,
         };
@@ -207,6 +210,8 @@ enum Command {
     Status(StatusArguments),
     /// Print the launch and the status of every page of a running guest, as JSON
     Report(AskArguments),
+    /// Hold what a guest has reported against its own page tables, if its policy allows debugging
+    Audit(AskArguments),
     /// Give a secret of its owner to a guest that was started with --paused
     InjectSecret(InjectArguments),
     /// Let a guest run that was started with --paused
@@ -221,21 +226,11 @@ enum Command {
     Digest(DigestArguments),
     /// Write the certificates of this host's SEV platform to files, for the owners of guests
     Certificates(CertificatesArguments),
-    /// Show what this host can do, and what to do about what it cannot
+    /// Show what this host can do, and what to do about what it cannot; with --to, why a guest would
+    /// not be moved there
     Check(CheckArguments),
     /// Say whether this host's KVM delivers what an SEV guest needs
     Probe,
-}
-
-/// What `check` checks.
-#[derive(Debug, Args)]
-struct CheckArguments {
-    /// The platform that must be usable for exit code 0 [default: sev=software]
-    #[arg(long, value_name = PLATFORM, value_parser = values::receiving_platform)]
-    platform: Option<ReceivingPlatform>,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
 }
 
 /// Whose certificates, and where they go.
@@ -277,7 +272,7 @@ impl GuestArguments {
 }
 
 /// How `--platform` is shown in the help.
-const PLATFORM: &str = "sev=software|hardware,...";
+pub(super) const PLATFORM: &str = "sev=software|hardware,...";
 
 /// Its keys.
 const PLATFORM_HELP: &str = "\

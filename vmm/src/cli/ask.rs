@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use super::migration_arguments::AskOptions;
 use crate::control::api::{
-    LaunchReply, PagesReply, Request, Resolution, Response, State, StatusReply,
+    AuditReply, LaunchReply, PagesReply, Request, Resolution, Response, State, StatusReply,
 };
 use crate::control::{ClientError, ask as ask_owner};
 use crate::migration::progress::Phase;
@@ -22,10 +22,16 @@ pub(super) fn ask(options: &AskOptions) -> Result<(), AskError> {
         }
         Response::Status(status) => println!("{}", status_text(&status)),
         Response::Report(report) => println!("{report}"),
+        Response::Audited(AuditReply { contradiction: Some(contradiction), .. }) => {
+            return Err(AskError::Contradicted { contradiction });
+        }
+        Response::Audited(AuditReply { tables, .. }) => {
+            println!("the guest's {tables} page tables are as it has reported");
+        }
         Response::Accepted => eprintln!("sevferry: {}", accepted(&options.request)),
         Response::Refused { reason } => return Err(AskError::Refused { reason }),
         Response::Error { message } => return Err(AskError::Failed { message }),
-        Response::Ended(_) => return Err(AskError::AnotherAnswer),
+        Response::Ended(_) | Response::Checked(_) => return Err(AskError::AnotherAnswer),
     }
     Ok(())
 }
@@ -41,7 +47,11 @@ fn accepted(request: &Request) -> &'static str {
             "the secret is in the guest's memory; sevferry continue lets the guest run"
         }
         Request::Continue => "the guest runs",
-        Request::Status | Request::Report | Request::Migrate(_) => "accepted",
+        Request::Status
+        | Request::Report
+        | Request::Audit
+        | Request::Migrate(_)
+        | Request::Check(_) => "accepted",
     }
 }
 
@@ -83,7 +93,11 @@ fn pages_text(pages: &PagesReply) -> String {
         Some(reason) => format!("cannot be migrated now: {reason}"),
     };
     let record = format!("{}, {} bytes", pages.record, pages.record_bytes);
-    format!("\npages: {counts}; {readiness}\nrecord: {record}")
+    let mut text = format!("\npages: {counts}; {readiness}\nrecord: {record}");
+    for doubt in &pages.doubts {
+        text.push_str(&format!("\ndoubtful: {doubt}"));
+    }
+    text
 }
 
 /// A state for people.
@@ -111,6 +125,12 @@ pub(super) enum AskError {
     Refused {
         /// Why.
         reason: String,
+    },
+    /// The guest has not told the truth.
+    #[error("the guest's page tables contradict its reports: {contradiction}")]
+    Contradicted {
+        /// Which pages.
+        contradiction: String,
     },
     /// The owner could not.
     #[error("the guest's process answers: {message}")]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use crate::machine::config::PlatformKind;
-use crate::machine::{CertificatesError, platform_certificates};
+use crate::machine::{MachineError, certificates_of};
 use crate::sev::certificate::Chain;
 use crate::sev::target::PlatformCertificates;
 
@@ -17,7 +17,10 @@ use crate::sev::target::PlatformCertificates;
 /// # Errors
 /// [`ExportError`].
 pub(super) fn export(platform: &PlatformKind, out: &Path) -> Result<(), ExportError> {
-    let certificates = platform_certificates(platform)?;
+    if matches!(platform, PlatformKind::Software { identity: None, .. }) {
+        return Err(ExportError::NoIdentity);
+    }
+    let certificates = certificates_of(platform).map_err(Box::new)?;
     create_dir_all(out).map_err(|cause| ExportError::File { path: out.to_owned(), cause })?;
     for (name, bytes) in files(&certificates) {
         let path = out.join(name);
@@ -47,9 +50,15 @@ fn files(certificates: &PlatformCertificates) -> [(&'static str, Vec<u8>); 8] {
 /// Why the files are not there.
 #[derive(Debug, Error)]
 pub(super) enum ExportError {
+    /// They would be of nobody.
+    #[error(
+        "the keys of sev=software are kept nowhere, and its certificates would end with this process: \
+         add identity=DIR, and give it to run and receive too"
+    )]
+    NoIdentity,
     /// The certificates.
     #[error(transparent)]
-    Certificates(#[from] CertificatesError),
+    Certificates(#[from] Box<MachineError>),
     /// A file.
     #[error("writing {}", path.display())]
     File {

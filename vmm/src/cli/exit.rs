@@ -9,7 +9,8 @@ Exit codes:
       (Ctrl-A x, SIGINT, SIGTERM, quit); for other commands: yes
   1   an error, which is printed
   2   the command line is wrong
-  3   check, probe: this host cannot run the guests that were asked for
+  3   check, probe: this host cannot run the guests that were asked for;
+      check --to: the guest would not be moved
   10  migrate: the guest did not move, and runs on where it was
   11  the guest crashed (triple fault)
   12  migrate: in doubt, whether the guest moved; status and resolve at both hosts decide";

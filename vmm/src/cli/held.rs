@@ -79,9 +79,11 @@ fn response_to(request: &Request, machine: &mut Machine, owner: &Owner) -> Respo
             Err(reason) => Response::Refused { reason },
         },
         Request::Resolve(_) => refused("no handover is in doubt: the guest does not run yet"),
-        Request::Migrate(_) | Request::Continue | Request::Quit => {
-            refused("the guest does not run yet; sevferry continue lets it run")
-        }
+        Request::Audit
+        | Request::Migrate(_)
+        | Request::Check(_)
+        | Request::Continue
+        | Request::Quit => refused("the guest does not run yet; sevferry continue lets it run"),
     }
 }
 

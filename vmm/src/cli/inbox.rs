@@ -155,19 +155,20 @@ fn respond_while_busy(request: &Request, answer: &Answer, board: &StatusBoard) {
         Request::Cancel => answer.give(board.cancel()),
         Request::Resolve(_) => answer.refuse("no handover is in doubt"),
         Request::Report
+        | Request::Audit
         | Request::InjectSecret(_)
         | Request::Continue
         | Request::Migrate(_)
+        | Request::Check(_)
         | Request::Quit => {
             answer.refuse(match board.state() {
                 State::Waiting => "there is no guest yet",
                 State::Receiving => "the guest is still arriving; `sevferry status` shows how far",
                 State::InDoubt => DOUBT,
-                State::Starting
-                | State::Paused
-                | State::Running
-                | State::Migrating
-                | State::Moved => "a migration is under way; `sevferry status` shows how far",
+                State::Running => "another host is being asked about the guest; try again",
+                State::Starting | State::Paused | State::Migrating | State::Moved => {
+                    "a migration is under way; `sevferry status` shows how far"
+                }
             });
         }
     }

@@ -93,9 +93,13 @@ fn end_of(answer: Result<Response, ClientError>, begun: bool) -> Result<End, Mig
         Ok(Response::Ended(summary)) => Ok(End::Told(summary)),
         Ok(Response::Refused { reason }) => Ok(End::Untold(Outcome::Kept(reason))),
         Ok(Response::Error { message }) => Err(MigrateError::Failed { message }),
-        Ok(Response::Accepted | Response::Status(_) | Response::Report(_)) => {
-            Err(MigrateError::AnotherAnswer)
-        }
+        Ok(
+            Response::Accepted
+            | Response::Status(_)
+            | Response::Report(_)
+            | Response::Audited(_)
+            | Response::Checked(_),
+        ) => Err(MigrateError::AnotherAnswer),
         Err(cause) if begun => {
             let reason = format!(
                 "{cause}; if the guest runs at the destination, `sevferry status` says so there"
@@ -116,11 +120,14 @@ fn exit_of(outcome: &Outcome) -> Exit {
 }
 
 /// The owner may run in another directory than we.
-fn as_the_owner_sees(to: &Endpoint) -> Result<Endpoint, MigrateError> {
+///
+/// # Errors
+/// [`BadDirectory`].
+pub(super) fn as_the_owner_sees(to: &Endpoint) -> Result<Endpoint, BadDirectory> {
     match to {
         Endpoint::Tcp { .. } => Ok(to.clone()),
         Endpoint::Unix { path } => {
-            let path = absolute(path).map_err(MigrateError::Directory)?;
+            let path = absolute(path).map_err(BadDirectory::Unknown)?;
             Ok(format!("unix:{}", path.display()).parse()?)
         }
     }
@@ -154,6 +161,17 @@ fn forward_interrupts(news: Sender<News>) -> Result<(), MigrateError> {
     spawned.map(|_detached| ()).map_err(MigrateError::Thread)
 }
 
+/// Why a socket's path means nothing to the guest's process.
+#[derive(Debug, Error)]
+pub(super) enum BadDirectory {
+    /// A relative path, relative to nothing.
+    #[error("finding the directory that the destination's socket is in")]
+    Unknown(#[source] IoError),
+    /// Too long, once it is absolute.
+    #[error(transparent)]
+    Endpoint(#[from] BadEndpoint),
+}
+
 /// Why the guest was not moved, or why that is not known.
 #[derive(Debug, Error)]
 pub(super) enum MigrateError {
@@ -172,12 +190,9 @@ pub(super) enum MigrateError {
     /// Interrupted twice.
     #[error("interrupted; the migration is being cancelled, and sevferry status shows how it ends")]
     LeftBehind,
-    /// A relative path, relative to nothing.
-    #[error("finding the directory that the destination's socket is in")]
-    Directory(#[source] IoError),
-    /// Too long, once it is absolute.
+    /// Where the destination's socket is.
     #[error(transparent)]
-    Endpoint(#[from] BadEndpoint),
+    Directory(#[from] BadDirectory),
     /// No signal handlers.
     #[error("preparing for signals")]
     Signals(#[source] IoError),

@@ -127,6 +127,9 @@ pub(super) struct MigrateArguments {
     /// Seconds that the other host may be silent before it counts as gone
     #[arg(long, value_name = "N", default_value_t = MigrateRequest::default_silence_s())]
     silence_s: NonZeroU32,
+    /// Leave the guest at full speed even if it writes faster than its pages can be sent
+    #[arg(long)]
+    no_throttle: bool,
     /// Migrate also a guest whose policy lets the firmware send it to any destination
     #[arg(long)]
     allow_unchecked: bool,
@@ -144,6 +147,7 @@ impl MigrateArguments {
             timeout_strategy: self.timeout_strategy,
             connections: self.connections.unwrap_or_default(),
             silence_s: self.silence_s,
+            throttle: !self.no_throttle,
             allow_unchecked: self.allow_unchecked,
         };
         MigrateOptions { api_socket: self.socket.api_socket, request, json: self.json }

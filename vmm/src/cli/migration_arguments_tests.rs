@@ -87,14 +87,14 @@ fn an_endpoint_is_enough_to_migrate() {
 fn flags_make_a_migration() {
     let options = migrate(
         "--to unix:/b --downtime-ms 20 --timeout-s 7 --timeout-strategy stop --connections 128 \
-         --allow-unchecked --json",
+         --no-throttle --allow-unchecked --json",
     );
     assert!(options.json);
     let request = options.request;
     assert_eq!((request.downtime_ms.get(), request.timeout_s.get()), (20, 7));
     assert_eq!(request.timeout_strategy, TimeoutStrategy::Stop);
     assert_eq!(request.connections.get(), 128);
-    assert!(request.allow_unchecked);
+    assert!(request.allow_unchecked && !request.throttle);
 }
 
 /// What a migration cannot be is named with what it can be.
@@ -126,6 +126,7 @@ fn small_commands_are_requests() {
     for (line, request) in [
         ("status --api-socket s", Request::Status),
         ("report --api-socket s", Request::Report),
+        ("audit --api-socket s", Request::Audit),
         ("cancel --api-socket s", Request::Cancel),
         ("quit --api-socket s", Request::Quit),
         ("resolve keep --api-socket s", Request::Resolve(Resolution::Keep)),
@@ -136,4 +137,28 @@ fn small_commands_are_requests() {
     }
     assert!(refused("resolve --api-socket s both").contains("expected keep or discard"));
     assert!(refused("resolve --api-socket s").contains("<keep|discard>"));
+}
+
+/// `check --to` is about a migration, and needs the guest's socket; without it `check` is about this
+/// host. What belongs to the other is refused.
+#[test]
+fn a_check_is_of_this_host_or_of_a_migration() {
+    let Task::Preflight(options) =
+        parse("check --to unix:/b --api-socket s --silence-s 5 --allow-unchecked --json").unwrap()
+    else {
+        panic!("another task")
+    };
+    let MigrateRequest { to, silence_s, allow_unchecked, .. } = options.request;
+    assert_eq!((to.to_string().as_str(), silence_s.get()), ("unix:/b", 5));
+    assert!(allow_unchecked && options.json);
+    assert_eq!(options.api_socket.to_str(), Some("s"));
+    assert!(matches!(parse("check --json").unwrap(), Task::Check(_)));
+    for (line, said) in [
+        ("check --api-socket s", "--to"),
+        ("check --allow-unchecked", "--to"),
+        ("check --to unix:/b", "--api-socket"),
+        ("check --to b --api-socket s", "names no kind of connection"),
+    ] {
+        assert!(refused(line).contains(said), "{line}: {}", refused(line));
+    }
 }

@@ -5,8 +5,10 @@ mod say;
 
 mod arguments;
 mod ask;
+mod audit;
 mod certificates;
 mod check;
+mod check_arguments;
 mod digest;
 mod exit;
 mod held;
@@ -19,6 +21,7 @@ mod migration_arguments;
 mod outgoing;
 mod owner;
 mod owner_files;
+mod preflight;
 mod progress;
 mod receive;
 mod report;
@@ -88,6 +91,10 @@ fn perform(task: Task) -> Exit {
             Err(cause) => failed(&cause, Exit::Failure),
         },
         Task::Check(options) => match check::check(&options) {
+            Ok(exit) => exit,
+            Err(cause) => failed(&cause, Exit::Failure),
+        },
+        Task::Preflight(options) => match preflight::preflight(&options) {
             Ok(exit) => exit,
             Err(cause) => failed(&cause, Exit::Failure),
         },

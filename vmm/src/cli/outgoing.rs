@@ -2,6 +2,9 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use log::warn;
+
+use super::audit::audit_before_sending;
 use super::inbox::Interruption;
 use super::journals::open_journal;
 use super::owner::{Owner, OwnerError};
@@ -10,7 +13,8 @@ use crate::control::api::{MigrateRequest, Resolution, Response, State};
 use crate::machine::RunningMachine;
 use crate::migration::handing_over::{Ended, send};
 use crate::migration::journal::Side;
-use crate::migration::message::Reason;
+use crate::migration::message::{Reason, Transfer};
+use crate::migration::preflight::{Candidate, Hindrance, Side as At};
 use crate::migration::progress::{Phase, Progress};
 use crate::migration::source::{Look, Options, Wish};
 
@@ -35,6 +39,10 @@ pub(super) fn send_guest(
     answer: &Answer,
     owner: &Owner,
 ) -> Result<Sent, OwnerError> {
+    let machine = match audit_before_sending(machine, answer, owner)? {
+        Ok(machine) => machine,
+        Err(where_it_is) => return Ok(where_it_is),
+    };
     let transfer = owner.next_transfer();
     let mut journal =
         match open_journal(owner.options.journal.as_deref(), transfer.vm, Side::Source) {
@@ -44,14 +52,10 @@ pub(super) fn send_guest(
                 return Ok(Sent::Stayed(Box::new(machine)));
             }
         };
-    let options = Options {
-        to: request.to.clone(),
-        connections: request.connections.get().into(),
-        goal: request.goal(),
-        silence: request.silence(),
-        transfer,
-        allow_unchecked: request.allow_unchecked,
-    };
+    for doubt in machine.doubts() {
+        warn!("sending a guest that may arrive damaged: {doubt}");
+    }
+    let options = options_of(request, transfer);
     let progress = Arc::new(Mutex::new(Progress::new(transfer, Side::Source)));
     owner.board.show_migration(State::Migrating, Arc::clone(&progress));
     answer.give(Response::Accepted);
@@ -75,7 +79,11 @@ pub(super) fn send_guest(
             return Err(OwnerError::Vcpu(cause));
         }
     };
-    progress.lock().unwrap_or_else(PoisonError::into_inner).phase = Phase::Done;
+    let mut last = progress.lock().unwrap_or_else(PoisonError::into_inner);
+    last.phase = Phase::Done;
+    // Whoever runs the guest now runs it at full speed.
+    last.throttle_percent = 0;
+    drop(last);
     owner.inbox.settle_decision(match sent {
         Sent::Moved => Resolution::Discard,
         Sent::Stayed(_) | Sent::Ended => Resolution::Keep,
@@ -83,6 +91,33 @@ pub(super) fn send_guest(
     eprintln!("sevferry: {summary}");
     answer.give(Response::Ended(summary));
     Ok(sent)
+}
+
+/// Every reason why [`send_guest`] would not move the guest to `request.to`.
+pub(super) fn hindrances(
+    machine: &RunningMachine,
+    request: &MigrateRequest,
+    owner: &Owner,
+) -> Vec<Hindrance> {
+    let transfer = owner.following_transfer();
+    let mut stop = || owner.inbox.interruption(&owner.board).is_some();
+    let guest = Candidate::running(machine);
+    let mut found = guest.hindrances(&options_of(request, transfer), &mut stop);
+    let journal = open_journal(owner.options.journal.as_deref(), transfer.vm, Side::Source);
+    found.extend(journal.err().map(|cause| Hindrance::new(At::Source, "journal", &cause)));
+    found
+}
+
+fn options_of(request: &MigrateRequest, transfer: Transfer) -> Options {
+    Options {
+        to: request.to.clone(),
+        connections: request.connections.get().into(),
+        goal: request.goal(),
+        throttle: request.throttle,
+        silence: request.silence(),
+        transfer,
+        allow_unchecked: request.allow_unchecked,
+    }
 }
 
 fn wish_of(interruption: Interruption) -> Option<Wish> {

@@ -15,10 +15,11 @@ use signal_hook::iterator::Signals;
 use thiserror::Error;
 
 use super::arguments::{OwnerOptions, ReportFormat};
+use super::audit::audit_guest;
 use super::exit::Ending;
 use super::inbox::Inbox;
 use super::journals::finish_handovers;
-use super::outgoing::{Sent, send_guest};
+use super::outgoing::{Sent, hindrances, send_guest};
 use super::report;
 use super::terminal::{Console, RawTerminal};
 use crate::control::api::{Request, Response, State};
@@ -83,10 +84,15 @@ impl Owner {
 
     /// The next attempt to move the guest.
     pub(super) fn next_transfer(&self) -> Transfer {
-        let Transfer { vm, epoch } = self.transfer.get();
-        let next = Transfer { vm, epoch: epoch.saturating_add(1) };
+        let next = self.following_transfer();
         self.transfer.set(next);
         next
+    }
+
+    /// What [`Owner::next_transfer`] will give.
+    pub(super) fn following_transfer(&self) -> Transfer {
+        let Transfer { vm, epoch } = self.transfer.get();
+        Transfer { vm, epoch: epoch.saturating_add(1) }
     }
 
     /// The guest came with this transfer, and keeps its identity.
@@ -126,14 +132,7 @@ impl Owner {
                 Event::Request(Request::Migrate(request), answer) => {
                     match send_guest(machine, &request, &answer, self)? {
                         Sent::Stayed(running) => machine = *running,
-                        Sent::Ended => {
-                            self.console.attach(None);
-                            return self
-                                .inbox
-                                .stopped()
-                                .map_or(Ok(Ending::Quit), ending_of)
-                                .map(|ending| (ending, None));
-                        }
+                        Sent::Ended => return self.ended(),
                         Sent::Moved => {
                             self.board.show(State::Moved);
                             self.console.attach(None);
@@ -141,6 +140,12 @@ impl Owner {
                         }
                     }
                     self.board.show_running(machine.watch_pages());
+                }
+                Event::Request(Request::Audit, answer) => {
+                    match audit_guest(machine, &answer, self)? {
+                        Sent::Stayed(running) => machine = *running,
+                        Sent::Ended | Sent::Moved => return self.ended(),
+                    }
                 }
                 Event::Request(request, answer) => {
                     answer.give(self.response_to(&request, &mut machine));
@@ -153,6 +158,13 @@ impl Owner {
         outcome.map(|ending| (ending, Some(last)))
     }
 
+    /// The guest has ended of its own, while it was not with us.
+    fn ended(&self) -> Result<Ended, OwnerError> {
+        self.console.attach(None);
+        let ending = self.inbox.stopped().map_or(Ok(Ending::Quit), ending_of);
+        ending.map(|ending| (ending, None))
+    }
+
     /// The one response to a request that leaves the guest as it is.
     fn response_to(&self, request: &Request, machine: &mut RunningMachine) -> Response {
         let refused = |reason: &str| Response::Refused { reason: reason.to_owned() };
@@ -161,11 +173,12 @@ impl Owner {
             Request::Cancel => self.board.cancel(),
             Request::Report => Response::Report(report::as_json(&machine.report())),
             Request::Resolve(_) => refused("no handover is in doubt: the guest runs here"),
+            Request::Check(request) => Response::Checked(hindrances(machine, request, self)),
             Request::Continue => refused("the guest runs already"),
             Request::InjectSecret(_) => refused(
                 "the guest runs already: it takes secrets only before, so start it with --paused",
             ),
-            Request::Migrate(_) | Request::Quit => refused("the guest is busy"),
+            Request::Audit | Request::Migrate(_) | Request::Quit => refused("the guest is busy"),
         }
     }
 }

@@ -78,6 +78,9 @@ fn pages_text(pages: &PageReport) -> String {
         Ok(()) => out.push_str("migration: READY\n"),
         Err(reason) => out.push_str(&format!("migration: not now: {reason}\n")),
     }
+    for doubt in &pages.doubts {
+        out.push_str(&format!("doubtful: {doubt}\n"));
+    }
     if let Ok(regions) = &pages.regions {
         out.push_str(&regions_text(regions, pages.region_count));
     }
@@ -139,6 +142,7 @@ fn sev_json(sev: &SevReport) -> Value {
         "record": pages.form.to_string(),
         "record_bytes": pages.memory_bytes,
         "migration_ready": pages.migratable.is_ok(),
+        "doubts": pages.doubts.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "not_migratable": pages.migratable.as_ref().err().map(ToString::to_string),
         "shared_regions": regions.as_ref().map(|_| pages.region_count),
         "shared_regions_frames": regions,

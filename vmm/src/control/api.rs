@@ -26,6 +26,7 @@ use crate::migration::Endpoint;
 use crate::migration::convergence::Goal;
 pub use crate::migration::convergence::TimeoutStrategy;
 pub use crate::migration::handover::Resolution;
+pub use crate::migration::preflight::Hindrance;
 pub use crate::migration::progress::{Outcome, Progress, Summary};
 use crate::sev::launch::Secret;
 use crate::sev::measurement::FirmwareVersion;
@@ -48,12 +49,16 @@ pub enum Request {
     Status,
     /// The launch, and the status of every page.
     Report,
+    /// Hold what the guest has reported against its own page tables, where its policy allows that.
+    Audit,
     /// Give the guest, which is measured and does not run yet, a secret of its owner.
     InjectSecret(InjectRequest),
     /// Let the guest run that waits for its owner.
     Continue,
     /// Move the guest to another host.
     Migrate(MigrateRequest),
+    /// Would this migration be refused? The guest runs meanwhile, and nothing is moved.
+    Check(MigrateRequest),
     /// Give up the migration that is under way, and answer when the guest runs as before.
     Cancel,
     /// Decide a handover that is in doubt, and answer when that is done.
@@ -138,6 +143,9 @@ pub struct MigrateRequest {
     /// Seconds that the other host may be silent before it counts as gone.
     #[serde(default = "MigrateRequest::default_silence_s")]
     pub silence_s: NonZeroU32,
+    /// Slow the guest down if it writes faster than its pages can be sent.
+    #[serde(default = "MigrateRequest::default_throttle")]
+    pub throttle: bool,
     /// Migrate also a guest whose policy lets the firmware send it to any destination.
     #[serde(default)]
     pub allow_unchecked: bool,
@@ -160,6 +168,12 @@ impl MigrateRequest {
     #[must_use]
     pub fn default_silence_s() -> NonZeroU32 {
         const { NonZeroU32::new(30).unwrap() }
+    }
+
+    /// A guest that never arrives is of less use than one that is slow for a while.
+    #[must_use]
+    pub fn default_throttle() -> bool {
+        true
     }
 
     /// For the engine.
@@ -238,10 +252,14 @@ pub enum Response {
     Status(Box<StatusReply>),
     /// To [`Request::Report`]: as `run --report=json` prints it.
     Report(Value),
+    /// To [`Request::Audit`].
+    Audited(AuditReply),
     /// It will be done, or has begun.
     Accepted,
     /// How a migration ended.
     Ended(Box<Summary>),
+    /// To [`Request::Check`]: every reason why it would be refused.
+    Checked(Vec<Hindrance>),
     /// It cannot be done now.
     Refused {
         /// Why, and what to do about it.
@@ -345,6 +363,22 @@ pub struct PagesReply {
     pub record_bytes: u64,
     /// Why the guest cannot be migrated now; `None` if it can.
     pub not_migratable: Option<String>,
+    /// What makes the guest's reports doubtful, though nothing proves that they are wrong.
+    pub doubts: Vec<String>,
+}
+
+/// A guest's reports, held against its page tables.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuditReply {
+    /// How many page tables were read.
+    pub tables: u64,
+    /// Pages that they map without the C-bit and that were never reported shared.
+    pub unreported: u64,
+    /// Pages that were reported shared and that they map with the C-bit.
+    pub not_shared: u64,
+    /// Both in words; `None` if there are none.
+    pub contradiction: Option<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -5,6 +5,7 @@ use serde_json::json;
 use super::*;
 use crate::migration::journal::Side;
 use crate::migration::message::{Transfer, VmId};
+use crate::migration::preflight::Side as At;
 use crate::migration::progress::Carried;
 
 const TRANSFER: Transfer = Transfer { vm: VmId([0xab; 16]), epoch: 2 };
@@ -17,6 +18,7 @@ fn migrate() -> MigrateRequest {
         timeout_strategy: TimeoutStrategy::Stop,
         connections: Connections::try_from(3).unwrap(),
         silence_s: NonZeroU32::new(5).unwrap(),
+        throttle: false,
         allow_unchecked: true,
     }
 }
@@ -32,6 +34,7 @@ fn summary(outcome: Outcome) -> Summary {
         side: Side::Source,
         outcome,
         rounds: 3,
+        throttle_percent_max: 0,
         connections: 2,
         carried: Carried::default(),
         phases: Vec::new(),
@@ -46,6 +49,7 @@ fn responses() -> Vec<Response> {
         record: "region list".to_owned(),
         record_bytes: 1056,
         not_migratable: Some("poisoned".to_owned()),
+        doubts: vec!["none heard".to_owned()],
     };
     let progress = Progress::new(TRANSFER, Side::Source);
     let launch = Some(LaunchReply {
@@ -68,10 +72,17 @@ fn responses() -> Vec<Response> {
         status(State::InDoubt, None, Some(progress)),
         status(State::Running, Some(pages), None),
         Response::Report(json!({ "vcpus": 2 })),
+        Response::Audited(AuditReply {
+            tables: 9,
+            unreported: 0,
+            not_shared: 1,
+            contradiction: Some("one".to_owned()),
+        }),
         Response::Accepted,
         ended(Outcome::Moved),
         ended(Outcome::Kept(reason())),
         ended(Outcome::InDoubt(reason())),
+        Response::Checked(vec![Hindrance::new(At::Source, "policy", &BadConnections { count: 0 })]),
         Response::Refused { reason: reason() },
         Response::Error { message: "two\nlines".to_owned() },
     ]
@@ -81,10 +92,16 @@ fn responses() -> Vec<Response> {
 #[test]
 fn lines_round_trip() {
     let resolve = [Resolution::Keep, Resolution::Discard].map(Request::Resolve);
-    let simple =
-        [Request::Status, Request::Report, Request::Continue, Request::Cancel, Request::Quit];
-    for request in simple.into_iter().chain(resolve).chain([Request::Migrate(migrate()), inject()])
-    {
+    let asked = [Request::Migrate(migrate()), Request::Check(migrate()), inject()];
+    let simple = [
+        Request::Status,
+        Request::Report,
+        Request::Audit,
+        Request::Continue,
+        Request::Cancel,
+        Request::Quit,
+    ];
+    for request in simple.into_iter().chain(resolve).chain(asked) {
         let line = request.to_line().unwrap();
         assert_eq!(line.iter().position(|&byte| byte == b'\n'), Some(line.len() - 1));
         assert_eq!(Request::from_line(&line).unwrap(), request);
@@ -115,7 +132,7 @@ fn requests_look_as_documented() {
         line(Request::Migrate(migrate())),
         "{\"version\":1,\"request\":{\"migrate\":{\"to\":\"tcp:b:4444\",\"downtime_ms\":20,\
          \"timeout_s\":7,\"timeout_strategy\":\"stop\",\"connections\":3,\
-         \"silence_s\":5,\"allow_unchecked\":true}}}\n"
+         \"silence_s\":5,\"throttle\":false,\"allow_unchecked\":true}}}\n"
     );
 }
 
@@ -146,7 +163,7 @@ fn a_migration_has_defaults() {
     assert_eq!(request.goal(), goal);
     assert_eq!(request.connections, Connections::default());
     assert_eq!(request.silence_s.get(), 30);
-    assert!(!request.allow_unchecked);
+    assert!(request.throttle && !request.allow_unchecked);
 }
 
 /// What is not exactly a request is refused, with the reason.

@@ -143,6 +143,7 @@ impl StatusBoard {
             record: pages.form.to_string(),
             record_bytes: pages.memory_bytes as u64,
             not_migratable: pages.migratable.err().map(|why| why.to_string()),
+            doubts: pages.doubts.iter().map(ToString::to_string).collect(),
         });
         let migration = migration
             .map(|progress| progress.lock().unwrap_or_else(PoisonError::into_inner).clone());

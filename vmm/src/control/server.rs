@@ -169,9 +169,11 @@ impl Reception {
             Request::Status => return send(stream, &self.board.status()),
             Request::Cancel => return send(stream, &self.board.cancel_and_wait(CANCEL_PATIENCE)),
             Request::Report
+            | Request::Audit
             | Request::InjectSecret(_)
             | Request::Continue
             | Request::Migrate(_)
+            | Request::Check(_)
             | Request::Resolve(_)
             | Request::Quit => {}
         }

@@ -18,11 +18,13 @@
 mod bitmap;
 mod design;
 mod donated;
+mod doubts;
 mod ledger;
 mod page_status;
 mod readiness;
 mod regions;
 mod request;
+mod tables;
 #[cfg(test)]
 mod tests;
 mod tracker;
@@ -31,11 +33,13 @@ mod wire;
 pub use bitmap::SharedBitmap;
 pub use design::{Design, Overflow};
 pub use donated::{BadTable, Contradiction, DonatedTable, MSR_PAGE_TABLE, TableMemory};
+pub use doubts::Doubt;
 pub use ledger::{Form, Incomplete};
 pub use page_status::{Change, Counters, NotMigratable, PageStatus};
 pub use readiness::{BadControl, MSR_KVM_MIGRATION_CONTROL};
 pub use regions::SharedRegions;
 pub use request::{BadRequest, KVM_HC_MAP_GPA_RANGE, MapGpaRange};
+pub use tables::{Contradictions, ENTRIES, PageTables, TABLES_MAX, Unwalked};
 pub use tracker::{Full, Tracker, shared_in};
 pub use wire::Malformed;
 

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::donated::{self, Naming};
+use super::doubts::Watch;
 use super::ledger::Ledger;
 use super::readiness::Readiness;
 use super::{
-    BadControl, BadRequest, BadTable, Contradiction, Design, DonatedTable, Form, Incomplete,
+    BadControl, BadRequest, BadTable, Contradiction, Design, DonatedTable, Doubt, Form, Incomplete,
     MapGpaRange, SharedRegions, Status, TableMemory,
 };
 use crate::page::{Frame, FrameSet, PageRange, RamLayout};
@@ -21,6 +22,7 @@ pub struct PageStatus {
     pub(super) ledger: Ledger,
     pub(super) readiness: Readiness,
     pub(super) epoch: u64,
+    pub(super) watch: Watch,
     counters: Counters,
 }
 
@@ -38,7 +40,8 @@ impl PageStatus {
     }
 
     pub(super) fn from_parts(ledger: Ledger, readiness: Readiness, epoch: u64) -> Self {
-        Self { ledger, readiness, epoch, counters: Counters::default() }
+        let (watch, counters) = (Watch::default(), Counters::default());
+        Self { ledger, readiness, epoch, watch, counters }
     }
 
     /// Parses a hypercall exit and applies it; see [`PageStatus::apply`].
@@ -51,8 +54,10 @@ impl PageStatus {
         args: &[u64; 6],
         flipped: &mut dyn FnMut(PageRange),
     ) -> Result<Change, BadRequest> {
-        let request =
-            MapGpaRange::parse(nr, args).inspect_err(|_| self.counters.rejected_calls += 1)?;
+        let request = MapGpaRange::parse(nr, args).inspect_err(|&why| {
+            self.counters.rejected_calls += 1;
+            self.watch.refuse(why);
+        })?;
         Ok(self.apply(request, flipped))
     }
 
@@ -68,6 +73,7 @@ impl PageStatus {
             change.flipped_pages += self.ledger.set(run, status, flipped);
         }
         self.counters.count(range, &change);
+        self.watch.heard = true;
         change
     }
 
@@ -238,18 +244,31 @@ impl PageStatus {
     /// # Errors
     /// [`NotMigratable`] with the reason.
     pub fn migratable(&self) -> Result<(), NotMigratable> {
-        self.ledger.whole()?;
-        match self.readiness {
-            Readiness::NotOffered => Err(NotMigratable::NotOffered),
-            Readiness::NotReady => Err(NotMigratable::NotReady),
-            Readiness::Ready => Ok(()),
-        }
+        self.obstacles().next().map_or(Ok(()), Err)
+    }
+
+    /// Every reason why the guest may not be migrated now.
+    pub fn obstacles(&self) -> impl Iterator<Item = NotMigratable> {
+        let incomplete = self.ledger.whole().err().map(NotMigratable::from);
+        let unready = match self.readiness {
+            Readiness::NotOffered => Some(NotMigratable::NotOffered),
+            Readiness::NotReady => Some(NotMigratable::NotReady),
+            Readiness::Withdrawn => Some(NotMigratable::Withdrawn),
+            Readiness::Ready => None,
+        };
+        incomplete.into_iter().chain(unready)
+    }
+
+    /// What makes the guest's reports doubtful, though nothing proves that they are wrong.
+    pub fn doubts(&self) -> impl Iterator<Item = Doubt> {
+        self.watch.doubts(self.readiness == Readiness::Ready)
     }
 
     /// The guest starts anew: all pages private, not ready, next epoch. The offer stands.
     pub fn reset(&mut self) {
         self.ledger.clear();
         self.readiness = self.readiness.reset();
+        self.watch = Watch::default();
         self.epoch = self.epoch.saturating_add(1);
     }
 }
@@ -318,12 +337,19 @@ pub enum NotMigratable {
     /// The guest could not know that it may be migrated.
     #[error("this guest was not offered migration (KVM_FEATURE_MIGRATION_CONTROL)")]
     NotOffered,
-    /// The guest has not written READY, or has withdrawn it.
+    /// The guest has not written READY since it started.
     #[error(
-        "the guest has not declared itself ready (MSR_KVM_MIGRATION_CONTROL is 0): it is still \
-         booting, is rebooting, took a CPU offline, or does not support migration"
+        "the guest has not declared itself ready (MSR_KVM_MIGRATION_CONTROL was never 1): it is \
+         still booting, or its kernel is too old to report what it shares (Linux before 5.16)"
     )]
     NotReady,
+    /// The guest had written READY.
+    #[error(
+        "the guest has withdrawn its readiness (it wrote 0 to MSR_KVM_MIGRATION_CONTROL): it is \
+         rebooting, changing its kernel (kexec), or has taken a CPU offline; after the last, \
+         Linux is not ready again before it boots anew"
+    )]
+    Withdrawn,
     /// Some pages' status is not known.
     #[error(transparent)]
     Incomplete(#[from] Incomplete),

@@ -15,8 +15,11 @@ const READY: u64 = 1;
 pub(super) enum Readiness {
     /// The host has not offered it (`KVM_FEATURE_MIGRATION_CONTROL`, CPUID 0x40000001 EAX bit 17).
     NotOffered,
-    /// Offered; the guest has not agreed yet, or has withdrawn (reboot, kexec, a CPU taken offline).
+    /// Offered; the guest has not agreed yet.
     NotReady,
+    /// The guest had agreed and has withdrawn: before a reboot or a kexec, or with a CPU that goes
+    /// offline (Linux `arch/x86/kernel/kvm.c`, `kvm_guest_cpu_offline`).
+    Withdrawn,
     /// The guest reports every change and may be migrated.
     Ready,
 }
@@ -26,7 +29,7 @@ impl Readiness {
     pub(super) fn read(self) -> Result<u64, BadControl> {
         match self {
             Self::NotOffered => Err(BadControl::NotOffered),
-            Self::NotReady => Ok(0),
+            Self::NotReady | Self::Withdrawn => Ok(0),
             Self::Ready => Ok(READY),
         }
     }
@@ -35,7 +38,8 @@ impl Readiness {
     pub(super) fn written(self, value: u64) -> Result<Self, BadControl> {
         match (self, value) {
             (Self::NotOffered, _) => Err(BadControl::NotOffered),
-            (_, 0) => Ok(Self::NotReady),
+            (Self::NotReady, 0) => Ok(Self::NotReady),
+            (Self::Ready | Self::Withdrawn, 0) => Ok(Self::Withdrawn),
             (_, READY) => Ok(Self::Ready),
             _ => Err(BadControl::ReservedBits { value }),
         }
@@ -45,7 +49,7 @@ impl Readiness {
     pub(super) fn reset(self) -> Self {
         match self {
             Self::NotOffered => Self::NotOffered,
-            Self::NotReady | Self::Ready => Self::NotReady,
+            Self::NotReady | Self::Withdrawn | Self::Ready => Self::NotReady,
         }
     }
 }
@@ -75,9 +79,13 @@ mod tests {
         let ready = offered.written(1).unwrap();
         assert_eq!((ready, ready.read()), (Readiness::Ready, Ok(1)));
         assert_eq!(ready.written(1), Ok(Readiness::Ready));
-        assert_eq!(ready.written(0), Ok(Readiness::NotReady));
+        let withdrawn = ready.written(0).unwrap();
+        assert_eq!((withdrawn, withdrawn.read()), (Readiness::Withdrawn, Ok(0)));
+        assert_eq!(withdrawn.written(0), Ok(Readiness::Withdrawn));
+        assert_eq!(withdrawn.written(1), Ok(Readiness::Ready));
         assert_eq!(ready.reset(), Readiness::NotReady);
-        assert_eq!(offered.read(), Ok(0));
+        assert_eq!(withdrawn.reset(), Readiness::NotReady);
+        assert_eq!((offered.read(), offered.written(0)), (Ok(0), Ok(Readiness::NotReady)));
     }
 
     /// Reserved bits fault, whatever bit 0 is.

@@ -293,6 +293,31 @@ fn poison_lasts_until_reset() {
     assert_eq!(status.epoch(), 1);
 }
 
+/// A guest that says it is ready and never reports, or whose reports make no sense, is doubtful, until
+/// it is reset; other hypercalls, and a guest that came from elsewhere, are not.
+#[test]
+fn what_makes_a_guest_doubtful_is_named() {
+    let layout = RamLayout::new(16 << 20).unwrap();
+    let mut status = PageStatus::new(layout, Overflow::Promote);
+    let doubts = |status: &PageStatus| status.doubts().collect::<Vec<_>>();
+    status.offer_migration();
+    assert_eq!(doubts(&status), []);
+    status.write_migration_control(1).unwrap();
+    assert_eq!(doubts(&status), [Doubt::Unheard]);
+    let moved = PageStatus::from_bytes(&status.to_bytes(), layout, Overflow::Promote).unwrap();
+    assert_eq!(doubts(&moved), []);
+    let mut call =
+        |number, gpa| status.hypercall(number, &[gpa, 1, 0, 0, 0, 0], &mut |_| {}).is_ok();
+    assert!(call(KVM_HC_MAP_GPA_RANGE, 0x1000) && !call(5, 0));
+    for gpa in [0x801, 0x1001] {
+        assert!(!call(KVM_HC_MAP_GPA_RANGE, gpa));
+    }
+    let last = BadRequest::Unaligned { gpa: 0x1001 };
+    assert_eq!(doubts(&status), [Doubt::Refused { count: 2, last }]);
+    status.reset();
+    assert_eq!(doubts(&status), []);
+}
+
 /// Each kind of hypercall is counted, and what was refused changes nothing else.
 #[test]
 fn counts_what_the_guest_does() {

@@ -46,7 +46,7 @@ impl PageStatus {
         let donated = if table.is_some() { DONATED } else { 0 };
         let readiness = match self.readiness {
             Readiness::NotOffered => 0,
-            Readiness::NotReady => OFFERED,
+            Readiness::NotReady | Readiness::Withdrawn => OFFERED,
             Readiness::Ready => OFFERED | READY,
         };
         let mut regions = Vec::new();
@@ -114,7 +114,9 @@ impl PageStatus {
             (false, _, table) => return Err(Malformed::Table { named: table.is_some(), design }),
         };
         read_regions(regions, &mut ledger)?;
-        Ok(Self::from_parts(ledger, header.readiness, header.epoch))
+        let mut status = Self::from_parts(ledger, header.readiness, header.epoch);
+        status.watch.heard = true;
+        Ok(status)
     }
 }
 

@@ -4,18 +4,18 @@
 //! Not by `KVM_CAP_VM_COPY_ENC_CONTEXT_FROM` or `KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM`, which read 1 on any x86
 //! host, nor by `/proc/cpuinfo`, which names what the processor has even where KVM may not use it.
 
-use std::fs::read_to_string;
 use std::sync::Arc;
 
-use kvm_bindings::{CpuId, KVM_CAP_DIRTY_LOG_RING, KVM_CAP_EXIT_HYPERCALL, KVM_CAP_X86_MSR_FILTER};
-use rustix::process::{Resource, getrlimit};
+use kvm_bindings::{
+    CpuId, KVM_CAP_DIRTY_LOG_RING, KVM_CAP_EXIT_HYPERCALL, KVM_CAP_VM_TYPES, KVM_CAP_X86_MSR_FILTER,
+};
 use rustix::system::uname;
 use serde::Serialize;
 
 use super::chain_of;
 use super::config::PlatformKind;
 use super::encrypted::vouch;
-use super::host::Host;
+use super::host::{Host, lockable_bytes};
 use super::probe::probe;
 use crate::encryption::KVM_HC_MAP_GPA_RANGE;
 use crate::sev::Policy;
@@ -23,6 +23,7 @@ use crate::sev::SevDevice;
 use crate::sev::device::{PlatformStatus, platform_status};
 use crate::sev::endorsement::cek_address;
 use crate::sev::hardware::{HardwareDevice, HardwarePlatform};
+use crate::sev::launch::VmType;
 use crate::sev::measurement::FirmwareVersion;
 use crate::sev::target::verify_target;
 use crate::sev::vendor::Root;
@@ -30,9 +31,6 @@ use crate::vcpu::cpuid::{MemoryEncryption, hardware_c_bit, require_rdrand, softw
 
 /// The oldest firmware API whose launch measurements have the form that is known here.
 const API_MIN: (u8, u8) = (0, 17);
-
-/// `CAP_IPC_LOCK` in `include/uapi/linux/capability.h`: whoever has it may lock any amount of memory.
-const CAP_IPC_LOCK: u32 = 14;
 
 /// What KVM cannot do with an SEV-ES or SEV-SNP guest, whatever the host.
 pub const NOT_PORTABLE: &str = "SEV-ES and SEV-SNP guests: refused. KVM has no command that saves or \
@@ -226,7 +224,18 @@ fn hardware(
     let encrypt =
         vm.and_then(|vm| HardwarePlatform::new(Arc::new(vm)).map_err(|cause| cause.to_string()));
     findings.push(match encrypt {
-        Ok(_) => Finding::ok("KVM and SEV", "KVM_MEMORY_ENCRYPT_OP answers"),
+        Ok(_) => Finding::ok(
+            "KVM and SEV",
+            match VmType::best_of(host.extension(KVM_CAP_VM_TYPES)) {
+                VmType::Sev => {
+                    "KVM_MEMORY_ENCRYPT_OP answers; VMs are of KVM's type for SEV (KVM_SEV_INIT2)"
+                }
+                VmType::Default => {
+                    "KVM_MEMORY_ENCRYPT_OP answers; no VM type for SEV, as before Linux 6.10 \
+                 (KVM_SEV_INIT)"
+                }
+            },
+        ),
         Err(cause) => Finding::missing(
             "KVM and SEV",
             cause,
@@ -312,14 +321,7 @@ fn certificates(device: &dyn SevDevice, platform: Option<&PlatformKind>) -> Find
 /// SEV pins all of a guest's RAM.
 fn memory_lock() -> Finding {
     const SUBJECT: &str = "locked memory";
-    let may_lock_all = || {
-        let status = read_to_string("/proc/self/status").ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
-        let bits = u64::from_str_radix(line.trim(), 16).ok()?;
-        Some(bits & 1 << CAP_IPC_LOCK != 0)
-    };
-    match getrlimit(Resource::Memlock).current {
-        _ if may_lock_all().unwrap_or(false) => Finding::ok(SUBJECT, "no limit (CAP_IPC_LOCK)"),
+    match lockable_bytes() {
         None => Finding::ok(SUBJECT, "no limit"),
         Some(bytes) => Finding::note(
             SUBJECT,

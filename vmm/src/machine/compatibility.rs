@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use super::MachineError;
 use super::config::{BadRam, BadVcpuCount, PlatformKind, VcpuCount, ram_layout};
-use super::host::Host;
+use super::host::{Host, lockable_bytes};
 use super::wire::{MACHINE_VERSION, Undecodable, decode};
 use crate::encryption::Design;
 use crate::page::RamLayout;
@@ -158,6 +158,9 @@ pub struct HostOffer {
     pub tsc_scaling: bool,
     /// The platform that receives SEV guests, if one does.
     pub platform: Option<PlatformName>,
+    /// How much memory this process may lock, in bytes; `None` is all of it. SEV hardware locks all
+    /// of a guest's RAM.
+    pub lockable_bytes: Option<u64>,
 }
 
 impl HostOffer {
@@ -176,6 +179,7 @@ impl HostOffer {
             tsc_khz: vcpu.get_tsc_khz().map_err(MachineError::Msrs)?,
             tsc_scaling: host.has_tsc_scaling(),
             platform: platform.map(PlatformName::from),
+            lockable_bytes: lockable_bytes(),
         })
     }
 
@@ -212,6 +216,10 @@ pub fn compare(offer: &MachineOffer, host: &HostOffer) -> Result<(), Incompatibl
         differences.push(Difference::Msrs { missing });
     }
     compare_sev(offer.sev.as_ref(), host, &mut differences);
+    let locks = offer.sev.is_some_and(|sev| sev.platform == PlatformName::Hardware);
+    if let Some(most) = host.lockable_bytes.filter(|&most| locks && most < offer.ram_bytes) {
+        differences.push(Difference::LockedMemory { wanted: offer.ram_bytes, most });
+    }
     if differences.is_empty() { Ok(()) } else { Err(Incompatible { differences }) }
 }
 
@@ -351,4 +359,34 @@ pub enum Difference {
         /// This host's.
         here: Option<u8>,
     },
+    /// SEV hardware pins all of a guest's RAM.
+    #[error(
+        "SEV hardware locks all {} MiB of its memory, and this process may lock {} MiB; raise \
+         LimitMEMLOCK or `ulimit -l`", wanted >> 20, most >> 20
+    )]
+    LockedMemory {
+        /// The guest's RAM, in bytes.
+        wanted: u64,
+        /// `RLIMIT_MEMLOCK`, in bytes.
+        most: u64,
+    },
+}
+
+impl Difference {
+    /// What it is about, in a word or two.
+    #[must_use]
+    pub fn subject(&self) -> &'static str {
+        match self {
+            Self::Version { .. } => "version",
+            Self::Ram(_) => "memory",
+            Self::Vcpus(_) => "vCPUs",
+            Self::Cpuid(_) | Self::CpuidHere(_) => "CPUID",
+            Self::Msrs { .. } => "MSRs",
+            Self::Tsc { .. } => "TSC",
+            Self::Policy(_) => "policy",
+            Self::Platform { .. } => "platform",
+            Self::CBit { .. } => "C-bit",
+            Self::LockedMemory { .. } => "locked memory",
+        }
+    }
 }

@@ -40,6 +40,7 @@ fn host() -> HostOffer {
         tsc_khz: 2_000_000,
         tsc_scaling: false,
         platform: Some(PlatformName::Software),
+        lockable_bytes: None,
     }
 }
 
@@ -141,6 +142,22 @@ fn everything_else_is_named_too() {
     let found = compare(&both, &host()).unwrap_err();
     assert!(matches!(found.differences[..], [Difference::Tsc { .. }, Difference::Policy(_)]));
     assert!(found.to_string().contains("; "), "{found}");
+}
+
+/// SEV hardware pins a guest's RAM, so it must fit into what may be locked; software pins nothing.
+#[test]
+fn pinned_memory_must_be_lockable() {
+    let little = || HostOffer { lockable_bytes: Some((64 << 20) - 1), ..host() };
+    assert_eq!(compare(&offer(), &little()), Ok(()));
+    let sev = SevOffer { platform: PlatformName::Hardware, ..offer().sev.unwrap() };
+    let hardware = MachineOffer { sev: Some(sev), ..offer() };
+    let found = |host| compare(&hardware, &host).unwrap_err().differences;
+    let text = found(little()).pop().unwrap().to_string();
+    assert!(text.contains("all 64 MiB") && text.contains("may lock 63 MiB"), "{text}");
+    for enough in [Some(64 << 20), None] {
+        let found = found(HostOffer { lockable_bytes: enough, ..host() });
+        assert!(matches!(found[..], [Difference::Platform { .. }]), "{found:?}");
+    }
 }
 
 /// Numbers that no machine has are refused before anything is made of them.

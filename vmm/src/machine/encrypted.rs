@@ -1,6 +1,7 @@
 //! What makes a machine an SEV guest: its platform, its C-bit, and the launch.
 
 use std::io::Error as IoError;
+use std::path::Path;
 use std::sync::Arc;
 
 use base64::Engine;
@@ -10,6 +11,7 @@ use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::MachineError;
 use super::config::{OwnerInput, PlatformKind, SevConfig};
 use super::hex;
 use crate::boot::Piece;
@@ -20,7 +22,9 @@ use crate::sev::command::CommandError;
 use crate::sev::device::{ExportError, export_pdh, platform_status};
 use crate::sev::endorsement::EndorsementError;
 use crate::sev::hardware::{HardwareDevice, HardwarePlatform, Unavailable};
-use crate::sev::launch::{GuestStatus, Initialised, LaunchError, Launched, Measured, OwnerFiles};
+use crate::sev::launch::{
+    GuestStatus, Initialised, LaunchError, Launched, Measured, OwnerFiles, VmType,
+};
 use crate::sev::measurement::{
     Claim, FirmwareVersion, LaunchDigest, Measurement, WrongMeasurement,
 };
@@ -53,7 +57,7 @@ impl Encrypted {
     pub(super) fn prepare(
         platform: Option<&PlatformKind>,
         layout: RamLayout,
-        vm: &Arc<VmFd>,
+        (vm, vm_type): (&Arc<VmFd>, VmType),
         supported: &CpuId,
     ) -> Result<Prepared, EncryptedError> {
         let Some(kind) = platform else {
@@ -64,11 +68,7 @@ impl Encrypted {
                 let c_bit = cpuid::software_c_bit(supported).ok_or(EncryptedError::CBit)?;
                 check_room(layout, c_bit)?;
                 let (ram, private) = GuestRam::split(layout, c_bit)?;
-                let identity = match identity {
-                    Some(directory) => Identity::load_or_create(directory)?,
-                    None => Identity::ephemeral()?,
-                };
-                let host = SoftwareHost::new(identity).with_command_cost(*command_cost);
+                let host = software_host(identity.as_deref())?.with_command_cost(*command_cost);
                 let device = host.open_device().map_err(EncryptedError::Device)?;
                 let device: Box<dyn SevDevice> = Box::new(device);
                 let mut platform: Box<dyn Platform> = Box::new(host.new_vm(private));
@@ -85,7 +85,10 @@ impl Encrypted {
                 (GuestRam::single(layout)?, c_bit, device, platform)
             }
         };
-        let initialised = Initialised::init(platform, device.fd())?;
+        let initialised = match vm_type {
+            VmType::Default => Initialised::init(platform, device.fd())?,
+            VmType::Sev => Initialised::init2(platform, device.fd())?,
+        };
         for (address, bytes) in ram.mappings() {
             initialised.register_region(address, bytes)?;
         }
@@ -187,6 +190,30 @@ impl RunningGuest {
     }
 }
 
+fn software_host(identity: Option<&Path>) -> Result<SoftwareHost, IdentityError> {
+    Ok(SoftwareHost::new(match identity {
+        Some(directory) => Identity::load_or_create(directory)?,
+        None => Identity::ephemeral()?,
+    }))
+}
+
+/// What would vouch for a platform of `kind` if a machine were made on it, without making one.
+///
+/// # Errors
+/// [`MachineError`] if there is no such platform, or nobody vouches for it.
+pub fn certificates_of(kind: &PlatformKind) -> Result<PlatformCertificates, MachineError> {
+    let device: Box<dyn SevDevice> = match kind {
+        PlatformKind::Software { identity, .. } => {
+            let host = software_host(identity.as_deref()).map_err(EncryptedError::Identity)?;
+            Box::new(host.open_device().map_err(EncryptedError::Device)?)
+        }
+        PlatformKind::Hardware { .. } => {
+            Box::new(HardwareDevice::open().map_err(EncryptedError::Unavailable)?)
+        }
+    };
+    Ok(vouch(kind, device.as_ref())?)
+}
+
 /// What vouches for the platform of `kind` behind `device`, in a migration.
 pub(super) fn vouch(
     kind: &PlatformKind,
@@ -197,25 +224,6 @@ pub(super) fn vouch(
             Ok(PlatformCertificates::export(device, vendor_chain(), None)?)
         }
         PlatformKind::Hardware { endorsement } => endorsement.complete(device),
-    }
-}
-
-/// What vouches for the platform of `kind` on this host: all that a guest's owner verifies before they
-/// make a session with it.
-///
-/// # Errors
-/// [`CertificatesError`].
-pub fn platform_certificates(
-    kind: &PlatformKind,
-) -> Result<PlatformCertificates, CertificatesError> {
-    match kind {
-        PlatformKind::Software { identity: None, .. } => Err(CertificatesError::NoIdentity),
-        PlatformKind::Software { identity: Some(directory), .. } => {
-            let host = SoftwareHost::new(Identity::load_or_create(directory)?);
-            let device = host.open_device().map_err(CertificatesError::Device)?;
-            Ok(vouch(kind, &device)?)
-        }
-        PlatformKind::Hardware { .. } => Ok(vouch(kind, &HardwareDevice::open()?)?),
     }
 }
 
@@ -308,29 +316,6 @@ pub enum EncryptedError {
     /// The platform measured something else than we loaded.
     #[error("checking what the SEV platform measured")]
     Measurement(#[from] WrongMeasurement),
-}
-
-/// Why there are no certificates.
-#[derive(Debug, Error)]
-pub enum CertificatesError {
-    /// They would be of nobody.
-    #[error(
-        "the keys of sev=software are kept nowhere, and its certificates would end with this process: \
-         add identity=DIR, and give it to run and receive too"
-    )]
-    NoIdentity,
-    /// The software platform's keys.
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-    /// The software platform's descriptor.
-    #[error("opening the software SEV platform")]
-    Device(#[source] IoError),
-    /// The host has no SEV.
-    #[error(transparent)]
-    Unavailable(#[from] Unavailable),
-    /// The chain.
-    #[error(transparent)]
-    Endorsement(#[from] EndorsementError),
 }
 
 #[cfg(test)]

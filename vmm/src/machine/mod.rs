@@ -9,6 +9,7 @@
 //! [`Machine::build`] is the boot sequence, top to bottom. A reset is a new machine from the same [`Config`]: the memory of an SEV guest cannot
 //! be launched twice.
 
+mod audit;
 mod check;
 mod clock;
 pub mod compatibility;
@@ -36,11 +37,10 @@ use thiserror::Error;
 use vmm_sys_util::errno::Error as Errno;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+pub use audit::{Audit, AuditError, Audited, Unaudited, Unreadable};
 pub use check::{Finding, HostCheck, NOT_PORTABLE, Verdict};
 pub use config::Config;
-pub use encrypted::{
-    CertificatesError, EncryptedError, LaunchRecord, digest_of, platform_certificates,
-};
+pub use encrypted::{EncryptedError, LaunchRecord, certificates_of, digest_of};
 pub use host::{Host, HostError};
 pub use measured::SecretError;
 pub use probe::{ProbeError, probe};
@@ -57,6 +57,7 @@ use crate::boot::{BootError, Entry, load};
 use crate::devices::{COM1_IRQ, Ports, SerialPort};
 use crate::encryption::PageStatus;
 use crate::memory::{Pages, RamError};
+use crate::sev::endorsement::EndorsementError;
 use crate::sev::launch::Measured;
 use crate::vcpu::cpuid::{CpuidError, GuestCpu, guest_cpuid, require_rdrand};
 use crate::vcpu::{Board, Stop, VcpuError};
@@ -81,13 +82,15 @@ impl Machine {
     pub fn build(config: &Config, output: Box<dyn Write + Send>) -> Result<Self, MachineError> {
         let host = Host::open()?;
         let supported = host.supported_cpuid()?;
-        let vm = Arc::new(host.create_vm()?);
+        let platform = config.sev.as_ref().map(|sev| &sev.platform);
+        let vm_type = host.vm_type(platform);
+        let vm = Arc::new(host.create_vm_of(vm_type)?);
         let serial = serial_port(&vm, output).map_err(MachineError::Interrupt)?;
         if config.sev.is_some() {
             host.trap_page_status(&vm)?;
         }
-        let platform = config.sev.as_ref().map(|sev| &sev.platform);
-        let (ram, encrypted) = Encrypted::prepare(platform, config.ram, &vm, &supported)?;
+        let (ram, encrypted) =
+            Encrypted::prepare(platform, config.ram, (&vm, vm_type), &supported)?;
         ram.register(&vm)?;
         let c_bit = encrypted.as_ref().map(Encrypted::c_bit);
         let loaded = load(ram.host(), &config.boot(c_bit))?;
@@ -204,6 +207,9 @@ pub enum MachineError {
     /// The vCPUs of a machine that comes from elsewhere.
     #[error("the machine that was offered has {0}")]
     OfferedVcpus(BadVcpuCount),
+    /// Nobody vouches for the SEV platform.
+    #[error(transparent)]
+    Endorsement(#[from] EndorsementError),
     /// A vCPU's thread.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),

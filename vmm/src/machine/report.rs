@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError};
 
 use super::LaunchRecord;
-use crate::encryption::{Counters, Form, Incomplete, NotMigratable, PageStatus};
+use crate::encryption::{Counters, Doubt, Form, Incomplete, NotMigratable, PageStatus};
 use crate::page::{PageRange, RamLayout};
 use crate::sev::launch::GuestStatus;
 use crate::vcpu::Board;
@@ -52,6 +52,8 @@ pub struct PageReport {
     pub counters: Counters,
     /// Whether the guest may be migrated now.
     pub migratable: Result<(), NotMigratable>,
+    /// What makes the guest's reports doubtful.
+    pub doubts: Vec<Doubt>,
 }
 
 impl PageReport {
@@ -78,6 +80,7 @@ impl PageReport {
             memory_bytes: status.memory_bytes(),
             counters: status.counters(),
             migratable: status.migratable(),
+            doubts: status.doubts().collect(),
         }
     }
 }
@@ -99,6 +102,8 @@ pub struct PageSummary {
     pub memory_bytes: usize,
     /// Whether the guest may be migrated now.
     pub migratable: Result<(), NotMigratable>,
+    /// What makes the guest's reports doubtful.
+    pub doubts: Vec<Doubt>,
 }
 
 impl PageWatch {
@@ -125,6 +130,7 @@ impl PageWatch {
             form: status.form(),
             memory_bytes: status.memory_bytes(),
             migratable: status.migratable(),
+            doubts: status.doubts().collect(),
         })
     }
 }

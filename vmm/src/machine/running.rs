@@ -14,7 +14,7 @@ use super::report::{PageReport, PageWatch, Report, SevReport};
 use super::state::{MachineState, SaveError};
 use super::wire::MACHINE_VERSION;
 use crate::devices::SerialPort;
-use crate::encryption::{NotMigratable, PageStatus};
+use crate::encryption::{Doubt, NotMigratable, PageStatus};
 use crate::memory::{DirtyLog, GuestRam, Pages, RamError};
 use crate::page::FrameSet;
 use crate::sev::endorsement::EndorsementError;
@@ -121,6 +121,26 @@ impl<V> Started<V> {
         pages.map_or(Ok(()), |pages| lock(pages).status().migratable())
     }
 
+    /// What makes the guest's reports doubtful.
+    #[must_use]
+    pub fn doubts(&self) -> Vec<Doubt> {
+        let pages = self.assembly.board.pages.as_ref();
+        pages.map_or_else(Vec::new, |pages| lock(pages).status().doubts().collect())
+    }
+
+    /// Every reason why the guest cannot be migrated now, whatever the destination.
+    #[must_use]
+    pub fn obstacles(&self) -> Vec<NotMigratable> {
+        let pages = self.assembly.board.pages.as_ref();
+        pages.map(|pages| lock(pages).status().obstacles().collect()).unwrap_or_default()
+    }
+
+    /// Whether the firmware's guest is here to be sent: not after a `SEND_CANCEL` that failed.
+    #[must_use]
+    pub fn can_be_sent(&self) -> bool {
+        self.assembly.guest.as_ref().is_none_or(|guest| guest.launched.is_some())
+    }
+
     /// The record of page status, whole; `None` for a plain VM.
     #[must_use]
     pub fn page_status(&self) -> Option<PageStatus> {
@@ -193,6 +213,15 @@ impl RunningMachine {
         }
     }
 
+    /// Slows the guest down by `percent` of its time, until it is paused or told otherwise; 0 is
+    /// full speed.
+    ///
+    /// # Errors
+    /// [`VcpuError::Thread`] if the host has no thread to give.
+    pub fn throttle(&mut self, percent: u32) -> Result<(), VcpuError> {
+        self.vcpus.throttle(percent)
+    }
+
     /// Starts to log which frames the guest changes.
     ///
     /// # Errors
@@ -228,6 +257,16 @@ impl PausedMachine {
             }
         }
         RunningMachine::start(self.vcpus, self.assembly, events)
+    }
+
+    /// Its vCPUs.
+    pub(super) fn vcpus(&self) -> &[VcpuFd] {
+        &self.vcpus
+    }
+
+    /// The firmware's guest, unless it is being sent.
+    pub(super) fn launched(&self) -> Option<&Launched> {
+        self.assembly.guest.as_ref()?.launched.as_ref()
     }
 
     /// What the machine is, beside its memory and page status.

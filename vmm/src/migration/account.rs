@@ -3,21 +3,25 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::convergence::{Convergence, Decision, GaveUp, Goal, Left, Round, Share};
+use super::convergence::{Convergence, Decision, GaveUp, Left, Round, Share};
 use super::journal::Side;
-use super::message::Transfer;
 use super::progress::{Carried, Outcome, Phase, PhaseClock, Progress, Summary};
 use super::sender::Sent;
+use super::source::Options;
 
 /// One attempt's account.
 #[derive(Debug)]
 pub(super) struct Account {
     begun: Instant,
     paused: Option<Instant>,
+    /// How long the destination may be silent.
+    silence: Duration,
     clock: PhaseClock,
     convergence: Convergence,
     progress: Progress,
     connections: u16,
+    /// The most that the guest was slowed down.
+    throttle_percent_max: u32,
     /// What had been sent when the last round ended.
     before: (Carried, Duration),
     /// What the round began with.
@@ -25,14 +29,16 @@ pub(super) struct Account {
 }
 
 impl Account {
-    pub(super) fn new(transfer: Transfer, connections: u16, goal: Goal) -> Self {
+    pub(super) fn new(options: &Options) -> Self {
         Self {
             begun: Instant::now(),
             paused: None,
+            silence: options.silence,
             clock: PhaseClock::new(),
-            convergence: Convergence::new(goal),
-            progress: Progress::new(transfer, Side::Source),
-            connections,
+            convergence: Convergence::new(options.goal),
+            progress: Progress::new(options.transfer, Side::Source),
+            connections: options.connections,
+            throttle_percent_max: 0,
             before: (Carried::default(), Duration::ZERO),
             of_round: Left::default(),
         }
@@ -76,7 +82,10 @@ impl Account {
 
     /// Whether the time is over in the middle of a round.
     pub(super) fn check(&self) -> Result<(), GaveUp> {
-        self.convergence.check(self.begun.elapsed())
+        match self.paused {
+            None => self.convergence.check(self.begun.elapsed()),
+            Some(paused) => self.convergence.check_pause(paused.elapsed(), self.silence),
+        }
     }
 
     /// A round took `elapsed`, and `left` has changed meanwhile.
@@ -107,6 +116,12 @@ impl Account {
         decision
     }
 
+    /// The guest is slowed down so much from now on.
+    pub(super) fn throttled(&mut self, percent: u32) {
+        self.progress.throttle_percent = percent;
+        self.throttle_percent_max = self.throttle_percent_max.max(percent);
+    }
+
     /// It is over.
     pub(super) fn summary(&mut self, sent: &Sent, outcome: Outcome) -> Summary {
         let downtime = self.paused.map(|paused| paused.elapsed());
@@ -116,6 +131,7 @@ impl Account {
             side: Side::Source,
             outcome,
             rounds: self.progress.round,
+            throttle_percent_max: self.throttle_percent_max,
             connections: self.connections,
             carried: carried(sent),
             phases: self.clock.times(),

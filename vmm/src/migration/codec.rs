@@ -1,19 +1,21 @@
 //! Messages as bytes: total, bounded, one form per message. No I/O.
 //!
-//! A variable part is its length (4 bytes) and its bytes, except that a message which is nothing
-//! but one variable part ([`Message::StatusList`], [`Message::State`]) is those bytes alone.
+//! A variable part is its length (4 bytes) and its bytes, except that what follows the last round
+//! ([`Message::StatusList`], [`Message::State`]) ends with its bytes, however many there are.
 //! `docs/protocol.md` has every message's layout; the tests have its golden bytes.
 
 use std::str::from_utf8;
 
+use super::closing::Closing;
 use super::cursor::Reader;
 use super::frame::{
-    CERTIFICATES_BYTES_MAX, CONNECTIONS_MAX, FRAME_HEADER_LEN, FrameHeader, Kind,
-    MACHINE_OFFER_BYTES_MAX,
+    CERTIFICATES_BYTES_MAX, CLOSING_HEADER_LEN, CONNECTIONS_MAX, FRAME_HEADER_LEN, FrameHeader,
+    Kind, MACHINE_OFFER_BYTES_MAX, OBJECTIONS_MAX,
 };
 use super::malformed::Malformed;
 use super::message::{
-    Message, NotRunning, Offer, PlatformBytes, Reason, RoundEnd, SessionBytes, Transfer, VmId,
+    Assessment, Message, NotRunning, Objection, Offer, PlatformBytes, Reason, RoundEnd,
+    SessionBytes, Transfer, VmId,
 };
 
 impl Message {
@@ -25,7 +27,7 @@ impl Message {
         let mut bytes = vec![0; FRAME_HEADER_LEN];
         let mut body = Body(&mut bytes);
         match self {
-            Self::Offer(offer) => body.offer(offer)?,
+            Self::Offer(offer) | Self::Inquiry(offer) => body.offer(offer)?,
             Self::Accept { platform } => body.platform(platform.as_ref())?,
             Self::Refuse { reason } => body.reason(reason),
             Self::Start { encryption } => body.session(encryption.as_ref())?,
@@ -40,8 +42,7 @@ impl Message {
                 body.put(&end.digest);
             }
             Self::RoundOk { round } => body.put(&round.to_le_bytes()),
-            Self::StatusList(list) => body.put(list),
-            Self::State(state) => body.put(state),
+            Self::StatusList(closing) | Self::State(closing) => body.closing(closing),
             Self::Prepared(transfer) | Self::Commit(transfer) | Self::Running(transfer) => {
                 body.transfer(*transfer);
             }
@@ -53,6 +54,7 @@ impl Message {
                 body.transfer(*transfer);
                 body.reason(reason);
             }
+            Self::Assessment(assessment) => body.assessment(assessment)?,
         }
         let header = FrameHeader::new(self.kind(), bytes.len() - FRAME_HEADER_LEN)?;
         if let Some(room) = bytes.first_chunk_mut() {
@@ -71,13 +73,6 @@ impl Message {
             let (needed, left) = (header.length() - body.len(), 0);
             return Err(Malformed::Truncated { what: "a message", needed, left });
         }
-        // Nothing but one variable part, which may be megabytes.
-        if body.len() == header.length() && kind == Kind::StatusList {
-            return Ok(Self::StatusList(body));
-        }
-        if body.len() == header.length() && kind == Kind::State {
-            return Ok(Self::State(body));
-        }
         let mut reader = Reader::new("a message", &body);
         let message = match kind {
             Kind::Offer => Self::Offer(read_offer(&mut reader)?),
@@ -92,8 +87,8 @@ impl Message {
                 Self::RoundEnd(RoundEnd { round, frames, digest: reader.array()? })
             }
             Kind::RoundOk => Self::RoundOk { round: reader.u32()? },
-            Kind::StatusList => Self::StatusList(reader.take(header.length())?.to_vec()),
-            Kind::State => Self::State(reader.take(header.length())?.to_vec()),
+            Kind::StatusList => return read_closing(header, body).map(Self::StatusList),
+            Kind::State => return read_closing(header, body).map(Self::State),
             Kind::Prepared => Self::Prepared(read_transfer(&mut reader)?),
             Kind::Commit => Self::Commit(read_transfer(&mut reader)?),
             Kind::Running => Self::Running(read_transfer(&mut reader)?),
@@ -105,6 +100,8 @@ impl Message {
                 transfer: read_transfer(&mut reader)?,
                 reason: read_reason(&mut reader)?,
             },
+            Kind::Inquiry => Self::Inquiry(read_offer(&mut reader)?),
+            Kind::Assessment => Self::Assessment(read_assessment(&mut reader)?),
         };
         match reader.rest().len() {
             0 => Ok(message),
@@ -144,6 +141,13 @@ impl Body<'_> {
         self.put(reason.as_str().as_bytes());
     }
 
+    fn closing(&mut self, closing: &Closing) {
+        self.put(&closing.session.to_le_bytes());
+        self.put(&closing.round.to_le_bytes());
+        self.put(&closing.digest);
+        self.put(&closing.bytes);
+    }
+
     fn offer(&mut self, offer: &Offer) -> Result<(), Malformed> {
         checked_connections(offer.connections)?;
         self.transfer(offer.transfer);
@@ -158,6 +162,16 @@ impl Body<'_> {
         self.part(PDH, pdh, CERTIFICATES_BYTES_MAX)?;
         self.part(CHAIN, chain, CERTIFICATES_BYTES_MAX)?;
         self.part(ROOTS, roots, CERTIFICATES_BYTES_MAX)
+    }
+
+    fn assessment(&mut self, assessment: &Assessment) -> Result<(), Malformed> {
+        let Assessment { objections, platform } = assessment;
+        self.put(&[checked_objections(objections.len())?]);
+        for Objection { subject, reason } in objections {
+            self.reason(subject);
+            self.reason(reason);
+        }
+        self.platform(platform.as_ref())
     }
 
     fn session(&mut self, encryption: Option<&SessionBytes>) -> Result<(), Malformed> {
@@ -228,6 +242,31 @@ fn read_offer(reader: &mut Reader<'_>) -> Result<Offer, Malformed> {
         connections: checked_connections(reader.u16()?)?,
         machine: read_part(reader, MACHINE, MACHINE_OFFER_BYTES_MAX)?.to_vec(),
     })
+}
+
+/// Its bytes may be megabytes: they stay where they are.
+fn read_closing(header: FrameHeader, mut body: Vec<u8>) -> Result<Closing, Malformed> {
+    if body.len() > header.length() {
+        let extra = body.len() - header.length();
+        return Err(Malformed::Trailing { kind: header.kind(), extra });
+    }
+    let mut reader = Reader::new("a message", &body);
+    let (session, round, digest) = (reader.u64()?, reader.u32()?, reader.array()?);
+    body.drain(..CLOSING_HEADER_LEN as usize);
+    Ok(Closing { session, round, digest, bytes: body })
+}
+
+fn checked_objections(count: usize) -> Result<u8, Malformed> {
+    let known = u8::try_from(count).ok().filter(|&count| u32::from(count) <= OBJECTIONS_MAX);
+    known.ok_or(Malformed::Value { field: "the number of objections", found: count as u64 })
+}
+
+fn read_assessment(reader: &mut Reader<'_>) -> Result<Assessment, Malformed> {
+    let count = checked_objections(reader.u8()?.into())?;
+    let objections = (0..count)
+        .map(|_| Ok(Objection { subject: read_reason(reader)?, reason: read_reason(reader)? }))
+        .collect::<Result<_, Malformed>>()?;
+    Ok(Assessment { objections, platform: read_platform(reader)? })
 }
 
 fn read_platform(reader: &mut Reader<'_>) -> Result<Option<PlatformBytes>, Malformed> {

@@ -11,6 +11,7 @@ use thiserror::Error;
 use zerocopy::FromBytes;
 
 use super::arrivals::{Arrivals, BadArrival};
+use super::assessment::assess;
 use super::caller::Caller;
 use super::certificates::{CertificatesError, to_wire};
 use super::handover::{Destination, DestinationInput, DestinationOutput, DestinationState};
@@ -23,7 +24,7 @@ use super::placer::Target;
 use super::progress::{Phase, Progress};
 use super::reception::{Arrived, Reception};
 use super::transport::Listener;
-use crate::encryption::{Malformed as MalformedStatus, PageStatus};
+use crate::encryption::{Malformed as MalformedStatus, NotMigratable, PageStatus};
 use crate::machine::compatibility::{HostOffer, Incompatible, MachineOffer, compare};
 use crate::machine::config::PlatformKind;
 use crate::machine::{
@@ -78,9 +79,12 @@ pub enum Received {
     Guest(Box<Prepared>),
     /// The source of an earlier one was told what became of it here.
     Answered(Transfer, NotRunning),
+    /// A source was told whether this guest would be taken: so many reasons against it.
+    Asked(Transfer, usize),
 }
 
-/// Receives one guest from `caller`, or tells it what the journal knows of an earlier one.
+/// Receives one guest from `caller`, or tells it what the journal knows of an earlier one, or whether
+/// its guest would be taken.
 /// `look_up` is told now and then how far it is, and says whether to stop. A refusal is told to the
 /// source.
 ///
@@ -95,6 +99,12 @@ pub fn receive(
     let Caller { mut link, first } = caller;
     if let Message::Commit(transfer) = first {
         return recall(&mut link, transfer, host);
+    }
+    if let Message::Inquiry(offer) = &first {
+        let assessment = assess(offer, host);
+        let against = assessment.objections.len();
+        link.send(&Message::Assessment(assessment))?;
+        return Ok(Received::Asked(offer.transfer, against));
     }
     let received = match &first {
         Message::Offer(offer) => phases(&mut link, offer, listener, host, look_up),
@@ -112,7 +122,9 @@ pub fn receive(
         | Message::Prepared(_)
         | Message::Commit(_)
         | Message::Running(_)
-        | Message::NotRunning { .. } => Err(LinkError::unexpected("an offer").into()),
+        | Message::NotRunning { .. }
+        | Message::Inquiry(_)
+        | Message::Assessment(_) => Err(LinkError::unexpected("an offer").into()),
     };
     match received {
         Ok((machine, journal, reception)) => {
@@ -248,7 +260,10 @@ fn check(
         (None, None) => None,
         (Some(sev), Some(bytes)) => {
             let layout = description.ram().map_err(MachineError::OfferedRam)?;
-            Some(PageStatus::from_bytes(&bytes, layout, sev.status)?)
+            let status = PageStatus::from_bytes(&bytes, layout, sev.status)?;
+            // A source asks this last; one that did not must not make it our loss.
+            status.migratable()?;
+            Some(status)
         }
         _ => return Err(DestinationError::Platform),
     };
@@ -321,6 +336,9 @@ pub enum DestinationError {
     /// The region list.
     #[error("the source's region list")]
     Status(#[from] MalformedStatus),
+    /// The list is that of a guest that must not be moved.
+    #[error("the guest should not have been sent")]
+    NotMigratable(#[from] NotMigratable),
     /// What arrived.
     #[error(transparent)]
     Arrivals(#[from] BadArrival),
@@ -335,7 +353,6 @@ pub enum DestinationError {
 #[cfg(test)]
 mod tests {
     use std::io::sink;
-    use std::os::unix::net::UnixStream;
 
     use vmm_sys_util::tempdir::TempDir;
 
@@ -343,7 +360,10 @@ mod tests {
     use crate::migration::handover::Step;
     use crate::migration::journal::Side;
     use crate::migration::link::Due;
+    use crate::migration::lobby::Lobby;
     use crate::migration::transport::Stream;
+
+    const SILENCE: Duration = Duration::from_secs(5);
 
     /// A source that is back hears what the journal knows, from a process that never had the guest.
     #[test]
@@ -366,15 +386,15 @@ mod tests {
             }
             drop(before);
             let mut output = || -> Result<Box<dyn Write + Send>, IoError> { Ok(Box::new(sink())) };
-            let silence = Duration::from_secs(5);
+            let silence = SILENCE;
             let mut host =
                 Host { platform: None, output: &mut output, journal: &mut journal, silence };
-            let (here, there) = UnixStream::pair().unwrap();
-            let mut source = Link::new(Stream::Unix(there));
-            source.send(&Message::Commit(transfer)).unwrap();
-            let caller = Caller::greet(Stream::Unix(here)).unwrap();
             let socket = format!("unix:{}", directory.as_path().join("socket").display());
-            let listener = Listener::bind(&socket.parse().unwrap()).unwrap();
+            let endpoint = socket.parse().unwrap();
+            let listener = Listener::bind(&endpoint).unwrap();
+            let mut source = Link::new(Stream::connect(&endpoint).unwrap());
+            source.send(&Message::Commit(transfer)).unwrap();
+            let caller = Lobby::new().hear(&listener, SILENCE).unwrap().unwrap().unwrap();
             let received = receive(caller, &listener, &mut host, &mut |_| false).unwrap();
             assert!(
                 matches!(received, Received::Answered(of, why) if (of, why) == (transfer, because))

@@ -36,8 +36,9 @@ use super::message::RoundEnd;
 use crate::machine::MACHINE_BYTES_MAX;
 use crate::page::{Frame, PAGE_SIZE, RamLayout};
 
-/// The version that this program speaks. There is one; the next will say what it still reads.
-pub const VERSION: u16 = 1;
+/// The version that this program speaks, and the only one: version 1, which was never released, had
+/// no digests of what follows the last round.
+pub const VERSION: u16 = 2;
 
 /// First bytes of every frame.
 pub const MAGIC: [u8; 4] = *b"SVFY";
@@ -75,6 +76,9 @@ pub const STATUS_BYTES_MAX: u32 = (4 << 20) + STATUS_HEADER_BYTES;
 
 /// Bytes of each group of certificates, and of a session buffer.
 pub const CERTIFICATES_BYTES_MAX: u32 = 16 << 10;
+
+/// What the region list and the state have before them; see [`super::closing::Closing`].
+pub const CLOSING_HEADER_LEN: u32 = 44;
 
 /// What a region list has before its regions.
 const STATUS_HEADER_BYTES: u32 = 32;
@@ -115,11 +119,13 @@ pub enum Kind {
     Running = 14,
     NotRunning = 15,
     Abandon = 16,
+    Inquiry = 17,
+    Assessment = 18,
 }
 
 impl Kind {
     /// Every kind, in the order of their numbers.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Offer,
         Self::Accept,
         Self::Refuse,
@@ -136,6 +142,8 @@ impl Kind {
         Self::Running,
         Self::NotRunning,
         Self::Abandon,
+        Self::Inquiry,
+        Self::Assessment,
     ];
 
     fn from_number(number: u16) -> Result<Self, Malformed> {
@@ -147,8 +155,9 @@ impl Kind {
     #[must_use]
     pub fn length_max(self) -> u32 {
         match self {
-            Self::Offer => 38 + MACHINE_OFFER_BYTES_MAX,
-            Self::Accept => 13 + 3 * CERTIFICATES_BYTES_MAX,
+            Self::Offer | Self::Inquiry => 38 + MACHINE_OFFER_BYTES_MAX,
+            Self::Accept => PLATFORM_BYTES_MAX,
+            Self::Assessment => 1 + OBJECTIONS_MAX * OBJECTION_BYTES_MAX + PLATFORM_BYTES_MAX,
             Self::Start => 13 + 2 * CERTIFICATES_BYTES_MAX,
             Self::Refuse => 4 + REASON_BYTES_MAX,
             Self::Abandon => 28 + REASON_BYTES_MAX,
@@ -157,13 +166,22 @@ impl Kind {
             Self::Pages => PAGES_LENGTH_MAX,
             Self::RoundEnd => 44,
             Self::RoundOk => 4,
-            Self::StatusList => STATUS_BYTES_MAX,
-            Self::State => STATE_BYTES_MAX,
+            Self::StatusList => CLOSING_HEADER_LEN + STATUS_BYTES_MAX,
+            Self::State => CLOSING_HEADER_LEN + STATE_BYTES_MAX,
             Self::Prepared | Self::Commit | Self::Running => 24,
             Self::NotRunning => 25,
         }
     }
 }
+
+/// Reasons in one assessment.
+pub const OBJECTIONS_MAX: u32 = 64;
+
+/// A platform's certificates, or that there are none.
+const PLATFORM_BYTES_MAX: u32 = 13 + 3 * CERTIFICATES_BYTES_MAX;
+
+/// A subject and a reason.
+const OBJECTION_BYTES_MAX: u32 = 2 * (4 + REASON_BYTES_MAX);
 
 /// As [`super::message::Reason::BYTES_MAX`].
 const REASON_BYTES_MAX: u32 = 1024;

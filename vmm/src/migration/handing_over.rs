@@ -1,6 +1,7 @@
 //! The source's handover: carries out what `handover/source.rs` decides.
 
 use std::collections::VecDeque;
+use std::error::Error;
 use std::sync::mpsc::Sender;
 use std::thread::park_timeout;
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use log::{info, warn};
 
 use super::handover::{Resolution, Source, SourceInput, SourceOutput, SourceState};
 use super::journal::Journal;
-use super::link::{Due, Link};
+use super::link::{Due, Link, LinkError};
 use super::message::{Message, NotRunning, Reason};
 use super::progress::{Outcome, Phase, Summary};
 use super::source::{Attempt, Guest, Look, Options, SourceError, Wish, Wishes};
@@ -19,6 +20,10 @@ use crate::vcpu::{Stop, VcpuError};
 
 /// How often a commit that is not answered is said again, and a connection tried.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// What a destination may say for each word of ours, or before our first: it answers once, and may
+/// not have heard that the guest was asked for twice.
+const WORDS_MAX: u32 = 8;
 
 /// How often waiting looks up.
 const LOOK_UP: Duration = Duration::from_millis(50);
@@ -101,8 +106,7 @@ where
         }
         match side.state {
             SourceState::Resumed => {
-                let reason = why.unwrap_or_default();
-                let reason = super::chain_of(&SourceError::Cancelled(reason));
+                let reason = why.unwrap_or_default().to_string();
                 let summary = attempt.summary(stayed(running.is_some(), reason));
                 return Ok(Ended::Stayed { machine: running.map(Box::new), summary });
             }
@@ -149,9 +153,13 @@ fn next_input(
     let (in_doubt, refused) = (side.is_in_doubt(), attempt.refused.take());
     let progress = attempt.account.progress(&attempt.sent);
     match wish(Look { progress, in_doubt, refused }) {
-        Some(Wish::Cancel(reason)) => return Some(SourceInput::Abort(reason)),
+        Some(Wish::Cancel(reason)) => return Some(abort(&SourceError::Cancelled(reason))),
         Some(Wish::Resolve(resolution)) => return Some(SourceInput::Resolve(resolution)),
         None => {}
+    }
+    if !in_doubt && attempt.heard.elapsed() > attempt.options.silence {
+        let reason = "the destination did not get ready in time";
+        return Some(SourceInput::Abort(Reason::new(reason)));
     }
     let Some(link) = &mut attempt.link else {
         park_timeout(LOOK_UP);
@@ -159,16 +167,33 @@ fn next_input(
     };
     let message = match link.receive(Due::VERDICT, LOOK_UP, &mut || false) {
         Ok(Some(message)) => {
-            attempt.heard = Instant::now();
+            attempt.words = attempt.words.saturating_add(1);
+            // Until then only what is due keeps the guest paused.
+            if in_doubt {
+                attempt.heard = Instant::now();
+            }
             Some(message)
         }
         Ok(None) => None,
+        Err(cause) if !in_doubt => return Some(abort(&cause)),
         Err(cause) => {
-            warn!("{cause}");
+            warn!("{}", super::chain_of(&cause));
             return Some(SourceInput::ConnectionLost);
         }
     };
     match message {
+        Some(_) if attempt.words > WORDS_MAX => {
+            warn!("the destination says more than it was asked");
+            Some(SourceInput::ConnectionLost)
+        }
+        Some(Message::Prepared(transfer)) if !in_doubt && transfer != side.transfer => {
+            let reason = format!("the destination got ready for another migration: {transfer}");
+            Some(SourceInput::Abort(Reason::new(&reason)))
+        }
+        Some(Message::Running(_) | Message::NotRunning { .. }) if !in_doubt => {
+            let reason = "the destination speaks of the guest's end before it was given the guest";
+            Some(SourceInput::Abort(Reason::new(reason)))
+        }
         Some(Message::Prepared(transfer)) => Some(SourceInput::Prepared(transfer)),
         Some(Message::Running(transfer)) => Some(SourceInput::Running(transfer)),
         Some(Message::NotRunning { transfer, because }) => {
@@ -180,21 +205,24 @@ fn next_input(
             None
         }
         Some(Message::Refuse { reason } | Message::Abandon { reason, .. }) => {
-            Some(SourceInput::Abort(reason))
+            Some(abort(&LinkError::Refused(reason)))
         }
         Some(other) => {
             warn!("the destination sent {:?} during the handover", other.kind());
             Some(SourceInput::ConnectionLost)
         }
-        None if attempt.heard.elapsed() > attempt.options.silence => Some(if in_doubt {
-            // A connection can be stuck for ever: another may get through.
-            SourceInput::ConnectionLost
-        } else {
-            SourceInput::Abort(Reason::new("the destination did not get ready in time"))
-        }),
+        // A connection can be stuck for ever: another may get through.
+        None if in_doubt && attempt.heard.elapsed() > attempt.options.silence => {
+            Some(SourceInput::ConnectionLost)
+        }
         None if in_doubt && since.elapsed() > RETRY => Some(SourceInput::Retry),
         None => None,
     }
+}
+
+/// The guest stays, for this reason.
+fn abort(cause: &dyn Error) -> SourceInput {
+    SourceInput::Abort(Reason::new(&super::chain_of(cause)))
 }
 
 /// The destination was told `commit` and does not run the guest. It is asked again and again, and
@@ -222,6 +250,7 @@ impl Attempt<'_> {
                 }
             }
             SourceOutput::Send(say) => {
+                self.words = 0;
                 let sent = self.link.as_mut().map(|link| link.send(&say.into()));
                 (!matches!(sent, Some(Ok(())))).then_some(SourceInput::ConnectionLost)
             }

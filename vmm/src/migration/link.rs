@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use super::frame::{FRAME_HEADER_LEN, FrameHeader, Kind, STATUS_BYTES_MAX};
+use super::frame::{CLOSING_HEADER_LEN, FRAME_HEADER_LEN, FrameHeader, Kind, STATUS_BYTES_MAX};
 use super::malformed::Malformed;
 use super::message::{Message, Reason};
 use super::transport::Stream;
@@ -28,12 +28,16 @@ pub(super) struct Due {
 
 impl Due {
     /// From whoever connects to a host that receives guests.
-    pub(super) const GREETING: Self = Self::new("its first message", &[Kind::Offer, Kind::Commit]);
+    pub(super) const GREETING: Self =
+        Self::new("its first message", &[Kind::Offer, Kind::Commit, Kind::Inquiry]);
+    /// First on a page connection.
+    pub(super) const JOIN: Self = Self::new("its first message", &[Kind::Join]);
     pub(super) const ACCEPT: Self = Self::new("an acceptance", &[Kind::Accept]);
     pub(super) const START: Self = Self::new("a start", &[Kind::Start]);
     pub(super) const STARTED: Self = Self::new("a start", &[Kind::Started]);
     pub(super) const ROUND_OK: Self = Self::new("the end of a round", &[Kind::RoundOk]);
     pub(super) const REFUSAL: Self = Self::new("a reason", &[]);
+    pub(super) const ASSESSMENT: Self = Self::new("an assessment", &[Kind::Assessment]);
     /// At the source.
     pub(super) const VERDICT: Self =
         Self::new("a word on the handover", &[Kind::Prepared, Kind::Running, Kind::NotRunning]);
@@ -64,9 +68,10 @@ impl Due {
         if !self.kinds.contains(&kind) && !matches!(kind, Kind::Refuse | Kind::Abandon) {
             return Err(LinkError::Unexpected { wanted: self.what });
         }
+        let length = header.length().saturating_sub(CLOSING_HEADER_LEN as usize);
         let most = self.status_bytes_max;
-        if kind == Kind::StatusList && header.length() > most as usize {
-            let length = header.length() as u64;
+        if kind == Kind::StatusList && length > most as usize {
+            let length = length as u64;
             return Err(Malformed::TooLong { kind, length, most }.into());
         }
         Ok(())
@@ -106,17 +111,61 @@ impl Link {
         self.read(due).map(Some)
     }
 
+    /// Sends a message that has an answer.
+    ///
+    /// # Errors
+    /// [`LinkError::Refused`] if the peer has refused or given up meanwhile; [`LinkError::Early`] if
+    /// it has said anything else, which can only be an answer to what it has not read.
+    pub(super) fn ask(&mut self, message: &Message) -> Result<(), LinkError> {
+        self.nothing_said()?;
+        self.send(message)
+    }
+
+    /// Whatever has arrived by now came too early.
+    ///
+    /// # Errors
+    /// As [`Link::ask`].
+    pub(super) fn nothing_said(&mut self) -> Result<(), LinkError> {
+        if !self.stream.readable(Duration::ZERO).map_err(LinkError::Lost)? {
+            return Ok(());
+        }
+        match self.read(Due::REFUSAL) {
+            Ok(Message::Refuse { reason } | Message::Abandon { reason, .. }) => {
+                Err(LinkError::Refused(reason))
+            }
+            Ok(_) | Err(LinkError::Unexpected { .. }) => Err(LinkError::Early),
+            Err(cause) => Err(cause),
+        }
+    }
+
     /// The next message, which must begin to arrive within `patience`.
     ///
     /// # Errors
     /// [`LinkError`]; [`LinkError::Refused`] if the peer refuses or gives up.
     pub(super) fn answer(&mut self, due: Due, patience: Duration) -> Result<Message, LinkError> {
-        match self.receive(due, patience, &mut || false)? {
+        let answer = self.answer_unless(due, patience, &mut || false)?;
+        answer.ok_or_else(|| due.silent(patience))
+    }
+
+    /// [`Link::answer`], or `None` once `stop` says so.
+    pub(super) fn answer_unless(
+        &mut self,
+        due: Due,
+        patience: Duration,
+        stop: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<Message>, LinkError> {
+        let mut stopped = false;
+        let mut look_up = || {
+            stopped = stop();
+            stopped
+        };
+        match self.receive(due, patience, &mut look_up)? {
+            None if stopped => Ok(None),
             None => Err(due.silent(patience)),
             Some(Message::Refuse { reason } | Message::Abandon { reason, .. }) => {
                 Err(LinkError::Refused(reason))
             }
-            Some(message) => Ok(message),
+            Some(message) => Ok(Some(message)),
         }
     }
 
@@ -140,6 +189,11 @@ impl Link {
     /// Nothing more is read here, by any handle; whoever waits to read stops.
     pub(super) fn stop_reading(&self) {
         self.stream.stop_reading();
+    }
+
+    /// The connection, of which nothing was read beyond what was received.
+    pub(super) fn into_stream(self) -> Stream {
+        self.stream
     }
 
     /// Another handle on the connection, for a thread of its own.
@@ -168,6 +222,9 @@ pub enum LinkError {
         /// How long.
         patience: Duration,
     },
+    /// An answer to what was not asked yet.
+    #[error("the other host answered before it was asked")]
+    Early,
     /// Out of order.
     #[error("the other host sent something else where {wanted} was due")]
     Unexpected {

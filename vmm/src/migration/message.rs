@@ -8,6 +8,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
+use super::closing::Closing;
 use super::frame::Kind;
 
 /// Which guest: random, chosen at its launch, and kept wherever it moves.
@@ -125,9 +126,9 @@ pub enum Message {
         round: u32,
     },
     /// Source, after the last round: `PageStatus::to_bytes`.
-    StatusList(Vec<u8>),
+    StatusList(Closing),
     /// Source: the machine's state.
-    State(Vec<u8>),
+    State(Closing),
     /// Destination: everything is loaded and checked; the guest is paused here.
     Prepared(Transfer),
     /// Source: the guest is yours. Also first on a connection that is made to say it again.
@@ -148,6 +149,10 @@ pub enum Message {
         /// For people.
         reason: Reason,
     },
+    /// Source, instead of an [`Message::Offer`]: would you take this guest? Nothing follows from it.
+    Inquiry(Offer),
+    /// Destination, to an inquiry; it waits for the next caller then.
+    Assessment(Assessment),
 }
 
 impl Message {
@@ -170,6 +175,8 @@ impl Message {
             Self::Running(_) => Kind::Running,
             Self::NotRunning { .. } => Kind::NotRunning,
             Self::Abandon { .. } => Kind::Abandon,
+            Self::Inquiry(_) => Kind::Inquiry,
+            Self::Assessment(_) => Kind::Assessment,
         }
     }
 }
@@ -185,6 +192,33 @@ pub struct Offer {
     pub connections: u16,
     /// The serial form of the machine's offer (`machine::compatibility`).
     pub machine: Vec<u8>,
+}
+
+/// What a destination thinks of a guest that it is asked about.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Assessment {
+    /// Every reason why it would refuse the guest, up to [`super::frame::OBJECTIONS_MAX`].
+    pub objections: Vec<Objection>,
+    /// Its platform's certificates, for a guest with SEV, as in [`Message::Accept`].
+    pub platform: Option<PlatformBytes>,
+}
+
+/// One reason why a guest would not be moved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Objection {
+    /// What it is about, in a word or two.
+    pub subject: Reason,
+    /// For people.
+    pub reason: Reason,
+}
+
+impl Objection {
+    /// `reason` to refuse, because of `subject`.
+    #[must_use]
+    pub fn new(subject: &str, reason: &str) -> Self {
+        Self { subject: Reason::new(subject), reason: Reason::new(reason) }
+    }
 }
 
 /// A platform's certificates, in AMD's formats, not parsed yet.
@@ -246,18 +280,25 @@ impl Display for NotRunning {
 }
 
 /// Words for people, from a peer that is not trusted: short and without control characters.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Hash, Serialize, Deserialize)]
+#[serde(from = "String")]
 pub struct Reason(String);
+
+impl From<String> for Reason {
+    fn from(text: String) -> Self {
+        Self::new(&text)
+    }
+}
 
 impl Reason {
     /// Bytes of the longest.
     pub const BYTES_MAX: usize = 1024;
 
-    /// `text` with control characters replaced, cut at [`Reason::BYTES_MAX`].
+    /// `text` with what steers a terminal replaced, cut at [`Reason::BYTES_MAX`].
     #[must_use]
     pub fn new(text: &str) -> Self {
         let mut kept = String::new();
-        for char in text.chars().map(|char| if char.is_control() { ' ' } else { char }) {
+        for char in text.chars().map(|char| if is_harmless(char) { char } else { ' ' }) {
             if kept.len() + char.len_utf8() > Self::BYTES_MAX {
                 break;
             }
@@ -271,6 +312,24 @@ impl Reason {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// Neither a control character, nor one that changes the direction or place of others, nor one that
+/// is not seen (Unicode's `Bidi_Control` and most of `Cf`, and the separators of lines).
+fn is_harmless(char: char) -> bool {
+    let is_format = matches!(
+        char,
+        '\u{ad}'
+            | '\u{61c}'
+            | '\u{180e}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{feff}'
+            | '\u{fff9}'..='\u{fffb}'
+            | '\u{e0000}'..='\u{e007f}'
+    );
+    !char.is_control() && !is_format
 }
 
 impl Display for Reason {
@@ -297,6 +356,7 @@ mod tests {
     #[test]
     fn reasons_are_short_and_harmless() {
         assert_eq!(Reason::new("no\x1b[2Jpe\n").as_str(), "no [2Jpe ");
+        assert_eq!(Reason::new("a\u{202e}b\u{2066}c\u{9b}d\u{2028}e").as_str(), "a b c d e");
         let long = Reason::new(&"ü".repeat(600));
         assert_eq!(long.as_str(), "ü".repeat(512));
         assert_eq!(Reason::new(long.as_str()), long);

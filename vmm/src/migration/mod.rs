@@ -10,14 +10,19 @@
 //!   handover: see `handover/mod.rs`
 //! ```
 //!
+//! A pre-flight (`preflight.rs`, `assessment.rs`) asks for everything that the first two lines would
+//! refuse, and stops there.
+//!
 //! A page's way: `machine/running.rs` (`ChangeLog`: dirty log and flips), `rounds.rs` (which pages),
 //! `sender.rs` (sealed, or as it is), `transport.rs`, `placer.rs` (checked and written),
 //! `intake.rs` (the end of a round), `arrivals.rs` (nothing missing, nothing from the wrong view).
 
 mod account;
 mod arrivals;
+mod assessment;
 mod caller;
 mod certificates;
+pub mod closing;
 mod codec;
 #[cfg(test)]
 mod codec_tests;
@@ -36,9 +41,12 @@ mod intake;
 mod joining;
 pub mod journal;
 mod link;
+mod lobby;
 mod malformed;
 pub mod message;
+mod offering;
 mod placer;
+pub mod preflight;
 pub mod progress;
 #[cfg(test)]
 mod race_tests;
@@ -55,6 +63,7 @@ use crate::machine::chain_of;
 pub use caller::Caller;
 pub use endpoint::{BadEndpoint, Endpoint};
 pub use link::LinkError;
+pub use lobby::Lobby;
 pub use malformed::Malformed;
 pub use socket_file::{NoSocket, SocketFile};
 pub use transport::{Listener, Stream};

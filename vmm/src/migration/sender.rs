@@ -103,6 +103,11 @@ impl PageSender {
         })
     }
 
+    /// Another handle on the connection, to shut it down from elsewhere.
+    pub(super) fn connection(&self) -> Result<Stream, IoError> {
+        self.stream.try_clone()
+    }
+
     /// Sends this connection's part of a round, then its end.
     pub(super) fn send_round(&mut self, round: &Round<'_>) -> Result<RoundEnd, SenderError> {
         while let Some(window) = round.take_window() {

@@ -11,28 +11,27 @@ use std::time::{Duration, Instant};
 use log::warn;
 use rmp_serde::encode::Error as EncodeError;
 use thiserror::Error;
-use zerocopy::IntoBytes;
 
 use super::account::Account;
-use super::certificates::{CertificatesError, from_wire};
+use super::certificates::CertificatesError;
+use super::closing::Closing;
 use super::convergence::{Decision, GaveUp, Goal};
 use super::endpoint::Endpoint;
+use super::frame::Kind;
 use super::handover::{Refusal, Resolution};
 use super::link::{Due, Link, LinkError};
 use super::malformed::Malformed;
-use super::message::{Message, Offer, Reason, SessionBytes, Transfer};
+use super::message::{Message, Reason, Transfer};
 use super::progress::{Outcome, Phase, Progress, Summary};
 use super::rounds::{Rounds, RoundsError};
 use super::sender::{PageSender, SenderError, Sent};
-use super::transport::Stream;
 use crate::encryption::NotMigratable;
 use crate::machine::{PausedMachine, RunningMachine, SaveError, Unpaused};
 use crate::memory::RamError;
+use crate::sev::BadPolicy;
 use crate::sev::launch::Launched;
 use crate::sev::send::{SendError, Sending};
-use crate::sev::session::random;
-use crate::sev::target::{PlatformCertificates, RefusedTarget, verify_target};
-use crate::sev::{BadPolicy, Policy};
+use crate::sev::target::RefusedTarget;
 use crate::vcpu::{Stop, VcpuError};
 
 /// What the user wants meanwhile.
@@ -53,6 +52,8 @@ pub struct Options {
     pub connections: u16,
     /// When to pause the guest.
     pub goal: Goal,
+    /// Whether to slow the guest down if it writes faster than its pages can be sent.
+    pub throttle: bool,
     /// How long the destination may be silent.
     pub silence: Duration,
     /// Which guest, and which attempt.
@@ -84,22 +85,35 @@ pub(super) enum Guest {
     Nowhere,
 }
 
+impl Guest {
+    /// Whether it allows a migration now.
+    fn migratable(&self) -> Result<(), NotMigratable> {
+        match self {
+            Self::Running(machine) => machine.migratable(),
+            Self::Paused(machine) => machine.migratable(),
+            Self::Nowhere => Ok(()),
+        }
+    }
+}
+
 /// One attempt to send a guest.
 #[derive(Debug)]
 pub(super) struct Attempt<'a> {
     pub(super) guest: Guest,
     pub(super) sending: Option<Sending>,
     pub(super) link: Option<Link>,
-    senders: Vec<PageSender>,
+    pub(super) senders: Vec<PageSender>,
     rounds: Option<Rounds>,
     pub(super) options: &'a Options,
     pub(super) account: Account,
     pub(super) sent: Sent,
-    session: u64,
+    pub(super) session: u64,
     /// When the destination was last heard, or connected to, in the handover.
     pub(super) heard: Instant,
     /// When it was last connected to again.
     pub(super) dialled: Option<Instant>,
+    /// What the destination has said since it was last asked in the handover.
+    pub(super) words: u32,
     /// Why the user's last wish in the handover is not granted.
     pub(super) refused: Option<Refusal>,
 }
@@ -113,11 +127,12 @@ impl<'a> Attempt<'a> {
             senders: Vec::new(),
             rounds: None,
             options,
-            account: Account::new(options.transfer, options.connections, options.goal),
+            account: Account::new(options),
             sent: Sent::default(),
             session: 0,
             heard: Instant::now(),
             dialled: None,
+            words: 0,
             refused: None,
         }
     }
@@ -125,7 +140,7 @@ impl<'a> Attempt<'a> {
     /// Everything up to the handover. What fails leaves the guest to [`Attempt::give_up`].
     pub(super) fn send_all(&mut self, wish: &mut Wishes<'_>) -> Result<(), SourceError> {
         self.account.enter(Phase::Offer);
-        self.offer()?;
+        self.offer(wish)?;
         self.join()?;
         self.account.enter(Phase::Rounds);
         self.send_rounds(wish)?;
@@ -134,83 +149,6 @@ impl<'a> Attempt<'a> {
         self.send_last_round(wish)?;
         self.account.enter(Phase::State);
         self.send_state()
-    }
-
-    /// Offers the guest; the destination says what it is, and is verified before anything is sent.
-    fn offer(&mut self) -> Result<(), SourceError> {
-        let machine = self.running()?;
-        machine.migratable()?;
-        let offer = machine.offer();
-        let machine = offer.to_bytes()?;
-        let (transfer, connections) = (self.options.transfer, self.options.connections);
-        let session = u64::from_le_bytes(random().map_err(SourceError::Random)?);
-        let stream = Stream::connect(&self.options.to)
-            .map_err(|cause| SourceError::Connect { to: self.options.to.clone(), cause })?;
-        let link = self.link.insert(Link::new(stream));
-        link.send(&Message::Offer(Offer { transfer, session, connections, machine }))?;
-        let Message::Accept { platform } = link.answer(Due::ACCEPT, self.options.silence)? else {
-            return Err(LinkError::unexpected("an acceptance").into());
-        };
-        self.session = session;
-        self.account.enter(Phase::Attest);
-        let encryption = match (offer.sev, platform) {
-            (None, _) => None,
-            (Some(_), None) => return Err(SourceError::NoPlatform),
-            (Some(sev), Some(platform)) => {
-                let policy = Policy::new(sev.policy)?;
-                Some(self.start_sending(&from_wire(&platform)?, policy)?)
-            }
-        };
-        let link = self.link.as_mut().ok_or(SourceError::Gone)?;
-        link.send(&Message::Start { encryption })?;
-        if link.answer(Due::STARTED, self.options.silence)? == Message::Started {
-            return Ok(());
-        }
-        Err(LinkError::unexpected("a start").into())
-    }
-
-    /// `SEND_START`, to a platform whose certificates hold.
-    fn start_sending(
-        &mut self,
-        target: &PlatformCertificates,
-        policy: Policy,
-    ) -> Result<SessionBytes, SourceError> {
-        let Guest::Running(machine) = &mut self.guest else { return Err(SourceError::Gone) };
-        let own = machine.platform_certificates().map_err(CertificatesError::Own)?;
-        let own = own.ok_or(SourceError::Gone)?;
-        match verify_target(target, policy, &own) {
-            Err(RefusedTarget::Unattested) if self.options.allow_unchecked => {
-                warn!("the guest's policy does not make the firmware check its destinations");
-            }
-            verified => verified?,
-        }
-        let launched = machine.take_launched().ok_or(SourceError::NotCancelled)?;
-        match launched.start_send(target, own.pdh) {
-            Ok(sending) => {
-                let session = sending.session();
-                let bytes = SessionBytes {
-                    policy: session.policy,
-                    pdh: session.source_pdh.as_bytes().to_vec(),
-                    session: session.session.as_bytes().to_vec(),
-                };
-                self.sending = Some(sending);
-                Ok(bytes)
-            }
-            Err(refused) => {
-                machine.put_launched_back(refused.launched);
-                Err(SourceError::Send(refused.cause))
-            }
-        }
-    }
-
-    /// Opens the page connections.
-    fn join(&mut self) -> Result<(), SourceError> {
-        for index in 0..self.options.connections {
-            let stream = Stream::connect(&self.options.to)
-                .map_err(|cause| SourceError::Connect { to: self.options.to.clone(), cause })?;
-            self.senders.push(PageSender::join(stream, self.session, index)?);
-        }
-        Ok(())
     }
 
     /// Sends all of RAM, then what changed meanwhile, until the rest fits into the downtime.
@@ -228,25 +166,32 @@ impl<'a> Attempt<'a> {
             match self.account.end_round(&self.sent, elapsed, left) {
                 Decision::PauseNow => return Ok(()),
                 Decision::GiveUp(why) => return Err(why.into()),
-                // KVM has no throttle of its own yet: a stalled guest runs on at full speed.
-                Decision::AnotherRound { .. } => {}
+                Decision::AnotherRound { throttle_percent } => self.slow_down(throttle_percent),
             }
+        }
+    }
+
+    /// A host that cannot slow its guest down goes on without.
+    fn slow_down(&mut self, percent: u32) {
+        let Guest::Running(machine) = &mut self.guest else { return };
+        if !self.options.throttle {
+            return;
+        }
+        match machine.throttle(percent) {
+            Ok(()) => self.account.throttled(percent),
+            Err(cause) => warn!("slowing the guest down: {}", super::chain_of(&cause)),
         }
     }
 
     /// One round on all connections, and the destination's word that it arrived whole.
     fn send_round(&mut self, wish: &mut Wishes<'_>) -> Result<Duration, SourceError> {
+        self.link.as_mut().ok_or(SourceError::Gone)?.nothing_said()?;
         let rounds = self.rounds.as_mut().ok_or(SourceError::Gone)?;
         self.account.begin_round(rounds.left());
         let (mut ended, account, counters) = (None, &mut self.account, &self.sent);
+        let guest = &self.guest;
         let mut look_up = || {
-            let progress = account.progress(counters);
-            let look = Look { progress, in_doubt: false, refused: None };
-            if let Some(Wish::Cancel(reason)) = wish(look) {
-                ended = Some(SourceError::Cancelled(reason));
-            } else if let Err(why) = account.check() {
-                ended = Some(why.into());
-            }
+            ended = ended.take().or_else(|| reason_to_end(guest, account, counters, wish));
             ended.is_some()
         };
         let sent = rounds.send(&mut self.senders, self.sending.as_ref(), counters, &mut look_up);
@@ -255,12 +200,27 @@ impl<'a> Attempt<'a> {
         }
         let elapsed = sent.map_err(|cause| self.explain(cause))?;
         let number = self.rounds.as_ref().map_or(0, Rounds::number);
-        let link = self.link.as_mut().ok_or(SourceError::Gone)?;
-        let answer = link.answer(Due::ROUND_OK, self.options.silence)?;
-        if answer == (Message::RoundOk { round: number }) {
+        if self.answer(Due::ROUND_OK, wish)? == (Message::RoundOk { round: number }) {
             return Ok(elapsed);
         }
-        Err(LinkError::unexpected("the end of a round").into())
+        Err(LinkError::unexpected("the end of this round").into())
+    }
+
+    /// The destination's next word, unless the user wants no more or the time is over meanwhile.
+    pub(super) fn answer(
+        &mut self,
+        due: Due,
+        wish: &mut Wishes<'_>,
+    ) -> Result<Message, SourceError> {
+        let (mut ended, account, counters) = (None, &mut self.account, &self.sent);
+        let guest = &self.guest;
+        let link = self.link.as_mut().ok_or(SourceError::Gone)?;
+        let mut look_up = || {
+            ended = reason_to_end(guest, account, counters, wish);
+            ended.is_some()
+        };
+        let answer = link.answer_unless(due, self.options.silence, &mut look_up)?;
+        answer.ok_or_else(|| ended.unwrap_or(SourceError::Gone))
     }
 
     /// A destination that refuses closes its connections after it has said why.
@@ -292,6 +252,8 @@ impl<'a> Attempt<'a> {
 
     /// The changes since the round before: exact, because nothing runs.
     fn send_last_round(&mut self, wish: &mut Wishes<'_>) -> Result<(), SourceError> {
+        // It may have withdrawn after the last round; from now on it cannot.
+        self.guest.migratable()?;
         let rounds = self.rounds.as_mut().ok_or(SourceError::Gone)?;
         rounds.take_changes()?;
         self.send_round(wish)?;
@@ -305,11 +267,14 @@ impl<'a> Attempt<'a> {
         let Guest::Paused(machine) = &self.guest else { return Err(SourceError::Gone) };
         let state = machine.save()?.to_bytes()?;
         let status = machine.page_status().map(|status| status.to_bytes());
+        let (session, round) = (self.session, self.rounds.as_ref().map_or(0, Rounds::number));
+        let closing = |kind, bytes| Closing::new(kind, session, round, bytes);
         let link = self.link.as_mut().ok_or(SourceError::Gone)?;
+        link.nothing_said()?;
         if let Some(status) = status {
-            link.send(&Message::StatusList(status))?;
+            link.send(&Message::StatusList(closing(Kind::StatusList, status)))?;
         }
-        Ok(link.send(&Message::State(state))?)
+        Ok(link.send(&Message::State(closing(Kind::State, state)))?)
     }
 
     /// The one way out before the handover: the guest runs on here, and the firmware and the
@@ -351,6 +316,7 @@ impl<'a> Attempt<'a> {
             warn!("stopping to log the guest's writes: {cause}");
         }
         let launched = self.sending.take().and_then(cancelled);
+        self.slow_down(0);
         let mut machine = match replace(&mut self.guest, Guest::Nowhere) {
             Guest::Running(machine) => machine,
             Guest::Paused(paused) => paused.resume(events)?,
@@ -362,10 +328,27 @@ impl<'a> Attempt<'a> {
         Ok(Some(machine))
     }
 
-    fn running(&mut self) -> Result<&mut RunningMachine, SourceError> {
+    pub(super) fn running(&mut self) -> Result<&mut RunningMachine, SourceError> {
         match &mut self.guest {
             Guest::Running(machine) => Ok(machine),
             Guest::Paused(_) | Guest::Nowhere => Err(SourceError::Gone),
+        }
+    }
+}
+
+/// What the user wants, the time, or what the guest says, if that ends the attempt.
+fn reason_to_end(
+    guest: &Guest,
+    account: &mut Account,
+    counters: &Sent,
+    wish: &mut Wishes<'_>,
+) -> Option<SourceError> {
+    let progress = account.progress(counters);
+    match wish(Look { progress, in_doubt: false, refused: None }) {
+        Some(Wish::Cancel(reason)) => Some(SourceError::Cancelled(reason)),
+        Some(Wish::Resolve(_)) | None => {
+            let late = account.check().err().map(SourceError::from);
+            late.or_else(|| guest.migratable().err().map(SourceError::from))
         }
     }
 }
@@ -417,6 +400,9 @@ pub enum SourceError {
     /// A plain VM's destination.
     #[error("the destination has no SEV platform; start it with --platform")]
     NoPlatform,
+    /// Certificates for a guest that has no use for them.
+    #[error("the destination sent an SEV platform's certificates for a guest without SEV")]
+    Unasked,
     /// Certificates.
     #[error(transparent)]
     Certificates(#[from] CertificatesError),

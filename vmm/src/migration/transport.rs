@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 use super::endpoint::Endpoint;
 use super::socket_file::{NoSocket, SocketFile};
@@ -58,11 +60,7 @@ impl Listener {
     /// # Errors
     /// From the socket calls.
     pub fn accept(&self, patience: Duration) -> Result<Option<Stream>, IoError> {
-        let descriptor = match self {
-            Self::Tcp(socket) => socket.as_fd(),
-            Self::Unix(_, socket) => socket.as_fd(),
-        };
-        if !ready(descriptor, PollFlags::IN, patience)? {
+        if !ready(self.descriptor(), PollFlags::IN, patience)? {
             return Ok(None);
         }
         let stream = match self {
@@ -74,6 +72,13 @@ impl Listener {
             // The peer has gone again.
             Err(gone) if gone.kind() == ErrorKind::WouldBlock => Ok(None),
             Err(cause) => Err(cause),
+        }
+    }
+
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(socket) => socket.as_fd(),
+            Self::Unix(_, socket) => socket.as_fd(),
         }
     }
 }
@@ -94,7 +99,7 @@ impl Stream {
     /// From the socket calls, or if the name has no address.
     pub fn connect(endpoint: &Endpoint) -> Result<Self, IoError> {
         match endpoint {
-            Endpoint::Unix { path } => Self::Unix(UnixStream::connect(path)?).prepared(),
+            Endpoint::Unix { path } => Self::Unix(connect_unix(path, SEND_MAX)?).prepared(),
             Endpoint::Tcp { host, port } => {
                 let mut last = IoError::new(ErrorKind::NotFound, "the name has no address");
                 for address in (host.as_str(), *port).to_socket_addrs()? {
@@ -250,10 +255,45 @@ impl Write for Stream {
     }
 }
 
+/// Whether somebody connects to `listener`, or something can be read from any of `streams`, within
+/// `patience`.
+///
+/// # Errors
+/// From `poll`.
+pub(super) fn wait_for_any<'a>(
+    listener: &'a Listener,
+    streams: impl Iterator<Item = &'a Stream>,
+    patience: Duration,
+) -> Result<bool, IoError> {
+    let descriptors: Vec<_> =
+        [listener.descriptor()].into_iter().chain(streams.map(Stream::descriptor)).collect();
+    let mut polled: Vec<_> =
+        descriptors.iter().map(|descriptor| PollFd::new(descriptor, PollFlags::IN)).collect();
+    wait_for(&mut polled, patience)
+}
+
+/// std would wait for ever for a listener that accepts nobody and whose queue is full.
+fn connect_unix(path: &str, patience: Duration) -> Result<UnixStream, IoError> {
+    let address = SocketAddrUnix::new(path)?;
+    let flags = SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    set_socket_timeout(&socket, Timeout::Send, Some(patience))?;
+    match connect(&socket, &address) {
+        Ok(()) => Ok(UnixStream::from(socket)),
+        Err(Errno::AGAIN) => {
+            Err(IoError::new(ErrorKind::TimedOut, "somebody listens, and accepts nobody"))
+        }
+        Err(cause) => Err(cause.into()),
+    }
+}
+
 fn ready(descriptor: BorrowedFd<'_>, what: PollFlags, patience: Duration) -> Result<bool, IoError> {
-    let mut polled = [PollFd::new(&descriptor, what)];
+    wait_for(&mut [PollFd::new(&descriptor, what)], patience)
+}
+
+fn wait_for(polled: &mut [PollFd<'_>], patience: Duration) -> Result<bool, IoError> {
     let timeout = Timespec::try_from(patience).ok();
-    match poll(&mut polled, timeout.as_ref()) {
+    match poll(polled, timeout.as_ref()) {
         Ok(count) => Ok(count > 0),
         Err(Errno::INTR) => Ok(false),
         Err(cause) => Err(cause.into()),
@@ -310,6 +350,25 @@ mod tests {
         sender.send(&mut [IoSlice::new(b"a")]).unwrap();
         let slow = receiver.fill(&mut [0; 4], Instant::now()).unwrap_err();
         assert_eq!(slow.kind(), ErrorKind::TimedOut);
+    }
+
+    /// Somebody who listens and accepts nobody is not waited for for ever.
+    #[test]
+    fn a_full_queue_is_not_waited_for() {
+        let path = std::env::temp_dir().join(format!("sevferry-queue-{}", std::process::id()));
+        let endpoint: Endpoint = format!("unix:{}", path.display()).parse().unwrap();
+        let listener = Listener::bind(&endpoint).unwrap();
+        let Listener::Unix(_, socket) = &listener else { panic!("a unix socket") };
+        rustix::net::listen(socket, 0).unwrap();
+        let mut waiting = Vec::new();
+        let refused = loop {
+            match connect_unix(path.to_str().unwrap(), Duration::from_millis(50)) {
+                Ok(stream) => waiting.push(stream),
+                Err(cause) => break cause,
+            }
+            assert!(waiting.len() < 10, "the queue takes everybody");
+        };
+        assert_eq!(refused.kind(), ErrorKind::TimedOut, "{refused}");
     }
 
     /// A socket file left by a process that is gone is replaced; one in use is not.

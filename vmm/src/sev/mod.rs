@@ -13,6 +13,7 @@ pub mod abi;
 mod abi_headers;
 pub mod certificate;
 pub mod command;
+mod debug;
 pub mod device;
 pub mod endorsement;
 mod errno;

@@ -5,6 +5,7 @@ use std::io::sink;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use sevferry::machine::config::{
     OwnerInput, PlatformKind, Serial, SevConfig, VcpuCount, ram_layout,
 };
 use sevferry::machine::{Config, Machine, PausedMachine};
+use sevferry::migration::closing::Closing;
 use sevferry::migration::frame::{Kind, RoundDigest};
 use sevferry::migration::message::{
     Message, NotRunning, Offer, Reason, SessionBytes, Transfer, VmId,
@@ -25,7 +27,7 @@ use sevferry::sev::target::PlatformCertificates;
 use sevferry::vcpu::Stop;
 use zerocopy::IntoBytes;
 
-use super::script::{PAGE_LEN, PageFrame, Part, Script, encode};
+use super::script::{Closes, PAGE_LEN, PageFrame, Part, Script, encode};
 
 /// The smallest machine.
 pub(crate) const RAM_BYTES: u64 = 16 << 20;
@@ -59,6 +61,7 @@ pub(crate) fn plain() -> &'static Golden {
             rounds: rounds(vec![], vec![], rest),
             status: None,
             state: machine.save().unwrap().to_bytes().unwrap(),
+            closes: Closes::default(),
         };
         Golden { script, platform: None }
     })
@@ -82,6 +85,7 @@ pub(crate) fn sev() -> &'static Golden {
             rounds: rounds(first, second, rest(&PRIVATE)),
             status: Some(status().to_bytes()),
             state: machine.save().unwrap().to_bytes().unwrap(),
+            closes: Closes::default(),
         };
         Golden { script, platform: Some(platform) }
     })
@@ -103,7 +107,7 @@ fn session_bytes(sending: &Sending) -> SessionBytes {
 }
 
 /// Where the destination's platform keeps its keys.
-fn identity() -> PathBuf {
+pub(crate) fn identity() -> PathBuf {
     std::env::temp_dir().join(format!("sevferry-hostile-{}.keys", process::id()))
 }
 
@@ -120,6 +124,8 @@ pub(crate) fn regions(regions: &[(u64, u64)]) -> Vec<u8> {
 /// The SEV guest's page status in the end.
 pub(crate) fn status() -> PageStatus {
     let mut status = PageStatus::new(layout(), Overflow::Promote);
+    status.offer_migration();
+    status.write_migration_control(1).unwrap();
     let mut shared = 0..FRAMES;
     for private in PRIVATE.into_iter().chain([FRAMES]) {
         if let Ok(range) = PageRange::new(Frame(shared.start), Frame(private)) {
@@ -180,15 +186,16 @@ fn offer(machine: &PausedMachine) -> Offer {
     Offer { transfer: TRANSFER, session: 0x5e55_1011, connections: 2, machine }
 }
 
+/// An SEV guest of this platform.
+pub(crate) fn sev_config(platform: PlatformKind) -> SevConfig {
+    let status = Overflow::Promote.into();
+    SevConfig { platform, policy: Policy::default(), status, owner: OwnerInput::Own }
+}
+
 /// A machine that has just begun to halt.
 fn paused(platform: Option<PlatformKind>) -> PausedMachine {
     let kernel = kernel(platform.is_some());
-    let sev = platform.map(|platform| SevConfig {
-        platform,
-        policy: Policy::default(),
-        status: Overflow::Promote.into(),
-        owner: OwnerInput::Own,
-    });
+    let sev = platform.map(sev_config);
     let config = Config {
         kernel: kernel.clone(),
         initramfs: None,
@@ -206,26 +213,34 @@ fn paused(platform: Option<PlatformKind>) -> PausedMachine {
 
 /// The least PVH kernel there is: it halts.
 fn kernel(encrypted: bool) -> PathBuf {
+    pvh(if encrypted { "sev" } else { "plain" }, &[0xf4, 0xeb, 0xfd, 0])
+}
+
+/// A PVH kernel that is this program, in a file of its own.
+pub(crate) fn pvh(name: &str, program: &[u8]) -> PathBuf {
     const ENTRY: u32 = 0x20_0000;
+    static COUNT: AtomicU32 = AtomicU32::new(0);
     let mut file = b"\x7fELF\x02\x01\x01".to_vec();
     file.resize(16, 0);
     // A program for x86-64, its two program headers right after this header.
     file.extend([[2_u16, 62], [1, 0]].as_flattened().iter().flat_map(|half| half.to_le_bytes()));
     file.extend([u64::from(ENTRY), 64, 0].iter().flat_map(|word| word.to_le_bytes()));
     file.extend([0_u16, 0, 64, 56, 2, 0, 0, 0].iter().flat_map(|half| half.to_le_bytes()));
-    // Loaded: 4 bytes; a note: the entry.
-    for (kind, offset, bytes) in [(1_u64 | 7 << 32, 0x100_u64, 4_u64), (4, 0x120, 20)] {
+    // Loaded: the program; a note: the entry.
+    let len = program.len() as u64;
+    for (kind, offset, bytes) in [(1_u64 | 7 << 32, 0x100_u64, len), (4, 0x200, 20)] {
         let entry = u64::from(ENTRY);
         let words = [kind, offset, entry, entry, bytes, bytes, 1];
         file.extend(words.iter().flat_map(|word| word.to_le_bytes()));
     }
     file.resize(0x100, 0);
-    file.extend([0xf4, 0xeb, 0xfd, 0]);
-    file.resize(0x120, 0);
+    file.extend(program);
+    file.resize(0x200, 0);
     file.extend([4_u32, 4, 18].iter().flat_map(|word| word.to_le_bytes()));
     file.extend(b"Xen\0");
     file.extend(ENTRY.to_le_bytes());
-    let name = format!("sevferry-hostile-{}-{encrypted}.elf", process::id());
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let name = format!("sevferry-hostile-{}-{name}-{number}.elf", process::id());
     let path = std::env::temp_dir().join(name);
     fs::write(&path, file).unwrap();
     path
@@ -236,6 +251,7 @@ pub(crate) fn one_of_each() -> Vec<(Kind, Vec<u8>)> {
     let reason = Reason::new("no reason");
     let transfer = TRANSFER;
     let end = RoundDigest::default().end(1);
+    let closing = |kind, bytes| Closing::new(kind, plain().script.offer.session, 2, bytes);
     let messages = [
         Message::Offer(plain().script.offer.clone()),
         Message::Accept { platform: None },
@@ -245,8 +261,8 @@ pub(crate) fn one_of_each() -> Vec<(Kind, Vec<u8>)> {
         Message::Join { session: plain().script.offer.session, index: 0 },
         Message::RoundEnd(end),
         Message::RoundOk { round: 1 },
-        Message::StatusList(regions(&[])),
-        Message::State(plain().script.state.clone()),
+        Message::StatusList(closing(Kind::StatusList, regions(&[]))),
+        Message::State(closing(Kind::State, plain().script.state.clone())),
         Message::Prepared(transfer),
         Message::Commit(transfer),
         Message::Running(transfer),
@@ -261,6 +277,6 @@ pub(crate) fn one_of_each() -> Vec<(Kind, Vec<u8>)> {
     all
 }
 
-fn software(identity: Option<PathBuf>) -> PlatformKind {
+pub(crate) fn software(identity: Option<PathBuf>) -> PlatformKind {
     PlatformKind::Software { identity, command_cost: Duration::ZERO, failure: None }
 }

@@ -1,6 +1,7 @@
-//! A hostile source against the real destination: every cut and every lie is refused by name.
+//! A hostile source against the real destination, and a hostile destination against the real source
+//! (`answers_tests.rs`): every cut and every lie is refused by name.
 //!
-//! Needs `/dev/kvm` for memory slots and vCPUs, but no guest runs on them. `docs/hostile-peers.md`
+//! Needs `/dev/kvm` for memory slots and vCPUs, but no guest of a destination runs on them. `docs/hostile-peers.md`
 //! has the list of inputs and the reasons why some have no row here.
 
 #![expect(
@@ -10,13 +11,17 @@
     reason = "what a test needs and does not get fails it"
 )]
 
+mod answers;
+mod answers_tests;
 mod bounds;
 mod golden;
 mod memory;
 mod peer;
 mod rows;
+mod rows_answers;
 mod rows_sev;
 mod script;
+mod source;
 mod waits;
 
 use golden::Golden;

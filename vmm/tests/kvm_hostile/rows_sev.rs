@@ -112,6 +112,17 @@ pub(crate) fn of_regions(golden: &Golden) -> Vec<Row> {
     rows.lie(7, "a region and a half", "not 16 for each of", |script| {
         script.status.as_mut().unwrap().truncate(56);
     });
+    // Bits 0 and 2 of the flags: poisoned, ready.
+    for (what, said, flags) in [
+        ("of a guest that is not ready", "the guest has not declared itself ready", 2),
+        ("that is incomplete", "the record of shared pages is incomplete", 7),
+    ] {
+        rows.lie(44, what, said, |script| {
+            let mut list = regions(&[]);
+            list[10] = flags;
+            script.status = Some(list);
+        });
+    }
     rows.lie(44, "no region list", "is not what it offered", |script| script.status = None);
     let private = PRIVATE[5];
     rows.lie(45, "a private page listed as shared", "but its region list says shared", |script| {

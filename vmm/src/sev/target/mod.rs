@@ -92,16 +92,42 @@ pub enum BadPlatformCertificates {
 /// Checks that a guest with this policy may be sent to `target` from the platform of `own`.
 ///
 /// # Errors
-/// [`RefusedTarget`] with the first thing wrong; [`RefusedTarget::Unattested`], after everything else,
-/// for a guest whose policy does not make the firmware check the chain.
+/// The first of [`refusals`].
 pub fn verify_target(
     target: &PlatformCertificates,
     policy: Policy,
     own: &PlatformCertificates,
 ) -> Result<(), RefusedTarget> {
-    let root = own.vendor.root();
-    check_target(target, policy, &Source { root, oca: &own.chain.oca })?;
-    if policy.has(Policy::SEV) { Ok(()) } else { Err(RefusedTarget::Unattested) }
+    refusals(target, policy, own).into_iter().next().map_or(Ok(()), Err)
+}
+
+/// Every reason why a guest with this policy may not be sent to `target` from the platform of `own`;
+/// [`RefusedTarget::Unattested`], after everything else, for a guest whose policy does not make the
+/// firmware check the chain.
+#[must_use]
+pub fn refusals(
+    target: &PlatformCertificates,
+    policy: Policy,
+    own: &PlatformCertificates,
+) -> Vec<RefusedTarget> {
+    let source = Source { root: own.vendor.root(), oca: &own.chain.oca };
+    let mut refusals = firmware_refusals(target, policy, &source);
+    refusals.extend(unattested(policy));
+    refusals
+}
+
+/// Those of [`refusals`] that hold for any target.
+#[must_use]
+pub fn refusals_anywhere(policy: Policy) -> Vec<RefusedTarget> {
+    forbidden(policy).into_iter().chain(unattested(policy)).collect()
+}
+
+fn forbidden(policy: Policy) -> Option<RefusedTarget> {
+    policy.has(Policy::NOSEND).then_some(RefusedTarget::NoSend)
+}
+
+fn unattested(policy: Policy) -> Option<RefusedTarget> {
+    (!policy.has(Policy::SEV)).then_some(RefusedTarget::Unattested)
 }
 
 /// The platform that sends: what its targets must have in common with it.
@@ -114,37 +140,47 @@ pub(crate) struct Source<'a> {
 /// What `SEND_START` checks: of the chain, only what the policy asks for.
 ///
 /// # Errors
-/// [`RefusedTarget`], never [`RefusedTarget::Unattested`].
+/// The first of its reasons, never [`RefusedTarget::Unattested`].
 pub(crate) fn check_target(
     target: &PlatformCertificates,
     policy: Policy,
     source: &Source<'_>,
 ) -> Result<(), RefusedTarget> {
+    firmware_refusals(target, policy, source).into_iter().next().map_or(Ok(()), Err)
+}
+
+/// In the order in which the firmware looks.
+fn firmware_refusals(
+    target: &PlatformCertificates,
+    policy: Policy,
+    source: &Source<'_>,
+) -> Vec<RefusedTarget> {
     let PlatformCertificates { pdh, chain: Chain { pek, oca, cek }, vendor } = target;
-    if policy.has(Policy::NOSEND) {
-        return Err(RefusedTarget::NoSend);
-    }
-    pdh.diffie_hellman_key().map_err(RefusedTarget::Pdh)?;
     let (chip, owner) = (policy.has(Policy::SEV), policy.has(Policy::DOMAIN));
+    let mut refusals = Vec::new();
+    let mut note = |wrong: Option<RefusedTarget>| refusals.extend(wrong);
+    note(forbidden(policy));
+    note(pdh.diffie_hellman_key().err().map(RefusedTarget::Pdh));
     if chip || owner {
-        pdh.verify(pek).map_err(RefusedTarget::PdhByPek)?;
+        note(pdh.verify(pek).err().map(RefusedTarget::PdhByPek));
     }
     if chip {
-        pek.verify(cek).map_err(RefusedTarget::PekByCek)?;
-        vendor.verify_cek(cek).map_err(RefusedTarget::CekByAsk)?;
-        vendor.verify_ask().map_err(RefusedTarget::AskByArk)?;
-        check_root(vendor.root(), source.root)?;
+        note(pek.verify(cek).err().map(RefusedTarget::PekByCek));
+        note(vendor.verify_cek(cek).err().map(RefusedTarget::CekByAsk));
+        note(vendor.verify_ask().err().map(RefusedTarget::AskByArk));
+        note(check_root(vendor.root(), source.root).err());
     }
     if owner {
-        pek.verify(oca).map_err(RefusedTarget::PekByOca)?;
-        let keys = (oca.signing_key(), source.oca.signing_key());
-        match keys {
-            (Ok(theirs), Ok(ours)) if theirs == ours => {}
-            _ => return Err(RefusedTarget::Domain),
-        }
+        note(pek.verify(oca).err().map(RefusedTarget::PekByOca));
+        let same = match (oca.signing_key(), source.oca.signing_key()) {
+            (Ok(theirs), Ok(ours)) => theirs == ours,
+            _ => false,
+        };
+        note((!same).then_some(RefusedTarget::Domain));
     }
     let (minimum, found) = (policy.minimum_api(), pek.api());
-    if found < minimum { Err(RefusedTarget::Api { minimum, found }) } else { Ok(()) }
+    note((found < minimum).then_some(RefusedTarget::Api { minimum, found }));
+    refusals
 }
 
 fn check_root(theirs: Option<Root>, ours: Option<Root>) -> Result<(), RefusedTarget> {
@@ -161,6 +197,23 @@ fn describe(root: Option<Root>) -> &'static str {
         Some(Root::Amd(_)) => "AMD's",
         Some(Root::Software) => "the software platform's",
         None => "unknown",
+    }
+}
+
+impl RefusedTarget {
+    /// Whether the guest's policy forbids it, and not a certificate that is wrong.
+    #[must_use]
+    pub fn is_policy(&self) -> bool {
+        match self {
+            Self::NoSend | Self::Domain | Self::Api { .. } | Self::Unattested => true,
+            Self::Pdh(_)
+            | Self::PdhByPek(_)
+            | Self::PekByCek(_)
+            | Self::CekByAsk(_)
+            | Self::AskByArk(_)
+            | Self::Root { .. }
+            | Self::PekByOca(_) => false,
+        }
     }
 }
 

@@ -1,0 +1,86 @@
+//! What the owner does for `sevferry audit`, and before a guest is sent: its reports are held against
+//! its page tables, if its policy allows that.
+
+use log::warn;
+
+use super::outgoing::Sent;
+use super::owner::{Owner, OwnerError};
+use crate::control::Answer;
+use crate::control::api::{AuditReply, Response};
+use crate::machine::{Audit, AuditError, Audited, RunningMachine, chain_of};
+
+/// Answers `sevferry audit`.
+///
+/// # Errors
+/// [`OwnerError::Vcpu`] if the guest could not go on.
+pub(super) fn audit_guest(
+    machine: RunningMachine,
+    answer: &Answer,
+    owner: &Owner,
+) -> Result<Sent, OwnerError> {
+    let Some((machine, audit)) = audit(machine, answer, owner)? else { return Ok(Sent::Ended) };
+    match audit {
+        Ok(audit) => answer.give(Response::Audited(reply_of(&audit))),
+        Err(why) => answer.refuse(chain_of(&why)),
+    }
+    Ok(Sent::Stayed(Box::new(machine)))
+}
+
+/// Refuses to send a guest whose page tables contradict its reports: what is sent by them would
+/// arrive as noise. `Err` is where the guest is then.
+///
+/// # Errors
+/// [`OwnerError::Vcpu`] if the guest could not go on.
+pub(super) fn audit_before_sending(
+    machine: RunningMachine,
+    answer: &Answer,
+    owner: &Owner,
+) -> Result<Result<RunningMachine, Sent>, OwnerError> {
+    if !machine.can_be_audited() {
+        return Ok(Ok(machine));
+    }
+    let Some((machine, audit)) = audit(machine, answer, owner)? else {
+        return Ok(Err(Sent::Ended));
+    };
+    match audit.as_ref().map(reply_of) {
+        Ok(AuditReply { contradiction: Some(contradiction), .. }) => {
+            let reason = format!("the guest's page tables contradict its reports: {contradiction}");
+            answer.refuse(reason);
+            return Ok(Err(Sent::Stayed(Box::new(machine))));
+        }
+        Ok(_agrees) => {}
+        Err(why) => warn!("the guest is sent though its reports are unchecked: {}", chain_of(why)),
+    }
+    Ok(Ok(machine))
+}
+
+/// `None` if the guest has ended, which the owner's inbox knows.
+fn audit(
+    machine: RunningMachine,
+    answer: &Answer,
+    owner: &Owner,
+) -> Result<Option<Audited>, OwnerError> {
+    match machine.audit(&owner.events) {
+        Ok(audited) => Ok(Some(audited)),
+        Err(cause @ AuditError::Stopped) => {
+            // The event that says how it ended is kept for the owner.
+            let _known = owner.inbox.interruption(&owner.board);
+            answer.refuse(cause.to_string());
+            Ok(None)
+        }
+        Err(AuditError::Vcpu(cause)) => {
+            answer.give(Response::Error { message: chain_of(&cause) });
+            Err(OwnerError::Vcpu(cause))
+        }
+    }
+}
+
+fn reply_of(audit: &Audit) -> AuditReply {
+    let Audit { tables, contradictions } = audit;
+    AuditReply {
+        tables: *tables,
+        unreported: contradictions.unreported.count(),
+        not_shared: contradictions.not_shared.count(),
+        contradiction: (!contradictions.is_empty()).then(|| contradictions.to_string()),
+    }
+}
