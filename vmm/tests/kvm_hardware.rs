@@ -121,7 +121,7 @@ fn a_guest_is_launched_and_runs() {
 #[test]
 #[ignore = "needs KVM: scripts/test kvm_hardware"]
 fn a_guest_that_may_be_debugged_is_held_against_its_tables() {
-    let host = Host("audit");
+    let host = Host("audit", VmTypes::Old);
     let words = "share=4M+64 hypercall=8M,1,0 count=1000000000";
     let mut guest = host.run("sev=hardware,policy=0x20", words);
     guest.wait_for("count: 1");
@@ -184,7 +184,7 @@ fn a_guest_without_certificates_stays() {
 #[test]
 #[ignore = "needs KVM: scripts/test kvm_hardware"]
 fn a_guest_on_a_chip_has_an_owner() {
-    let host = Host("owner");
+    let host = Host("owner", VmTypes::Old);
     let file = |name: &str, bytes: &[u8]| {
         write(host.path(name), bytes).expect("a file of our own");
         host.text(name)
