@@ -5,8 +5,14 @@
 #[expect(dead_code, reason = "each test file uses its part")]
 mod vmm;
 
+#[path = "vmm/owner.rs"]
+mod owner;
+
+use std::fs::{read, write};
 use std::path::PathBuf;
 
+use owner::GuestOwner;
+use sevferry::sev::certificate::Certificate;
 use vmm::{Ended, Sevferry, asset, shared_regions};
 
 const PASS: &str = "guest-firmware: PASS";
@@ -110,6 +116,23 @@ fn a_guest_is_launched_and_runs() {
     assert_eq!(shared_regions(&ended.report()).len(), tables, "{ended}");
 }
 
+/// Where the policy lets the host debug, the guest's page tables are read by `DBG_DECRYPT`, and a page
+/// that it reported shared by mistake is found.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_hardware"]
+fn a_guest_that_may_be_debugged_is_held_against_its_tables() {
+    let host = Host("audit", VmTypes::Old);
+    let words = "share=4M+64 hypercall=8M,1,0 count=1000000000";
+    let mut guest = host.run("sev=hardware,policy=0x20", words);
+    guest.wait_for("count: 1");
+    let ask = |request: &str| Sevferry::start([request, "--api-socket", &host.text("api")]).end();
+    ask("audit").with_code(1).saying(
+        "contradict its reports: 1 pages reported shared are mapped with the C-bit, from 0x800",
+    );
+    ask("quit").with_code(0);
+    guest.end().with_code(0);
+}
+
 /// A guest moves from one chip to another, and on to a third, with all its pages: sealed by
 /// `SEND_UPDATE_DATA`, opened by `RECEIVE_UPDATE_DATA`, to a chain completed from the files of AMD's key
 /// server. Whether KVM turns SEV on by `KVM_SEV_INIT2` or by `KVM_SEV_INIT` is each host's own affair.
@@ -154,4 +177,39 @@ fn a_guest_without_certificates_stays() {
     assert!(refused.out.contains("and software receives here"), "{refused}");
     drop(destination);
     assert_passed(&source.end().with_code(0));
+}
+
+/// The chip's owner's part is the same as the software platform's: its certificates, a session with it,
+/// the measurement, and a secret that the guest finds.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_hardware"]
+fn a_guest_on_a_chip_has_an_owner() {
+    let host = Host("owner", VmTypes::Old);
+    let file = |name: &str, bytes: &[u8]| {
+        write(host.path(name), bytes).expect("a file of our own");
+        host.text(name)
+    };
+    let (platform, api) = (host.platform(), host.text("api"));
+    let ask = |request: &[&str]| host.start(&[request, &["--api-socket", &api]].concat()).end();
+    // A chip that is not there has its files once something has asked it.
+    host.start(&["check", "--platform", "sev=hardware"]).end().with_code(0);
+    let export = ["certificates", "--platform", &platform, "--out", &host.text("certs")];
+    host.start(&export).end().with_code(0);
+    let pdh = read(host.path("certs").join("pdh.cert")).expect("it was written");
+    let owner = GuestOwner::new(&Certificate::decode(&pdh).expect("a certificate"));
+    let [certificate, session] = owner.files();
+    let (dh, session) = (file("dh", certificate.as_bytes()), file("session", session.as_bytes()));
+    let platform = format!("sev=hardware,dh_cert_file={dh},session_file={session}");
+    let kernel = asset("guest-firmware.elf");
+    let guest = ["--kernel", &kernel, "--memory=size=20M", "--cmdline=secret=open-sesame"];
+    let options = ["run", "--paused", "--platform", &platform, "--api-socket", &api];
+    let mut running = host.start(&[options.as_slice(), &guest].concat());
+    running.wait_for("sevferry: paused");
+    let status = ask(&["status", "--json"]).with_code(0).out;
+    let measurement = owner.verified(&serde_json::from_str(&status).expect("JSON"));
+    let [header, secret] = owner.seal(&measurement, "open-sesame");
+    let (header, secret) = (file("header", &header), file("secret", &secret));
+    ask(&["inject-secret", "--header", &header, "--secret", &secret]).with_code(0);
+    ask(&["continue"]).with_code(0);
+    assert_passed(&running.end().with_code(0));
 }

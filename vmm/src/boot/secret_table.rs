@@ -2,7 +2,7 @@
 //!
 //! Its form is OVMF's: entries that end in their GUID, read from the last one back, below the reset
 //! vector. OVMF has it at the end of its flash, and QEMU finds it there; here it is in the page of
-//! [`RESET_VECTOR`](super::layout::RESET_VECTOR), which is measured, so that the guest looks where its
+//! [`RESET_VECTOR`], which is measured, so that the guest looks where its
 //! owner expects it to. `docs/secrets.md` is for those who write guests.
 
 use super::layout::{RESET_PAGE, RESET_VECTOR, SECRET_PAGE};

@@ -177,6 +177,7 @@ fn respond_while_busy(request: &Request, answer: &Answer, board: &StatusBoard) {
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc::{Sender, channel};
+    use std::time::Duration;
 
     use super::*;
 
@@ -209,6 +210,20 @@ mod tests {
         assert!(matches!(inbox.next(), Event::Quit));
         assert!(matches!(inbox.next(), Event::Report));
         assert_eq!(inbox.interruption(&board), None);
+    }
+
+    /// Waiting with a deadline ends with nothing when that has passed, and with what came before it.
+    #[test]
+    fn a_wait_may_have_a_deadline() {
+        let (events, inbox, _board) = migrating(State::Paused);
+        assert!(inbox.next_by(Some(Instant::now())).is_none());
+        events.send(Event::Report).unwrap();
+        let later = Some(Instant::now() + Duration::from_secs(60));
+        assert!(matches!(inbox.next_by(later), Some(Event::Report)));
+        events.send(Event::Report).unwrap();
+        assert!(matches!(inbox.next_by(None), Some(Event::Report)));
+        drop(events);
+        assert!(matches!(inbox.next_by(later), Some(Event::Quit)));
     }
 
     /// Cancelling comes by the board, as the server does it.

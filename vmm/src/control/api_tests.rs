@@ -136,6 +136,17 @@ fn requests_look_as_documented() {
     );
 }
 
+/// A packet's header has its length; what it says is the firmware's business.
+#[test]
+fn a_packet_has_a_header() {
+    let Request::InjectSecret(request) = inject() else { panic!("another request") };
+    assert_eq!(request.packet().unwrap().bytes(), 16);
+    for len in [0, 51, 53] {
+        let request = InjectRequest { packet_header: Base64(vec![0; len]), ..request.clone() };
+        assert_eq!(request.packet().unwrap_err(), BadHeader(len));
+    }
+}
+
 /// Only the destination must be named.
 #[test]
 fn a_migration_has_defaults() {
@@ -174,6 +185,11 @@ fn what_is_not_a_request_is_refused() {
         (r#"{"version":1,"version":1,"request":"status"}"#, "duplicate field `version`"),
         (r#"{"version":1,"request":{"status":1}}"#, "invalid type"),
         (r#"{"version":1,"request":{"migrate":{}}}"#, "missing field `to`"),
+        (r#"{"version":1,"request":{"inject_secret":{"packet_header":"AA=="}}}"#, "field `secret`"),
+        (
+            r#"{"version":1,"request":{"inject_secret":{"packet_header":"AA==","secret":"-"}}}"#,
+            "Invalid symbol",
+        ),
         (r#"{"version":1,"request":{"resolve":"both"}}"#, "unknown variant `both`"),
         (r#"{"version":1,"request":{"migrate":{"to":"b"}}}"#, "write tcp:HOST:PORT or unix:PATH"),
         (&migrate(r#","tls":true"#), "unknown field `tls`"),

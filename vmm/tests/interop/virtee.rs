@@ -8,7 +8,7 @@ use sev::certs::sev::sev::Certificate;
 use sev::certs::sev::{Chain, Verifiable, builtin};
 use sev::firmware::host::{Build, Version};
 use sev::launch::sev::{
-    HeaderFlags, Measurement, Policy as TheirPolicy, Secret as TheirSecret, Start,
+    HeaderFlags, Measurement, Policy as TheirPolicy, PolicyFlags, Secret as TheirSecret, Start,
 };
 use sev::parser::{Decoder, Encoder};
 use sev::session::{Initialized, Session};
@@ -32,7 +32,11 @@ fn chain(host: &Host) -> Chain {
 }
 
 fn session(policy: Policy) -> Session<Initialized> {
-    Session::try_from(TheirPolicy::from(policy.bits())).expect("RDRAND")
+    // Their conversion from the number would take four bits of each version only.
+    let flags = u16::try_from(policy.bits() & 0xffff).expect("half of it");
+    let (major, minor) = policy.minimum_api();
+    let flags = PolicyFlags::from_bits_truncate(flags);
+    Session::try_from(TheirPolicy { flags, minfw: Version { major, minor } }).expect("RDRAND")
 }
 
 /// The two files that `LAUNCH_START` takes.
