@@ -8,6 +8,7 @@
 //! - [`start_info`], [`ram`], [`acpi`], [`platform`]: what machine this is.
 //! - [`paging`], [`descriptors`]: what the processor needs; [`serial`], [`verdict`]: what is said.
 //! - [`conversion`], [`pattern`], [`storm`], [`smp`]: what is done to pages, and by whom.
+//! - [`secret`]: what the guest's owner has sent it.
 //! - [`scenario`] and [`steps`]: the words, parsed and carried out.
 #![no_std]
 #![cfg_attr(panic = "abort", no_main)]
@@ -27,6 +28,7 @@ mod physical;
 mod platform;
 mod ram;
 mod scenario;
+mod secret;
 mod serial;
 mod smp;
 mod start_info;

@@ -6,7 +6,7 @@ use crate::verdict::End;
 
 /// One word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Step {
+pub(crate) enum Step<'w> {
     /// `ready`, `unready`
     Ready(bool),
     /// `share=`, `private=`
@@ -25,6 +25,10 @@ pub(crate) enum Step {
     Storm { storm: Storm, on: Processors },
     /// `donate=`: where the table goes
     Donate { gpa: u64 },
+    /// `secret`, `secret=`: what one of the secrets must be
+    Secret { expected: Option<&'w str> },
+    /// `no-secret`
+    NoSecret,
     /// `count=`
     Count(u64),
     /// `tables`
@@ -69,9 +73,9 @@ pub(crate) struct Storm {
 /// Steps of a storm that goes on until a byte arrives on the serial port.
 pub(crate) const UNTIL_INPUT: u64 = u64::MAX;
 
-impl Step {
+impl<'w> Step<'w> {
     /// Parses a word; `None` if it is not understood.
-    pub(crate) fn parse(word: &str) -> Option<Self> {
+    pub(crate) fn parse(word: &'w str) -> Option<Self> {
         match word.split_once('=') {
             None => Self::parse_name(word),
             Some((name, value)) => Self::parse_value(name, value),
@@ -83,6 +87,8 @@ impl Step {
             "ready" => Self::Ready(true),
             "unready" => Self::Ready(false),
             "tables" => Self::Tables,
+            "secret" => Self::Secret { expected: None },
+            "no-secret" => Self::NoSecret,
             "forever" => Self::Forever,
             "input" => Self::Input,
             "cpus" => Self::Cpus { expected: None },
@@ -90,7 +96,7 @@ impl Step {
         })
     }
 
-    fn parse_value(name: &str, value: &str) -> Option<Self> {
+    fn parse_value(name: &str, value: &'w str) -> Option<Self> {
         Some(match name {
             "share" => Self::Convert { pages: pages(value)?, to: Status::Shared },
             "private" => Self::Convert { pages: pages(value)?, to: Status::Private },
@@ -116,6 +122,7 @@ impl Step {
                 let gpa = number(value)?;
                 (gpa % PAGE_SIZE == 0).then_some(Self::Donate { gpa })?
             }
+            "secret" => Self::Secret { expected: Some(value) },
             "count" => Self::Count(number(value)?),
             "cpus" => Self::Cpus { expected: Some(number(value)?) },
             "cpuid" => {
@@ -138,13 +145,13 @@ fn end(value: &str) -> Option<End> {
     })
 }
 
-fn in_place(value: &str, to: Status) -> Option<Step> {
+fn in_place(value: &str, to: Status) -> Option<Step<'static>> {
     let (pages, seed) = seeded(value)?;
     Some(Step::ConvertInPlace { pages, to, seed })
 }
 
 /// `RBX,RCX,RDX` or `RBX,RCX,RDX:RAX`
-fn hypercall(value: &str, ring: Ring) -> Option<Step> {
+fn hypercall(value: &str, ring: Ring) -> Option<Step<'static>> {
     let (arguments, expected) = match value.split_once(':') {
         Some((arguments, expected)) => (arguments, Some(expected.parse().ok()?)),
         None => (value, None),
@@ -207,6 +214,7 @@ mod tests {
         assert_eq!(Step::parse("donate=4M"), Some(Step::Donate { gpa: 0x40_0000 }));
         assert_eq!(Step::parse("donate=0x400001"), None);
         assert_eq!(Step::parse("input"), Some(Step::Input));
+        assert_eq!(Step::parse("secret=a=b"), Some(Step::Secret { expected: Some("a=b") }));
         assert_eq!(Step::parse("check=0x400000+16:7"), Some(Step::Check { pages, seed: 7 }));
         assert_eq!(
             Step::parse("alternate=4096K+0x10*1000"),

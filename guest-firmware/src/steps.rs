@@ -6,6 +6,7 @@ use crate::descriptors::Descriptors;
 use crate::paging::{Pool, Status};
 use crate::ram::{Pages, Ram};
 use crate::scenario::{self, Ring, Step, Storm};
+use crate::secret::{Area, Secret};
 use crate::serial::line;
 use crate::verdict::{self, fail};
 use crate::{cpu, entry, pattern, serial, smp, storm, table};
@@ -40,7 +41,7 @@ impl Guest {
         }
     }
 
-    fn perform(&mut self, step: Step) {
+    fn perform(&mut self, step: Step<'_>) {
         match step {
             Step::Ready(ready) => self.ready(ready),
             Step::Convert { pages, to } => self.convert(pages, to, None),
@@ -51,6 +52,8 @@ impl Guest {
             Step::Alternate { pages, rounds } => self.alternate(pages, rounds),
             Step::Storm { storm, on } => self.storm(&storm, on),
             Step::Donate { gpa } => self.donate(gpa),
+            Step::Secret { expected } => secrets(expected),
+            Step::NoSecret => no_secret(),
             Step::Count(limit) => (1..=limit).for_each(|i| line(format_args!("count: {i}"))),
             Step::Tables => self.tables(),
             Step::Input => {
@@ -264,6 +267,34 @@ pub(crate) fn storm_here(memory: Memory, storm: &Storm, part: u64, parts: u64) {
             "storm: cpu={part} {pages} steps={steps} conversions={conversions} shared={shared} ok"
         )),
         Err(failure) => fail(format_args!("storm: cpu={part} {failure}")),
+    }
+}
+
+/// Lists the secrets of the guest's owner, among which `expected` must be, if given.
+fn secrets(expected: Option<&str>) {
+    let Some(area) = Area::find() else {
+        return fail(format_args!("secret: no table names a place"));
+    };
+    let base = area.base;
+    let Some(bytes) = area.table_bytes() else {
+        return fail(format_args!("secret: none at {base:#x}"));
+    };
+    line(format_args!("secret: {base:#x}+{bytes}"));
+    for Secret { guid, bytes, .. } in area.secrets(bytes) {
+        line(format_args!("secret: {guid} bytes={bytes}"));
+    }
+    if let Some(expected) = expected {
+        match area.secrets(bytes).find(|secret| secret.is(expected)) {
+            Some(secret) => line(format_args!("secret: {} ok", secret.guid)),
+            None => fail(format_args!("secret: none of them is what was expected")),
+        }
+    }
+}
+
+fn no_secret() {
+    match Area::find().and_then(Area::table_bytes) {
+        None => line(format_args!("no-secret: ok")),
+        Some(bytes) => fail(format_args!("no-secret: there is a table of {bytes} bytes")),
     }
 }
 

@@ -6,6 +6,8 @@ mod vmm;
 #[path = "vmm/scratch.rs"]
 mod scratch;
 
+use std::fs::read;
+
 use scratch::Scratch;
 use vmm::{Ended, Sevferry};
 
@@ -62,6 +64,10 @@ fn a_bad_option_is_named_and_explained() {
     }
     for (arguments, message) in [
         ("run", "--kernel <FILE>"),
+        ("run --kernel nowhere --paused", "--api-socket <PATH>"),
+        ("run --kernel nowhere --api-socket x --paused=0", "a number of seconds, at least 1"),
+        ("inject-secret --api-socket x --header y --secret z --gpa ef000", "such as 0xef000"),
+        ("certificates --platform sev=software", "--out <DIR>"),
         ("digest --c-bit 64 --kernel nowhere", "64 is not in 32..=51"),
         ("digest --kernel nowhere", "--platform"),
         (
@@ -138,4 +144,24 @@ fn help_is_no_error() {
         assert!(ended.out.contains("sevferry"), "{arguments}: {ended}");
         assert!(ended.err.is_empty(), "{arguments}: {ended}");
     }
+}
+
+/// A platform's certificates are written one to a file, and together as owners' tools take them.
+#[test]
+fn certificates_are_written_for_guest_owners() {
+    let scratch = Scratch::new("certificates");
+    let (identity, out) = (scratch.path("identity"), scratch.path("deep/out"));
+    let export = format!("certificates --platform sev=software,identity={identity} --out {out}");
+    let file = |name: &str| read(format!("{out}/{name}")).unwrap();
+    let ended = sevferry(&export).with_code(0);
+    assert!(ended.out.contains("sev.chain") && ended.out.contains("ca.chain"), "{ended}");
+    let parts = ["pdh", "pek", "oca", "cek"].map(|name| file(&format!("{name}.cert")));
+    assert_eq!(file("sev.chain"), parts.concat());
+    assert_eq!(file("ca.chain"), ["ask", "ark"].map(|name| file(&format!("{name}.cert"))).concat());
+    // The same keys, the same certificates.
+    let before = file("sev.chain");
+    sevferry(&export).with_code(0);
+    assert_eq!(file("sev.chain"), before);
+    let nobody = sevferry(&format!("certificates --platform sev=software --out {out}"));
+    nobody.with_code(1).saying("add identity=DIR");
 }

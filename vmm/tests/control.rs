@@ -72,6 +72,7 @@ fn ended(outcome: Outcome) -> Response {
         side: Side::Source,
         outcome,
         rounds: 3,
+        throttle_percent_max: 0,
         connections: 2,
         carried: Carried::default(),
         phases: Vec::new(),
@@ -104,7 +105,8 @@ fn a_waiting_destination_answers() {
     assert_eq!(status.out, format!("guest: none yet; waiting for one {process}\n"));
     let status: Value = from_str(&ask("status --json", &api_socket).with_code(0).out).unwrap();
     let expected = json!({
-        "state": "waiting", "process": destination.id(), "pages": null, "migration": null,
+        "state": "waiting", "process": destination.id(), "launch": null, "pages": null,
+        "migration": null,
     });
     assert_eq!(status, expected);
     ask("cancel", &api_socket).with_code(1).saying("cancelled at its source");

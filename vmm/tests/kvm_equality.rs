@@ -30,7 +30,7 @@ use sevferry::migration::journal::{Journal, Side};
 use sevferry::migration::message::{Transfer, VmId};
 use sevferry::migration::source::{Look, Options};
 use sevferry::migration::taking_over::{Taken, take_over};
-use sevferry::migration::{Caller, Endpoint, Listener};
+use sevferry::migration::{Endpoint, Listener, Lobby};
 use sevferry::page::{Frame, PageRange};
 
 /// Bytes of a page.
@@ -155,6 +155,7 @@ fn moved(machine: RunningMachine, console: &Console, mut road: Road, goal: Goal)
         goal,
         transfer: road.transfer,
         allow_unchecked: false,
+        throttle: true,
         silence: PATIENCE,
     };
     let events = console.end_sender.clone();
@@ -163,7 +164,6 @@ fn moved(machine: RunningMachine, console: &Console, mut road: Road, goal: Goal)
             let wish = &mut |_: Look<'_>| None;
             send(machine, &options, &mut road.source, &events, wish)
         });
-        let stream = road.listener.accept(PATIENCE).expect("a socket").expect("the source");
         let platform = software();
         let mut output = || Ok(console.output() as _);
         let directory = road.directory.clone();
@@ -175,7 +175,8 @@ fn moved(machine: RunningMachine, console: &Console, mut road: Road, goal: Goal)
             journal: &mut journal,
             silence: PATIENCE,
         };
-        let caller = Caller::greet(stream).expect("an offer");
+        let caller = Lobby::new().hear(&road.listener, PATIENCE).expect("a socket");
+        let caller = caller.expect("the source").expect("an offer");
         let received = receive(caller, &road.listener, &mut host, &mut |_| false);
         let Ok(Received::Guest(prepared)) = received else {
             panic!("{received:?}; {:?}; {}", sender.join(), console.transcript());

@@ -5,14 +5,27 @@
 #[expect(dead_code, reason = "each test file uses its part")]
 mod vmm;
 
+#[path = "vmm/owner.rs"]
+mod owner;
+
+use std::fs::{read, write};
 use std::path::PathBuf;
 
+use owner::GuestOwner;
+use sevferry::sev::certificate::Certificate;
 use vmm::{Ended, Sevferry, asset, shared_regions};
 
 const PASS: &str = "guest-firmware: PASS";
 
-/// A host: a chip, and the files of its processes.
-struct Host(&'static str);
+/// A host: a chip, the files of its processes, and whether its KVM has a type of VM for SEV guests
+/// (Linux 6.10), if it is not there.
+struct Host(&'static str, VmTypes);
+
+#[derive(Clone, Copy)]
+enum VmTypes {
+    Old,
+    New,
+}
 
 impl Host {
     fn path(&self, what: &str) -> PathBuf {
@@ -35,7 +48,13 @@ impl Host {
     }
 
     fn start(&self, arguments: &[&str]) -> Sevferry {
-        Sevferry::start_with_environment(arguments, &[("SEVFERRY_EPYC", &self.text("chip"))])
+        let types = match self.1 {
+            VmTypes::Old => "no",
+            VmTypes::New => "yes",
+        };
+        let chip = self.text("chip");
+        let variables = [("SEVFERRY_EPYC", chip.as_str()), ("SEVFERRY_EPYC_VM_TYPES", types)];
+        Sevferry::start_with_environment(arguments, &variables)
     }
 
     /// Boots guest-firmware here.
@@ -68,14 +87,19 @@ fn assert_passed(ended: &Ended) {
     assert_eq!(ended.out.lines().last(), Some(PASS), "{ended}");
 }
 
-/// `check` finds all that this host needs for SEV hardware.
+/// `check` finds all that this host needs for SEV hardware, and how SEV will be turned on.
 #[test]
 #[ignore = "needs KVM: scripts/test kvm_hardware"]
 fn a_host_with_sev_is_recognised() {
-    let host = Host("check");
-    let ended = host.start(&["check", "--platform", "sev=hardware"]).end().with_code(0);
-    assert!(ended.out.contains("It can run SEV guests on hardware"), "{ended}");
-    assert!(ended.out.contains("guests at once"), "{ended}");
+    for (types, command) in [(VmTypes::Old, "(KVM_SEV_INIT)"), (VmTypes::New, "(KVM_SEV_INIT2)")] {
+        let host = Host("check", types);
+        let ended = host.start(&["check", "--platform", "sev=hardware"]).end().with_code(0);
+        assert!(ended.out.contains("It can run SEV guests on hardware"), "{ended}");
+        assert!(ended.out.contains("guests at once"), "{ended}");
+        // A real kernel has it or has not.
+        let is_real = std::env::var("SEVFERRY_CEK").is_ok();
+        assert!(is_real || ended.out.contains(command), "{ended}");
+    }
 }
 
 /// Launched and measured by the hardware platform, the guest finds its private and its shared memory
@@ -83,7 +107,7 @@ fn a_host_with_sev_is_recognised() {
 #[test]
 #[ignore = "needs KVM: scripts/test kvm_hardware"]
 fn a_guest_is_launched_and_runs() {
-    let host = Host("run");
+    let host = Host("run", VmTypes::New);
     let words = "share=4M+64 fill=4M+64:7 fill=8M+400:9 in-place-share=12M+32:5 check=4M+64:7 \
          check=8M+400:9 check=12M+32:5 tables";
     let ended = host.run("sev=hardware", words).end().with_code(0).saying("launch measurement");
@@ -97,7 +121,7 @@ fn a_guest_is_launched_and_runs() {
 #[test]
 #[ignore = "needs KVM: scripts/test kvm_hardware"]
 fn a_guest_that_may_be_debugged_is_held_against_its_tables() {
-    let host = Host("audit");
+    let host = Host("audit", VmTypes::Old);
     let words = "share=4M+64 hypercall=8M,1,0 count=1000000000";
     let mut guest = host.run("sev=hardware,policy=0x20", words);
     guest.wait_for("count: 1");
@@ -109,20 +133,24 @@ fn a_guest_that_may_be_debugged_is_held_against_its_tables() {
     guest.end().with_code(0);
 }
 
-/// A guest moves from one chip to another with all its pages: sealed by `SEND_UPDATE_DATA`, opened by
-/// `RECEIVE_UPDATE_DATA`, to a chain completed from the files of AMD's key server.
+/// A guest moves from one chip to another, and on to a third, with all its pages: sealed by
+/// `SEND_UPDATE_DATA`, opened by `RECEIVE_UPDATE_DATA`, to a chain completed from the files of AMD's key
+/// server. Whether KVM turns SEV on by `KVM_SEV_INIT2` or by `KVM_SEV_INIT` is each host's own affair.
 #[test]
 #[ignore = "needs KVM: scripts/test kvm_hardware"]
 fn a_guest_moves_between_two_chips() {
-    let (a, b) = (Host("move-a"), Host("move-b"));
-    let destination = b.receive(&b.platform());
-    let words = "ready share=4M+64 fill=4M+64:7 fill=8M+400:9 in-place-share=12M+32:5 count=12000 \
+    let (a, b) = (Host("move-a", VmTypes::New), Host("move-b", VmTypes::Old));
+    let c = Host("move-c", VmTypes::New);
+    let (between, destination) = (b.receive(&b.platform()), c.receive(&c.platform()));
+    let words = "ready share=4M+64 fill=4M+64:7 fill=8M+400:9 in-place-share=12M+32:5 count=24000 \
          storm=14M+800:3,1500 check=4M+64:7 check=8M+400:9 check=12M+32:5 tables";
     let mut source = a.run(&a.platform(), words);
     source.wait_for("count: 1");
     let moved = a.migrate(&b).with_code(0);
     assert!(moved.out.contains("moved: the guest runs at the destination"), "{moved}");
     source.end().with_code(0);
+    b.migrate(&c).with_code(0);
+    between.end().with_code(0);
     let destination = destination.end().with_code(0);
     assert_passed(&destination);
     let tables = destination.out.lines().filter(|line| line.starts_with("map: shared ")).count();
@@ -133,7 +161,11 @@ fn a_guest_moves_between_two_chips() {
 #[test]
 #[ignore = "needs KVM: scripts/test kvm_hardware"]
 fn a_guest_without_certificates_stays() {
-    let (a, b, software) = (Host("stay-a"), Host("stay-b"), Host("stay-software"));
+    let (a, b, software) = (
+        Host("stay-a", VmTypes::Old),
+        Host("stay-b", VmTypes::New),
+        Host("stay-software", VmTypes::Old),
+    );
     let destination = b.receive("sev=hardware");
     let mut source = a.run(&a.platform(), "ready fill=8M+40:9 count=12000 check=8M+40:9");
     source.wait_for("count: 1");
@@ -145,4 +177,39 @@ fn a_guest_without_certificates_stays() {
     assert!(refused.out.contains("and software receives here"), "{refused}");
     drop(destination);
     assert_passed(&source.end().with_code(0));
+}
+
+/// The chip's owner's part is the same as the software platform's: its certificates, a session with it,
+/// the measurement, and a secret that the guest finds.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_hardware"]
+fn a_guest_on_a_chip_has_an_owner() {
+    let host = Host("owner", VmTypes::Old);
+    let file = |name: &str, bytes: &[u8]| {
+        write(host.path(name), bytes).expect("a file of our own");
+        host.text(name)
+    };
+    let (platform, api) = (host.platform(), host.text("api"));
+    let ask = |request: &[&str]| host.start(&[request, &["--api-socket", &api]].concat()).end();
+    // A chip that is not there has its files once something has asked it.
+    host.start(&["check", "--platform", "sev=hardware"]).end().with_code(0);
+    let export = ["certificates", "--platform", &platform, "--out", &host.text("certs")];
+    host.start(&export).end().with_code(0);
+    let pdh = read(host.path("certs").join("pdh.cert")).expect("it was written");
+    let owner = GuestOwner::new(&Certificate::decode(&pdh).expect("a certificate"));
+    let [certificate, session] = owner.files();
+    let (dh, session) = (file("dh", certificate.as_bytes()), file("session", session.as_bytes()));
+    let platform = format!("sev=hardware,dh_cert_file={dh},session_file={session}");
+    let kernel = asset("guest-firmware.elf");
+    let guest = ["--kernel", &kernel, "--memory=size=20M", "--cmdline=secret=open-sesame"];
+    let options = ["run", "--paused", "--platform", &platform, "--api-socket", &api];
+    let mut running = host.start(&[options.as_slice(), &guest].concat());
+    running.wait_for("sevferry: paused");
+    let status = ask(&["status", "--json"]).with_code(0).out;
+    let measurement = owner.verified(&serde_json::from_str(&status).expect("JSON"));
+    let [header, secret] = owner.seal(&measurement, "open-sesame");
+    let (header, secret) = (file("header", &header), file("secret", &secret));
+    ask(&["inject-secret", "--header", &header, "--secret", &secret]).with_code(0);
+    ask(&["continue"]).with_code(0);
+    assert_passed(&running.end().with_code(0));
 }

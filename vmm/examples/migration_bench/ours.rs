@@ -50,6 +50,7 @@ pub(crate) fn migrate(
         silence_s: MigrateRequest::default_silence_s(),
         timeout_strategy: TimeoutStrategy::Cancel,
         connections: u64::from(connections).try_into()?,
+        throttle: false,
         allow_unchecked: false,
     });
     time(source, &destination, guest.ram, true, &mut || {

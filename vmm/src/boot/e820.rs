@@ -1,7 +1,7 @@
 //! The memory map that the guest is told: which addresses are RAM, and where the ACPI tables are.
 
-use super::layout::{ACPI, ACPI_MAX, CONVENTIONAL_END, KERNEL_MIN};
-use crate::page::{Frame, PageRange, RamLayout};
+use super::layout::{ACPI, CONVENTIONAL_END, KERNEL_MIN, SECRET_PAGE};
+use crate::page::{Frame, PAGE_SIZE, PageRange, RamLayout};
 
 /// What an entry of the map is; the numbers are those of e820 and of PVH alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,7 +9,8 @@ use crate::page::{Frame, PageRange, RamLayout};
 pub(super) enum Kind {
     /// Free for the guest.
     Ram = 1,
-    /// ACPI tables. Not "reserved": Linux maps tables as private only in memory of this kind.
+    /// ACPI tables, and behind them the secret page. Not "reserved": Linux maps what is there as
+    /// private only in memory of this kind.
     Acpi = 3,
 }
 
@@ -26,7 +27,8 @@ pub(super) struct Entry {
 
 /// The map of `ram`, ascending.
 pub(super) fn memory_map(ram: &RamLayout) -> Vec<Entry> {
-    let acpi = Entry { address: ACPI.0, bytes: ACPI_MAX, kind: Kind::Acpi };
+    let bytes = SECRET_PAGE.0 + PAGE_SIZE - ACPI.0;
+    let acpi = Entry { address: ACPI.0, bytes, kind: Kind::Acpi };
     let hole = (CONVENTIONAL_END.frame(), KERNEL_MIN.frame());
     let mut map: Vec<_> = ram.ranges().flat_map(|range| around(range, hole)).map(usable).collect();
     map.push(acpi);
@@ -50,7 +52,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::page::{Gpa, PAGE_SIZE};
+    use crate::page::Gpa;
 
     fn ends(bytes: u64) -> Vec<(u64, u64, Kind)> {
         let ram = RamLayout::new(bytes).unwrap();

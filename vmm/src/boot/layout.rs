@@ -10,8 +10,10 @@
 //!              code for starting processors here
 //! 0x000a_0000  legacy hole: RAM behind it, but not offered to the guest
 //! 0x000e_0000  ACPI tables, the RSDP first                             measured
+//! 0x000e_f000  the guest owner's secrets, if any are injected
 //! 0x000f_0000  legacy hole
-//! 0x000f_f000  its last page, with the reset vector at 0xffff0         measured
+//! 0x000f_f000  its last page, with the reset vector at 0xffff0 and,
+//!              below it, the table that names the secret page          measured
 //! 0x0010_0000  free for kernels: a bzImage goes where it prefers
 //!              (16 MiB), an ELF where its segments say                 measured
 //!              ...
@@ -64,7 +66,12 @@ pub const CONVENTIONAL_END: Gpa = Gpa(0xa_0000);
 pub const ACPI: Gpa = Gpa(0xe_0000);
 
 /// Bytes set aside for ACPI tables.
-pub const ACPI_MAX: u64 = 0x1_0000;
+pub const ACPI_MAX: u64 = 0xf000;
+
+/// Where the guest owner's secrets go, unless they say otherwise: one page. It is not measured, and the
+/// memory map has it in one entry with the ACPI tables, because Linux maps an entry of that kind as
+/// private.
+pub const SECRET_PAGE: Gpa = Gpa(0xe_f000);
 
 /// The page of [`RESET_VECTOR`].
 pub const RESET_PAGE: Gpa = Gpa(0xf_f000);
@@ -103,6 +110,7 @@ mod tests {
             (CONVENTIONAL_END.0, 0x4_0000),
             (RESET_PAGE.0, PAGE_SIZE),
             (ACPI.0, ACPI_MAX),
+            (SECRET_PAGE.0, PAGE_SIZE),
             (KERNEL_MIN.0, LOW_RAM_END.0 - KERNEL_MIN.0),
             (IO_APIC.0, PAGE_SIZE),
             (LOCAL_APIC.0, PAGE_SIZE),

@@ -12,7 +12,7 @@
 //! | `page tables` | identity map of 4 GiB, the C-bit in every entry | yes | no |
 //! | `command line` | NUL terminated | yes | yes |
 //! | `ACPI` | all tables | yes | yes |
-//! | `reset vector` | code for guests that reset by jumping to the BIOS | yes | yes |
+//! | `reset vector` | code for guests that reset by jumping to the BIOS, and where secrets go | yes | yes |
 //! | `kernel` | a bzImage without its setup part; an ELF's segments, one piece per run of pages | yes | yes |
 //! | `initramfs` | the file | if given | if given |
 //!
@@ -30,6 +30,7 @@ mod page_tables;
 mod placement;
 mod pvh;
 mod reset;
+mod secret_table;
 #[cfg(test)]
 mod tests;
 
@@ -44,7 +45,7 @@ use crate::page::{Gpa, PAGE_SIZE, PageRange, RamLayout};
 pub use gdt::Segments;
 use gdt::{Mode, segments};
 use input::Input;
-use layout::{ACPI, COMMAND_LINE, COMMAND_LINE_MAX, GDT, KERNEL_MIN, PAGE_ZERO, RESET_VECTOR};
+use layout::{ACPI, COMMAND_LINE, COMMAND_LINE_MAX, GDT, KERNEL_MIN, PAGE_ZERO, RESET_PAGE};
 use placement::{Placement, end};
 
 /// What to boot, and in what machine.
@@ -189,7 +190,7 @@ fn place_common<M: GuestMemoryBackend>(
     cmdline.push(0);
     placement.place("command line", COMMAND_LINE, &cmdline)?;
     placement.place("ACPI", ACPI, &acpi::tables(config.vcpus))?;
-    placement.place("reset vector", RESET_VECTOR, &reset::code())
+    placement.place("reset vector", RESET_PAGE, &secret_table::page_with(&reset::code()))
 }
 
 /// The highest place for the initramfs that ends by `limit`, above the kernel.

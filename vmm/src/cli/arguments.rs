@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use log::LevelFilter;
@@ -11,12 +12,12 @@ use super::check::CheckOptions;
 use super::check_arguments::CheckArguments;
 use super::exit::EXIT_CODES;
 use super::migration_arguments::{
-    AskArguments, AskOptions, MigrateArguments, MigrateOptions, ReceiveArguments, ReceiveOptions,
-    ResolveArguments, StatusArguments,
+    AskArguments, AskOptions, InjectArguments, MigrateArguments, MigrateOptions, ReceiveArguments,
+    ReceiveOptions, ResolveArguments, StatusArguments,
 };
 use super::owner_files::{OwnerFileError, read_owner, read_tik};
 use super::preflight::PreflightOptions;
-use super::values::{self, PlatformArgument};
+use super::values::{self, PlatformArgument, ReceivingPlatform};
 use crate::control::api::Request;
 use crate::machine::config::{
     Config, DEFAULT_CMDLINE, OwnerInput, PlatformKind, Serial, SevConfig, VcpuCount,
@@ -47,10 +48,12 @@ pub(super) enum Task {
     Ask(AskOptions),
     /// Recompute a launch digest.
     Digest(Box<DigestOptions>),
+    /// Write a platform's certificates to files.
+    Certificates { platform: PlatformKind, out: PathBuf },
     /// Say what this host can do.
     Check(CheckOptions),
     /// Say whether a guest would be moved to another host.
-    Preflight(PreflightOptions),
+    Preflight(Box<PreflightOptions>),
     /// Say whether this host's KVM is of use.
     Probe,
 }
@@ -68,8 +71,14 @@ pub(super) struct LogOptions {
 pub(super) struct RunOptions {
     /// Boot again when the guest asks for a reset.
     pub(super) reboot: bool,
+    /// Wait before the guest runs.
+    pub(super) paused: Option<Pause>,
     pub(super) owner: OwnerOptions,
 }
+
+/// For how long a guest waits until it is let run; `None` is for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Pause(pub(super) Option<Duration>);
 
 /// How the owner of a guest behaves, wherever the guest came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,6 +107,8 @@ pub(super) struct DigestOptions {
     pub(super) config: Config,
     pub(super) c_bit: CBit,
     pub(super) policy: Policy,
+    /// Where to write what is measured.
+    pub(super) launch_data: Option<PathBuf>,
     pub(super) check: Option<MeasurementCheck>,
 }
 
@@ -140,11 +151,16 @@ impl Arguments {
             Command::Status(status) => Task::Ask(status.options()),
             Command::Audit(audit) => Task::Ask(audit.options(Request::Audit)),
             Command::Report(report) => Task::Ask(report.options(Request::Report)),
+            Command::InjectSecret(inject) => Task::Ask(inject.options()?),
+            Command::Continue(go) => Task::Ask(go.options(Request::Continue)),
             Command::Cancel(cancel) => Task::Ask(cancel.options(Request::Cancel)),
             Command::Resolve(resolve) => Task::Ask(resolve.options()),
             Command::Quit(quit) => Task::Ask(quit.options(Request::Quit)),
             Command::Digest(digest) => digest.task()?,
             Command::Check(check) => check.task(),
+            Command::Certificates(CertificatesArguments { platform, out }) => {
+                Task::Certificates { platform: platform.kind, out }
+            }
             Command::Probe => Task::Probe,
         };
         Ok(Self { log: LogOptions { level, file: log_file }, task })
@@ -196,6 +212,10 @@ enum Command {
     Report(AskArguments),
     /// Hold what a guest has reported against its own page tables, if its policy allows debugging
     Audit(AskArguments),
+    /// Give a secret of its owner to a guest that was started with --paused
+    InjectSecret(InjectArguments),
+    /// Let a guest run that was started with --paused
+    Continue(AskArguments),
     /// Give up the migration that is under way; the guest runs on where it is
     Cancel(AskArguments),
     /// Decide who has a guest when a handover was interrupted and stays in doubt
@@ -204,11 +224,24 @@ enum Command {
     Quit(AskArguments),
     /// Recompute the launch digest of an SEV guest from its files
     Digest(DigestArguments),
+    /// Write the certificates of this host's SEV platform to files, for the owners of guests
+    Certificates(CertificatesArguments),
     /// Show what this host can do, and what to do about what it cannot; with --to, why a guest would
     /// not be moved there
     Check(CheckArguments),
     /// Say whether this host's KVM delivers what an SEV guest needs
     Probe,
+}
+
+/// Whose certificates, and where they go.
+#[derive(Debug, Args)]
+struct CertificatesArguments {
+    /// The platform; with sev=software, identity=DIR must say where its keys are
+    #[arg(long, value_name = PLATFORM, value_parser = values::receiving_platform)]
+    platform: ReceivingPlatform,
+    /// Directory for the files: pdh.cert, pek.cert and so on, sev.chain, ca.chain
+    #[arg(long, value_name = "DIR", value_parser = values::path)]
+    out: PathBuf,
 }
 
 /// What the guest starts from.
@@ -277,12 +310,24 @@ struct RunArguments {
     /// End when the guest asks for a reset, instead of booting it again
     #[arg(long)]
     no_reboot: bool,
+    /// Wait before the guest runs, for inject-secret and continue; end after N seconds, if given
+    #[arg(
+        short = 'S',
+        long,
+        value_name = "N",
+        num_args = 0..=1,
+        require_equals = true,
+        value_parser = values::seconds,
+        requires = "api_socket"
+    )]
+    paused: Option<Option<Duration>>,
 }
 
 impl RunArguments {
     fn task(self) -> Result<Task, OwnerFileError> {
         let sev = self.platform.map(sev_config).transpose()?;
-        let options = RunOptions { reboot: !self.no_reboot, owner: self.owner.options() };
+        let (reboot, paused) = (!self.no_reboot, self.paused.map(Pause));
+        let options = RunOptions { reboot, paused, owner: self.owner.options() };
         Ok(Task::Run { config: Box::new(self.guest.config(self.serial, sev)), options })
     }
 }
@@ -339,6 +384,9 @@ struct DigestArguments {
     /// Number of the C-bit where the guest is launched [default: this host's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(32..=51))]
     c_bit: Option<u8>,
+    /// Write what is measured to this file, as "firmware" for the tools of guest owners
+    #[arg(long, value_name = "FILE", value_parser = values::path)]
+    launch_data: Option<PathBuf>,
     /// Launch measurement to verify, as run prints it
     #[arg(
         long,
@@ -380,7 +428,8 @@ impl DigestArguments {
         let of_host = || self.platform.map_or_else(hardware, |platform| platform.kind);
         let c_bit = self.c_bit.map_or_else(|| CBit::OfThisHost(of_host()), CBit::Number);
         let config = self.guest.config(Serial::Null, None);
-        Ok(Task::Digest(Box::new(DigestOptions { config, c_bit, policy, check })))
+        let launch_data = self.launch_data;
+        Ok(Task::Digest(Box::new(DigestOptions { config, c_bit, policy, launch_data, check })))
     }
 }
 

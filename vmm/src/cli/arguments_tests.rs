@@ -47,7 +47,7 @@ fn a_kernel_is_enough() {
     assert_eq!(config.serial, Serial::Tty);
     assert!(config.sev.is_none());
     let owner = OwnerOptions { report: None, api_socket: None, journal: None };
-    assert_eq!(options, RunOptions { reboot: true, owner });
+    assert_eq!(options, RunOptions { reboot: true, paused: None, owner });
 }
 
 /// Every flag of a machine arrives in its configuration.
@@ -65,9 +65,63 @@ fn flags_make_a_machine() {
         api_socket: Some("s".into()),
         journal: Some("j".into()),
     };
-    assert_eq!(options, RunOptions { reboot: false, owner });
+    assert_eq!(options, RunOptions { reboot: false, paused: None, owner });
     assert_eq!(run("--report=json").1.owner.report, Some(ReportFormat::Json));
     assert_eq!(run("--serial null").0.serial, Serial::Null);
+}
+
+/// A guest may be held, for ever or for so long; requests come through its socket.
+#[test]
+fn a_guest_is_held_for_its_owner() {
+    for (flag, pause) in [
+        ("--paused", Pause(None)),
+        ("-S", Pause(None)),
+        ("--paused=90", Pause(Some(Duration::from_secs(90)))),
+    ] {
+        assert_eq!(run(&format!("{flag} --api-socket s")).1.paused, Some(pause), "{flag}");
+    }
+    assert_eq!(run("--api-socket s").1.paused, None);
+    assert!(refused("run --kernel k --paused").contains("--api-socket <PATH>"));
+    for seconds in ["0", "-1", "1.5", "soon", "4294967296"] {
+        let refused = refused(&format!("run --kernel k --api-socket s --paused={seconds}"));
+        assert!(refused.contains("at least 1"), "{refused}");
+    }
+}
+
+/// Parts of a secret's packet are read in base64, in lines or not, and as they are; addresses are in
+/// decimal or hexadecimal.
+#[test]
+fn a_secret_is_read_in_either_form() {
+    let file = |bytes: &[u8]| {
+        let file = TempFile::new().unwrap();
+        file.as_file().write_all(bytes).unwrap();
+        file
+    };
+    let bytes: Vec<u8> = (200..252).collect();
+    let text = BASE64_STANDARD.encode(&bytes);
+    let (first, second) = text.split_at(20);
+    let lines = format!("{first}\n{second}\n");
+    for (header, gpa) in [
+        (bytes.as_slice(), "0x80d000"),
+        (text.as_bytes(), "8441856"),
+        (lines.as_bytes(), "0x0080D000"),
+    ] {
+        let (header, secret) = (file(header), file(&[0xff; 16]));
+        let path = |file: &TempFile| file.as_path().to_str().unwrap().to_owned();
+        let line = format!(
+            "inject-secret --api-socket s --header {} --secret {} --gpa {gpa}",
+            path(&header),
+            path(&secret)
+        );
+        let Task::Ask(options) = parse(&line).unwrap().task else { panic!("another task") };
+        let Request::InjectSecret(request) = options.request else { panic!("another request") };
+        assert_eq!((request.packet_header.0, request.gpa), (bytes.clone(), Some(0x80_d000)));
+        assert_eq!(request.secret.0, [0xff; 16]);
+    }
+    for address in ["ef000", "0x", "0xefg", "-1", "0x10000000000000000"] {
+        let line = format!("inject-secret --api-socket s --header h --secret s --gpa={address}");
+        assert!(refused(&line).contains("such as 0xef000"), "{address}");
+    }
 }
 
 /// Sizes are in bytes, or in binary multiples of them.
@@ -329,7 +383,7 @@ fn owner_files_are_read() {
         (
             &garbage,
             &session,
-            format!("{} is not base64, as sevctl session writes it", path(&garbage)),
+            format!("{} is not base64, as the tools of guest owners write it", path(&garbage)),
         ),
     ] {
         let said = refused(&format!("run --kernel k {}", line(certificate, session)));

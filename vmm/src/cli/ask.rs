@@ -1,11 +1,12 @@
-//! `sevferry status`, `report`, `cancel`, `resolve` and `quit`: one request, one answer.
+//! `sevferry status`, `report`, `inject-secret`, `continue`, `cancel`, `resolve` and `quit`: one request,
+//! one answer.
 
 use serde_json::Error as JsonError;
 use thiserror::Error;
 
 use super::migration_arguments::AskOptions;
 use crate::control::api::{
-    AuditReply, PagesReply, Request, Resolution, Response, State, StatusReply,
+    AuditReply, LaunchReply, PagesReply, Request, Resolution, Response, State, StatusReply,
 };
 use crate::control::{ClientError, ask as ask_owner};
 use crate::migration::progress::Phase;
@@ -42,6 +43,10 @@ fn accepted(request: &Request) -> &'static str {
         Request::Resolve(Resolution::Keep) => "the guest runs here",
         Request::Resolve(Resolution::Discard) => "the guest is gone from here",
         Request::Quit => "the guest is being ended",
+        Request::InjectSecret(_) => {
+            "the secret is in the guest's memory; sevferry continue lets the guest run"
+        }
+        Request::Continue => "the guest runs",
         Request::Status
         | Request::Report
         | Request::Audit
@@ -53,6 +58,9 @@ fn accepted(request: &Request) -> &'static str {
 /// A status for people.
 pub(super) fn status_text(status: &StatusReply) -> String {
     let mut out = format!("guest: {} (process {})", name_of(status.state), status.process);
+    if let Some(launch) = &status.launch {
+        out.push_str(&launch_text(launch));
+    }
     if let Some(pages) = &status.pages {
         out.push_str(&pages_text(pages));
     }
@@ -61,6 +69,18 @@ pub(super) fn status_text(status: &StatusReply) -> String {
         out.push_str(&format!("\n{which}: {migration}"));
     }
     out
+}
+
+fn launch_text(launch: &LaunchReply) -> String {
+    let LaunchReply { policy, c_bit, api_major, api_minor, build_id, .. } = launch;
+    let LaunchReply { launch_digest, launch_measurement, .. } = launch;
+    let verified =
+        if launch.measurement_verified { "verified" } else { "for the guest owner to verify" };
+    format!(
+        "\nlaunch: policy {policy:#x}, C-bit {c_bit}, firmware API {api_major}.{api_minor} build \
+         {build_id}\nlaunch digest: {launch_digest}\n\
+         launch measurement: {launch_measurement} ({verified})"
+    )
 }
 
 fn pages_text(pages: &PagesReply) -> String {
@@ -84,6 +104,7 @@ fn pages_text(pages: &PagesReply) -> String {
 fn name_of(state: State) -> &'static str {
     match state {
         State::Starting => "starting or ending",
+        State::Paused => "paused before it runs (sevferry continue lets it run)",
         State::Running => "running",
         State::Migrating => "migrating to another host",
         State::Waiting => "none yet; waiting for one",

@@ -1,12 +1,16 @@
 //! `sevferry digest`: the launch digest of a guest, recomputed from its files.
 
+use std::fs::File;
+use std::io::Error as IoError;
+use std::path::{Path, PathBuf};
+
 use thiserror::Error;
+use vm_memory::{Bytes, GuestAddress};
 
 use super::arguments::{CBit, DigestOptions};
-use super::report::hex;
-use crate::boot::{BootError, load};
+use crate::boot::{BootError, Piece, load};
 use crate::machine::config::PlatformKind;
-use crate::machine::{Host, HostError, digest_of};
+use crate::machine::{Host, HostError, digest_of, hex};
 use crate::memory::{GuestRam, RamError};
 use crate::sev::measurement::{Claim, WrongMeasurement};
 use crate::vcpu::cpuid::{hardware_c_bit, software_c_bit};
@@ -25,11 +29,27 @@ pub(super) fn digest(options: &DigestOptions) -> Result<(), DigestError> {
         let (start, bytes) = (piece.range.start().0, piece.range.bytes());
         eprintln!("{start:#12x} {bytes:>10} bytes  {}", piece.name);
     }
+    if let Some(path) = &options.launch_data {
+        write_launch_data(&ram, &loaded.pieces, path)
+            .map_err(|cause| DigestError::LaunchData { path: path.clone(), cause })?;
+    }
     println!("launch digest: {}", hex(&digest));
     if let Some(check) = &options.check {
         let claim = Claim { version: check.version, policy: options.policy, digest };
         claim.verify(&check.tik, &check.measurement)?;
         println!("launch measurement: verified");
+    }
+    Ok(())
+}
+
+/// Writes the pieces one after the other: the bytes that the digest is of.
+fn write_launch_data(ram: &GuestRam, pieces: &[Piece], path: &Path) -> Result<(), IoError> {
+    let mut file = File::create(path)?;
+    for Piece { range, .. } in pieces {
+        let bytes = usize::try_from(range.bytes()).map_err(IoError::other)?;
+        ram.host()
+            .write_all_volatile_to(GuestAddress(range.start().0), &mut file, bytes)
+            .map_err(IoError::other)?;
     }
     Ok(())
 }
@@ -65,6 +85,15 @@ pub(super) enum DigestError {
     /// The files.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// The file for the launch data.
+    #[error("writing the launch data to {}", path.display())]
+    LaunchData {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: IoError,
+    },
     /// Another launch was measured.
     #[error(transparent)]
     Measurement(#[from] WrongMeasurement),

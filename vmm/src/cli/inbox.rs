@@ -2,7 +2,8 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Instant;
 
 use log::warn;
 
@@ -53,6 +54,21 @@ impl Inbox {
     pub(super) fn next(&self) -> Event {
         let deferred = self.deferred.borrow_mut().take();
         deferred.unwrap_or_else(|| self.happened.recv().unwrap_or(Event::Quit))
+    }
+
+    /// Waits for what is to be dealt with next, until `deadline` if there is one; `None` if nothing
+    /// has come by then.
+    pub(super) fn next_by(&self, deadline: Option<Instant>) -> Option<Event> {
+        let Some(deadline) = deadline else { return Some(self.next()) };
+        let deferred = self.deferred.borrow_mut().take();
+        deferred.or_else(|| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.happened.recv_timeout(left) {
+                Ok(event) => Some(event),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => Some(Event::Quit),
+            }
+        })
     }
 
     /// How the guest ended, if it did.
@@ -140,6 +156,8 @@ fn respond_while_busy(request: &Request, answer: &Answer, board: &StatusBoard) {
         Request::Resolve(_) => answer.refuse("no handover is in doubt"),
         Request::Report
         | Request::Audit
+        | Request::InjectSecret(_)
+        | Request::Continue
         | Request::Migrate(_)
         | Request::Check(_)
         | Request::Quit => {
@@ -148,7 +166,7 @@ fn respond_while_busy(request: &Request, answer: &Answer, board: &StatusBoard) {
                 State::Receiving => "the guest is still arriving; `sevferry status` shows how far",
                 State::InDoubt => DOUBT,
                 State::Running => "another host is being asked about the guest; try again",
-                State::Starting | State::Migrating | State::Moved => {
+                State::Starting | State::Paused | State::Migrating | State::Moved => {
                     "a migration is under way; `sevferry status` shows how far"
                 }
             });
@@ -159,6 +177,7 @@ fn respond_while_busy(request: &Request, answer: &Answer, board: &StatusBoard) {
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc::{Sender, channel};
+    use std::time::Duration;
 
     use super::*;
 
@@ -191,6 +210,20 @@ mod tests {
         assert!(matches!(inbox.next(), Event::Quit));
         assert!(matches!(inbox.next(), Event::Report));
         assert_eq!(inbox.interruption(&board), None);
+    }
+
+    /// Waiting with a deadline ends with nothing when that has passed, and with what came before it.
+    #[test]
+    fn a_wait_may_have_a_deadline() {
+        let (events, inbox, _board) = migrating(State::Paused);
+        assert!(inbox.next_by(Some(Instant::now())).is_none());
+        events.send(Event::Report).unwrap();
+        let later = Some(Instant::now() + Duration::from_secs(60));
+        assert!(matches!(inbox.next_by(later), Some(Event::Report)));
+        events.send(Event::Report).unwrap();
+        assert!(matches!(inbox.next_by(None), Some(Event::Report)));
+        drop(events);
+        assert!(matches!(inbox.next_by(later), Some(Event::Quit)));
     }
 
     /// Cancelling comes by the board, as the server does it.

@@ -19,7 +19,7 @@ use crate::migration::journal::Side;
 use crate::migration::message::VmId;
 use crate::migration::progress::Phase;
 use crate::migration::taking_over::{Taken, take_over};
-use crate::migration::{Caller, Listener};
+use crate::migration::{Caller, Listener, Lobby};
 
 /// How often the user's wish to end is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -34,14 +34,14 @@ pub(super) fn receive_guest(
     options: &ReceiveOptions,
     owner: &Owner,
 ) -> Result<Option<(RunningMachine, Destination)>, ReceiveError> {
-    let mut calls_again = None;
+    let (mut calls_again, mut lobby) = (None, Lobby::new());
     loop {
         if owner.inbox.interruption(&owner.board).is_some() {
             return Ok(None);
         }
         let caller = match calls_again.take() {
             Some(caller) => caller,
-            None => match greet_next(listener)? {
+            None => match greet_next(listener, &mut lobby)? {
                 Some(caller) => caller,
                 None => continue,
             },
@@ -85,15 +85,15 @@ pub(super) fn receive_guest(
 }
 
 /// The next to connect and say something; `None` if nobody does for a while.
-fn greet_next(listener: &Listener) -> Result<Option<Caller>, ReceiveError> {
-    let Some(stream) = listener.accept(LOOK_EVERY).map_err(ReceiveError::Accept)? else {
-        return Ok(None);
-    };
-    let greeted = Caller::greet(stream);
-    if let Err(cause) = &greeted {
-        info!("somebody connected: {}", super::chain_of(cause));
+fn greet_next(listener: &Listener, lobby: &mut Lobby) -> Result<Option<Caller>, ReceiveError> {
+    match lobby.hear(listener, LOOK_EVERY).map_err(ReceiveError::Accept)? {
+        None => Ok(None),
+        Some(Ok(caller)) => Ok(Some(caller)),
+        Some(Err(cause)) => {
+            info!("somebody connected: {}", super::chain_of(&cause));
+            Ok(None)
+        }
     }
-    Ok(greeted.ok())
 }
 
 fn show(owner: &Owner, state: State, progress: &Progress) {

@@ -7,8 +7,11 @@ use std::time::Duration;
 use clap::Args;
 
 use super::arguments::{OwnerArguments, OwnerOptions};
+use super::owner_files::{OwnerFileError, read_packet};
 use super::values::{self, ReceivingPlatform};
-use crate::control::api::{Connections, MigrateRequest, Request, Resolution, TimeoutStrategy};
+use crate::control::api::{
+    Connections, InjectRequest, MigrateRequest, Request, Resolution, TimeoutStrategy,
+};
 use crate::machine::config::Serial;
 use crate::migration::Endpoint;
 
@@ -124,6 +127,9 @@ pub(super) struct MigrateArguments {
     /// Seconds that the other host may be silent before it counts as gone
     #[arg(long, value_name = "N", default_value_t = MigrateRequest::default_silence_s())]
     silence_s: NonZeroU32,
+    /// Leave the guest at full speed even if it writes faster than its pages can be sent
+    #[arg(long)]
+    no_throttle: bool,
     /// Migrate also a guest whose policy lets the firmware send it to any destination
     #[arg(long)]
     allow_unchecked: bool,
@@ -141,6 +147,7 @@ impl MigrateArguments {
             timeout_strategy: self.timeout_strategy,
             connections: self.connections.unwrap_or_default(),
             silence_s: self.silence_s,
+            throttle: !self.no_throttle,
             allow_unchecked: self.allow_unchecked,
         };
         MigrateOptions { api_socket: self.socket.api_socket, request, json: self.json }
@@ -172,6 +179,31 @@ pub(super) struct AskArguments {
 impl AskArguments {
     pub(super) fn options(self, request: Request) -> AskOptions {
         AskOptions { api_socket: self.socket.api_socket, request, json: false }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct InjectArguments {
+    #[command(flatten)]
+    socket: SocketArgument,
+    /// Header of the secret's packet, in base64 or as it is
+    #[arg(long, value_name = "FILE", value_parser = values::path)]
+    header: PathBuf,
+    /// The packet itself, in base64 or as it is
+    #[arg(long, value_name = "FILE", value_parser = values::path)]
+    secret: PathBuf,
+    /// Guest-physical address that it goes to [default: the secret page, where guests look]
+    #[arg(long, value_name = "ADDRESS", value_parser = values::address)]
+    gpa: Option<u64>,
+}
+
+impl InjectArguments {
+    /// Reads the files.
+    pub(super) fn options(self) -> Result<AskOptions, OwnerFileError> {
+        let Self { socket: SocketArgument { api_socket }, header, secret, gpa } = self;
+        let (packet_header, secret) = (read_packet(&header)?, read_packet(&secret)?);
+        let request = Request::InjectSecret(InjectRequest { packet_header, secret, gpa });
+        Ok(AskOptions { api_socket, request, json: false })
     }
 }
 

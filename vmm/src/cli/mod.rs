@@ -6,10 +6,12 @@ mod say;
 mod arguments;
 mod ask;
 mod audit;
+mod certificates;
 mod check;
 mod check_arguments;
 mod digest;
 mod exit;
+mod held;
 mod inbox;
 mod incoming;
 mod journals;
@@ -81,6 +83,10 @@ fn perform(task: Task) -> Exit {
             Err(cause) => failed(&cause, Exit::Failure),
         },
         Task::Digest(options) => match digest::digest(&options) {
+            Ok(()) => Exit::Success,
+            Err(cause) => failed(&cause, Exit::Failure),
+        },
+        Task::Certificates { platform, out } => match certificates::export(&platform, &out) {
             Ok(()) => Exit::Success,
             Err(cause) => failed(&cause, Exit::Failure),
         },

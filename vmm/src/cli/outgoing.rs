@@ -79,7 +79,11 @@ pub(super) fn send_guest(
             return Err(OwnerError::Vcpu(cause));
         }
     };
-    progress.lock().unwrap_or_else(PoisonError::into_inner).phase = Phase::Done;
+    let mut last = progress.lock().unwrap_or_else(PoisonError::into_inner);
+    last.phase = Phase::Done;
+    // Whoever runs the guest now runs it at full speed.
+    last.throttle_percent = 0;
+    drop(last);
     owner.inbox.settle_decision(match sent {
         Sent::Moved => Resolution::Discard,
         Sent::Stayed(_) | Sent::Ended => Resolution::Keep,
@@ -104,11 +108,13 @@ pub(super) fn hindrances(
     found
 }
 
-fn options_of(request: &MigrateRequest, transfer: Transfer) -> Options {
+/// A request as the engine takes it.
+pub(super) fn options_of(request: &MigrateRequest, transfer: Transfer) -> Options {
     Options {
         to: request.to.clone(),
         connections: request.connections.get().into(),
         goal: request.goal(),
+        throttle: request.throttle,
         silence: request.silence(),
         transfer,
         allow_unchecked: request.allow_unchecked,

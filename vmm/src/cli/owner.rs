@@ -115,6 +115,7 @@ impl Owner {
     /// # Errors
     /// [`OwnerError::Vcpu`] if KVM could not go on.
     pub(super) fn wait(&self, mut machine: RunningMachine) -> Result<Ended, OwnerError> {
+        self.board.show_launch(machine.launch());
         self.board.show_running(machine.watch_pages());
         let outcome = loop {
             match self.inbox.next() {
@@ -173,6 +174,10 @@ impl Owner {
             Request::Report => Response::Report(report::as_json(&machine.report())),
             Request::Resolve(_) => refused("no handover is in doubt: the guest runs here"),
             Request::Check(request) => Response::Checked(hindrances(machine, request, self)),
+            Request::Continue => refused("the guest runs already"),
+            Request::InjectSecret(_) => refused(
+                "the guest runs already: it takes secrets only before, so start it with --paused",
+            ),
             Request::Audit | Request::Migrate(_) | Request::Quit => refused("the guest is busy"),
         }
     }

@@ -1,4 +1,4 @@
-//! The files of a guest owner, as `sevctl session` writes them.
+//! The files of a guest owner, as their tools (`sevctl`, `virt-qemu-sev-validate`) write them.
 
 use std::fs::File;
 use std::io::{Error as IoError, Read};
@@ -10,6 +10,7 @@ use thiserror::Error;
 use zerocopy::FromBytes;
 use zeroize::Zeroizing;
 
+use crate::control::api::Base64;
 use crate::machine::config::OwnerInput;
 use crate::sev::certificate::{BadCertificate, Certificate};
 use crate::sev::session::{Key, SESSION_LEN, Session};
@@ -45,11 +46,24 @@ pub(super) fn read_tik(path: &Path) -> Result<Key, OwnerFileError> {
     key.map(Key::from_bytes).map_err(wrong)
 }
 
+/// Reads a part of a secret's packet: in base64, as `virt-qemu-sev-validate` writes it, or as it is, as
+/// `sevctl secret build` does. Bytes that only look like base64 would be refused by the firmware.
+///
+/// # Errors
+/// [`OwnerFileError`] names the file.
+pub(super) fn read_packet(path: &Path) -> Result<Base64, OwnerFileError> {
+    let bytes = read(path)?;
+    Ok(Base64(decode(&bytes).unwrap_or_else(|| bytes.to_vec())))
+}
+
 fn read_base64(path: &Path) -> Result<Vec<u8>, OwnerFileError> {
-    let mut text = read(path)?;
-    text.retain(|byte| !byte.is_ascii_whitespace());
-    let wrong = |_cause| OwnerFileError::NotBase64 { path: path.into() };
-    BASE64_STANDARD.decode(text.as_slice()).map_err(wrong)
+    decode(&read(path)?).ok_or_else(|| OwnerFileError::NotBase64 { path: path.into() })
+}
+
+/// The bytes in base64, which may be broken into lines; `None` if it is something else.
+fn decode(text: &[u8]) -> Option<Vec<u8>> {
+    let text: Vec<_> = text.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
+    BASE64_STANDARD.decode(text).ok()
 }
 
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, OwnerFileError> {
@@ -73,7 +87,7 @@ pub(super) enum OwnerFileError {
         cause: IoError,
     },
     /// It is not base64.
-    #[error("{} is not base64, as sevctl session writes it", path.display())]
+    #[error("{} is not base64, as the tools of guest owners write it", path.display())]
     NotBase64 {
         /// The file.
         path: PathBuf,

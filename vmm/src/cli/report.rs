@@ -1,9 +1,5 @@
 //! A machine's report as a table for people, or as JSON.
 
-use std::fmt::Write;
-
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 
 use super::arguments::ReportFormat;
@@ -26,15 +22,6 @@ pub(super) fn print(report: &Report, format: ReportFormat) {
     }
 }
 
-/// Lowercase hexadecimal.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a String cannot fail.
-        write!(text, "{byte:02x}").unwrap_or_default();
-        text
-    })
-}
-
 fn launch_lines(launch: &LaunchRecord) -> String {
     let verified = if launch.verified { "verified" } else { "for the guest owner to verify" };
     format!(
@@ -46,8 +33,8 @@ fn launch_lines(launch: &LaunchRecord) -> String {
         launch.version.major,
         launch.version.minor,
         launch.version.build,
-        hex(&launch.digest),
-        BASE64_STANDARD.encode(launch.measurement.to_bytes()),
+        launch.digest_hex(),
+        launch.measurement_base64(),
     )
 }
 
@@ -136,8 +123,8 @@ fn sev_json(sev: &SevReport) -> Value {
         "api_major": launch.version.major,
         "api_minor": launch.version.minor,
         "build_id": launch.version.build,
-        "launch_digest": hex(&launch.digest),
-        "launch_measurement": BASE64_STANDARD.encode(launch.measurement.to_bytes()),
+        "launch_digest": launch.digest_hex(),
+        "launch_measurement": launch.measurement_base64(),
         "measurement_verified": launch.verified,
         "guest": sev.guest.map(|guest| json!({
             "state": format!("{:?}", guest.state), "handle": guest.handle, "policy": guest.policy,

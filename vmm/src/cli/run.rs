@@ -3,8 +3,9 @@
 use log::info;
 use thiserror::Error;
 
-use super::arguments::RunOptions;
+use super::arguments::{Pause, RunOptions};
 use super::exit::Ending;
+use super::held::{Held, NotContinued, hold};
 use super::owner::{Ended, Owner, OwnerError, serial_output, warn_about};
 use super::report;
 use crate::control::api::State;
@@ -16,9 +17,10 @@ use crate::machine::{Config, Machine, MachineError};
 /// [`RunError`].
 pub(super) fn run(config: &Config, options: RunOptions) -> Result<Ending, RunError> {
     warn_about(config.sev.as_ref().map(|sev| &sev.platform));
-    let (format, reboot) = (options.owner.report, options.reboot);
-    let mut owner = Owner::prepare(&config.serial, options.owner, State::Starting)?;
-    let ended = boot_until_end(config, reboot, &owner);
+    let RunOptions { reboot, paused, owner } = options;
+    let format = owner.report;
+    let mut owner = Owner::prepare(&config.serial, owner, State::Starting)?;
+    let ended = boot_until_end(config, reboot, paused, &owner);
     // Before anything else is printed, and whatever the ending.
     owner.leave_terminal();
     let (ending, last) = ended?;
@@ -28,15 +30,27 @@ pub(super) fn run(config: &Config, options: RunOptions) -> Result<Ending, RunErr
     Ok(ending)
 }
 
-/// A reset boots the same configuration again.
-fn boot_until_end(config: &Config, reboot: bool, owner: &Owner) -> Result<Ended, RunError> {
+/// A reset boots the same configuration again, up to the pause if there is to be one.
+fn boot_until_end(
+    config: &Config,
+    reboot: bool,
+    paused: Option<Pause>,
+    owner: &Owner,
+) -> Result<Ended, RunError> {
     loop {
         let machine = Machine::build(config, serial_output(&config.serial)?)?;
         if let Some(launch) = machine.launch() {
             report::print_launch(launch);
         }
         owner.attach_console(machine.serial());
-        let ended = owner.wait(machine.run(&owner.events)?)?;
+        let machine = match paused {
+            None => machine.run(&owner.events)?,
+            Some(pause) => match hold(machine, pause, owner)? {
+                Held::Runs(machine) => *machine,
+                Held::Ended(report) => return Ok((Ending::Quit, Some(*report))),
+            },
+        };
+        let ended = owner.wait(machine)?;
         if ended.0 != Ending::Reset || !reboot {
             return Ok(ended);
         }
@@ -53,4 +67,7 @@ pub(super) enum RunError {
     /// The machine.
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// It was not let run.
+    #[error(transparent)]
+    Held(#[from] NotContinued),
 }

@@ -210,6 +210,26 @@ pub(super) fn measurement(text: &str) -> Result<Measurement, String> {
     bytes.map(|bytes| Measurement::from_bytes(&bytes)).map_err(wrong)
 }
 
+/// A number of seconds, at least one.
+pub(super) fn seconds(text: &str) -> Result<Duration, &'static str> {
+    match number(text).map(u32::try_from) {
+        Some(Ok(seconds @ 1..)) => Ok(Duration::from_secs(seconds.into())),
+        _ => Err("expected a number of seconds, at least 1"),
+    }
+}
+
+/// A guest-physical address: decimal, or hexadecimal after 0x.
+pub(super) fn address(text: &str) -> Result<u64, &'static str> {
+    let address = match text.strip_prefix("0x") {
+        Some(digits) if digits.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
+            u64::from_str_radix(digits, 16).ok()
+        }
+        Some(_) => None,
+        None => number(text),
+    };
+    address.ok_or("expected an address such as 0xef000")
+}
+
 /// A path, which is not empty.
 pub(super) fn path(text: &str) -> Result<PathBuf, &'static str> {
     if text.is_empty() { Err("expected the path of a file") } else { Ok(Path::new(text).into()) }

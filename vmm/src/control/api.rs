@@ -8,21 +8,29 @@
 //! A connection carries one request. Most have one response; a migration has two: `accepted` at
 //! once, then `ended`. Unknown versions, requests and fields are refused, never skipped.
 
+use std::fmt::{Debug, Formatter, Result as FmtResult};
 use std::num::{NonZeroU8, NonZeroU32};
 use std::thread::available_parallelism;
 use std::time::Duration;
 
+use base64::prelude::BASE64_STANDARD;
+use base64::{DecodeError, Engine};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Error as JsonError, Value, from_slice, to_vec};
 use thiserror::Error;
+use zerocopy::FromBytes;
 
+use crate::machine::LaunchRecord;
 use crate::migration::Endpoint;
 use crate::migration::convergence::Goal;
 pub use crate::migration::convergence::TimeoutStrategy;
 pub use crate::migration::handover::Resolution;
 pub use crate::migration::preflight::Hindrance;
 pub use crate::migration::progress::{Outcome, Progress, Summary};
+use crate::sev::launch::Secret;
+use crate::sev::measurement::FirmwareVersion;
+use crate::sev::packet::{HEADER_LEN, Header};
 
 /// The version of everything in this file.
 pub const VERSION: u32 = 1;
@@ -43,6 +51,10 @@ pub enum Request {
     Report,
     /// Hold what the guest has reported against its own page tables, where its policy allows that.
     Audit,
+    /// Give the guest, which is measured and does not run yet, a secret of its owner.
+    InjectSecret(InjectRequest),
+    /// Let the guest run that waits for its owner.
+    Continue,
     /// Move the guest to another host.
     Migrate(MigrateRequest),
     /// Would this migration be refused? The guest runs meanwhile, and nothing is moved.
@@ -53,6 +65,61 @@ pub enum Request {
     Resolve(Resolution),
     /// End the guest and its process.
     Quit,
+}
+
+/// A secret as its owner's tools make it; the fields are QEMU's (`sev-inject-launch-secret`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InjectRequest {
+    /// The packet's header.
+    pub packet_header: Base64,
+    /// The packet: as many bytes as the secret.
+    pub secret: Base64,
+    /// Where in the guest's memory; where the guest looks for secrets, if not given.
+    #[serde(default)]
+    pub gpa: Option<u64>,
+}
+
+impl InjectRequest {
+    /// For the machine.
+    ///
+    /// # Errors
+    /// [`BadHeader`] if it is none.
+    pub fn packet(&self) -> Result<Secret, BadHeader> {
+        let Base64(bytes) = &self.packet_header;
+        let header = Header::read_from_bytes(bytes).map_err(|_size| BadHeader(bytes.len()))?;
+        Ok(Secret::new(header, self.secret.0.clone()))
+    }
+}
+
+/// Not the header of a packet: its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("a secret's packet header has {HEADER_LEN} bytes, not {0}")]
+pub struct BadHeader(pub usize);
+
+/// Bytes, in base64 on the wire.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Base64(pub Vec<u8>);
+
+impl Debug for Base64 {
+    fn fmt(&self, f: &mut Formatter<'_>) -> FmtResult {
+        write!(f, "Base64({} bytes)", self.0.len())
+    }
+}
+
+impl TryFrom<String> for Base64 {
+    type Error = DecodeError;
+
+    fn try_from(text: String) -> Result<Self, DecodeError> {
+        BASE64_STANDARD.decode(text).map(Self)
+    }
+}
+
+impl From<Base64> for String {
+    fn from(bytes: Base64) -> Self {
+        BASE64_STANDARD.encode(bytes.0)
+    }
 }
 
 /// Where to move the guest, and within which bounds.
@@ -76,6 +143,9 @@ pub struct MigrateRequest {
     /// Seconds that the other host may be silent before it counts as gone.
     #[serde(default = "MigrateRequest::default_silence_s")]
     pub silence_s: NonZeroU32,
+    /// Slow the guest down if it writes faster than its pages can be sent.
+    #[serde(default = "MigrateRequest::default_throttle")]
+    pub throttle: bool,
     /// Migrate also a guest whose policy lets the firmware send it to any destination.
     #[serde(default)]
     pub allow_unchecked: bool,
@@ -98,6 +168,12 @@ impl MigrateRequest {
     #[must_use]
     pub fn default_silence_s() -> NonZeroU32 {
         const { NonZeroU32::new(30).unwrap() }
+    }
+
+    /// A guest that never arrives is of less use than one that is slow for a while.
+    #[must_use]
+    pub fn default_throttle() -> bool {
+        true
     }
 
     /// For the engine.
@@ -204,10 +280,51 @@ pub struct StatusReply {
     pub state: State,
     /// Its process id.
     pub process: u32,
+    /// What was launched; `None` for a plain VM, and where there is no guest yet.
+    pub launch: Option<LaunchReply>,
     /// Which pages are encrypted; `None` for a plain VM, and where there is no guest yet.
     pub pages: Option<PagesReply>,
     /// The migration that is under way, or was the last.
     pub migration: Option<Progress>,
+}
+
+/// What was launched, with all that the guest's owner needs to check it; the names are those of a
+/// report, and of QEMU where it has one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LaunchReply {
+    /// The guest's policy.
+    pub policy: u32,
+    /// The number of the C-bit.
+    pub c_bit: u8,
+    /// Major version of the API of the firmware that measured.
+    pub api_major: u8,
+    /// Its minor version.
+    pub api_minor: u8,
+    /// Its build.
+    pub build_id: u8,
+    /// SHA-256 of what was launched, in hexadecimal.
+    pub launch_digest: String,
+    /// The firmware's measurement and its nonce, in base64.
+    pub launch_measurement: String,
+    /// Whether this process was the guest's owner, and has verified it.
+    pub measurement_verified: bool,
+}
+
+impl From<&LaunchRecord> for LaunchReply {
+    fn from(launch: &LaunchRecord) -> Self {
+        let FirmwareVersion { major, minor, build } = launch.version;
+        Self {
+            policy: launch.policy.bits(),
+            c_bit: launch.c_bit,
+            api_major: major,
+            api_minor: minor,
+            build_id: build,
+            launch_digest: launch.digest_hex(),
+            launch_measurement: launch.measurement_base64(),
+            measurement_verified: launch.verified,
+        }
+    }
 }
 
 /// What the process that owns a guest does.
@@ -216,6 +333,8 @@ pub struct StatusReply {
 pub enum State {
     /// It puts the guest together.
     Starting,
+    /// The guest is measured, and waits for its owner before it runs.
+    Paused,
     /// The guest runs.
     Running,
     /// The guest is being sent to another host; it runs, but for the last moments.

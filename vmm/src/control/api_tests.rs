@@ -18,8 +18,14 @@ fn migrate() -> MigrateRequest {
         timeout_strategy: TimeoutStrategy::Stop,
         connections: Connections::try_from(3).unwrap(),
         silence_s: NonZeroU32::new(5).unwrap(),
+        throttle: false,
         allow_unchecked: true,
     }
+}
+
+fn inject() -> Request {
+    let (packet_header, secret) = (Base64(vec![1; 52]), Base64(vec![2; 16]));
+    Request::InjectSecret(InjectRequest { packet_header, secret, gpa: Some(0x1000) })
 }
 
 fn summary(outcome: Outcome) -> Summary {
@@ -28,6 +34,7 @@ fn summary(outcome: Outcome) -> Summary {
         side: Side::Source,
         outcome,
         rounds: 3,
+        throttle_percent_max: 0,
         connections: 2,
         carried: Carried::default(),
         phases: Vec::new(),
@@ -45,8 +52,19 @@ fn responses() -> Vec<Response> {
         doubts: vec!["none heard".to_owned()],
     };
     let progress = Progress::new(TRANSFER, Side::Source);
+    let launch = Some(LaunchReply {
+        policy: 0x21,
+        c_bit: 51,
+        api_major: 1,
+        api_minor: 55,
+        build_id: 1,
+        launch_digest: "00ff".to_owned(),
+        launch_measurement: "AAECAw==".to_owned(),
+        measurement_verified: false,
+    });
     let status = |state, pages, migration| {
-        Response::Status(Box::new(StatusReply { state, process: 7, pages, migration }))
+        let launch = launch.clone();
+        Response::Status(Box::new(StatusReply { state, process: 7, launch, pages, migration }))
     };
     let reason = || "because".to_owned();
     let ended = |outcome| Response::Ended(Box::new(summary(outcome)));
@@ -74,8 +92,15 @@ fn responses() -> Vec<Response> {
 #[test]
 fn lines_round_trip() {
     let resolve = [Resolution::Keep, Resolution::Discard].map(Request::Resolve);
-    let asked = [Request::Migrate(migrate()), Request::Check(migrate())];
-    let simple = [Request::Status, Request::Report, Request::Audit, Request::Cancel, Request::Quit];
+    let asked = [Request::Migrate(migrate()), Request::Check(migrate()), inject()];
+    let simple = [
+        Request::Status,
+        Request::Report,
+        Request::Audit,
+        Request::Continue,
+        Request::Cancel,
+        Request::Quit,
+    ];
     for request in simple.into_iter().chain(resolve).chain(asked) {
         let line = request.to_line().unwrap();
         assert_eq!(line.iter().position(|&byte| byte == b'\n'), Some(line.len() - 1));
@@ -96,11 +121,30 @@ fn requests_look_as_documented() {
     let resolve = line(Request::Resolve(Resolution::Keep));
     assert_eq!(resolve, "{\"version\":1,\"request\":{\"resolve\":\"keep\"}}\n");
     assert_eq!(
+        line(inject()),
+        format!(
+            "{{\"version\":1,\"request\":{{\"inject_secret\":{{\"packet_header\":\"{}AQ==\",\
+             \"secret\":\"AgICAgICAgICAgICAgICAg==\",\"gpa\":4096}}}}}}\n",
+            "AQEB".repeat(17)
+        )
+    );
+    assert_eq!(
         line(Request::Migrate(migrate())),
         "{\"version\":1,\"request\":{\"migrate\":{\"to\":\"tcp:b:4444\",\"downtime_ms\":20,\
          \"timeout_s\":7,\"timeout_strategy\":\"stop\",\"connections\":3,\
-         \"silence_s\":5,\"allow_unchecked\":true}}}\n"
+         \"silence_s\":5,\"throttle\":false,\"allow_unchecked\":true}}}\n"
     );
+}
+
+/// A packet's header has its length; what it says is the firmware's business.
+#[test]
+fn a_packet_has_a_header() {
+    let Request::InjectSecret(request) = inject() else { panic!("another request") };
+    assert_eq!(request.packet().unwrap().bytes(), 16);
+    for len in [0, 51, 53] {
+        let request = InjectRequest { packet_header: Base64(vec![0; len]), ..request.clone() };
+        assert_eq!(request.packet().unwrap_err(), BadHeader(len));
+    }
 }
 
 /// Only the destination must be named.
@@ -119,7 +163,7 @@ fn a_migration_has_defaults() {
     assert_eq!(request.goal(), goal);
     assert_eq!(request.connections, Connections::default());
     assert_eq!(request.silence_s.get(), 30);
-    assert!(!request.allow_unchecked);
+    assert!(request.throttle && !request.allow_unchecked);
 }
 
 /// What is not exactly a request is refused, with the reason.
@@ -141,6 +185,11 @@ fn what_is_not_a_request_is_refused() {
         (r#"{"version":1,"version":1,"request":"status"}"#, "duplicate field `version`"),
         (r#"{"version":1,"request":{"status":1}}"#, "invalid type"),
         (r#"{"version":1,"request":{"migrate":{}}}"#, "missing field `to`"),
+        (r#"{"version":1,"request":{"inject_secret":{"packet_header":"AA=="}}}"#, "field `secret`"),
+        (
+            r#"{"version":1,"request":{"inject_secret":{"packet_header":"AA==","secret":"-"}}}"#,
+            "Invalid symbol",
+        ),
         (r#"{"version":1,"request":{"resolve":"both"}}"#, "unknown variant `both`"),
         (r#"{"version":1,"request":{"migrate":{"to":"b"}}}"#, "write tcp:HOST:PORT or unix:PATH"),
         (&migrate(r#","tls":true"#), "unknown field `tls`"),

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::api::{PagesReply, Progress, Response, State, StatusReply};
-use crate::machine::PageWatch;
+use super::api::{LaunchReply, PagesReply, Progress, Response, State, StatusReply};
+use crate::machine::{LaunchRecord, PageWatch};
 
 /// The state, the page status and the progress of a migration; and the wish to cancel it.
 #[derive(Debug)]
@@ -21,6 +21,7 @@ pub struct StatusBoard {
 #[derive(Debug)]
 struct Shown {
     state: State,
+    launch: Option<LaunchReply>,
     pages: Option<PageWatch>,
     migration: Option<Arc<Mutex<Progress>>>,
 }
@@ -29,12 +30,24 @@ impl StatusBoard {
     /// No guest yet, and no migration.
     #[must_use]
     pub fn new(state: State) -> Self {
-        let shown = Shown { state, pages: None, migration: None };
+        let shown = Shown { state, launch: None, pages: None, migration: None };
         Self {
             shown: Mutex::new(shown),
             changed: Condvar::new(),
             cancelled: AtomicBool::new(false),
         }
+    }
+
+    /// There is a guest, which does not run yet.
+    pub fn show_paused(&self, launch: Option<&LaunchRecord>) {
+        let mut shown = self.shown();
+        (shown.state, shown.launch) = (State::Paused, launch.map(LaunchReply::from));
+        self.changed.notify_all();
+    }
+
+    /// What was launched, of a guest that is about to run.
+    pub fn show_launch(&self, launch: Option<&LaunchRecord>) {
+        self.shown().launch = launch.map(LaunchReply::from);
     }
 
     /// The guest runs, and these are its pages.
@@ -58,8 +71,8 @@ impl StatusBoard {
         shown.state = state;
         match state {
             State::Running | State::Migrating | State::InDoubt => {}
-            State::Starting | State::Waiting | State::Receiving | State::Moved => {
-                shown.pages = None;
+            State::Starting | State::Paused | State::Waiting | State::Receiving | State::Moved => {
+                (shown.launch, shown.pages) = (None, None);
             }
         }
         self.changed.notify_all();
@@ -107,6 +120,7 @@ impl StatusBoard {
                 Response::Refused { reason }
             }
             State::Starting
+            | State::Paused
             | State::Running
             | State::Migrating
             | State::Waiting
@@ -118,9 +132,10 @@ impl StatusBoard {
     #[must_use]
     pub fn status(&self) -> Response {
         // The watch waits for the guest's hypercalls: not while the board is locked.
-        let (state, pages, migration) = {
+        let (state, launch, pages, migration) = {
             let shown = self.shown();
-            (shown.state, shown.pages.clone(), shown.migration.clone())
+            let (pages, migration) = (shown.pages.clone(), shown.migration.clone());
+            (shown.state, shown.launch.clone(), pages, migration)
         };
         let pages = pages.and_then(|pages| pages.summary()).map(|pages| PagesReply {
             shared: pages.shared.ok(),
@@ -132,7 +147,7 @@ impl StatusBoard {
         });
         let migration = migration
             .map(|progress| progress.lock().unwrap_or_else(PoisonError::into_inner).clone());
-        Response::Status(Box::new(StatusReply { state, process: id(), pages, migration }))
+        Response::Status(Box::new(StatusReply { state, process: id(), launch, pages, migration }))
     }
 
     fn shown(&self) -> MutexGuard<'_, Shown> {
@@ -150,7 +165,9 @@ fn why_not_cancelled(state: State) -> &'static str {
         State::Waiting | State::Receiving => {
             "a migration is cancelled at its source; `sevferry quit` ends this process"
         }
-        State::Starting | State::Running | State::Migrating => "no migration is under way",
+        State::Starting | State::Paused | State::Running | State::Migrating => {
+            "no migration is under way"
+        }
     }
 }
 

@@ -170,6 +170,8 @@ impl Reception {
             Request::Cancel => return send(stream, &self.board.cancel_and_wait(CANCEL_PATIENCE)),
             Request::Report
             | Request::Audit
+            | Request::InjectSecret(_)
+            | Request::Continue
             | Request::Migrate(_)
             | Request::Check(_)
             | Request::Resolve(_)

@@ -6,7 +6,9 @@
 
 use std::sync::Arc;
 
-use kvm_bindings::{CpuId, KVM_CAP_DIRTY_LOG_RING, KVM_CAP_EXIT_HYPERCALL, KVM_CAP_X86_MSR_FILTER};
+use kvm_bindings::{
+    CpuId, KVM_CAP_DIRTY_LOG_RING, KVM_CAP_EXIT_HYPERCALL, KVM_CAP_VM_TYPES, KVM_CAP_X86_MSR_FILTER,
+};
 use rustix::system::uname;
 use serde::Serialize;
 
@@ -21,6 +23,7 @@ use crate::sev::SevDevice;
 use crate::sev::device::{PlatformStatus, platform_status};
 use crate::sev::endorsement::cek_address;
 use crate::sev::hardware::{HardwareDevice, HardwarePlatform};
+use crate::sev::launch::VmType;
 use crate::sev::measurement::FirmwareVersion;
 use crate::sev::target::verify_target;
 use crate::sev::vendor::Root;
@@ -221,7 +224,18 @@ fn hardware(
     let encrypt =
         vm.and_then(|vm| HardwarePlatform::new(Arc::new(vm)).map_err(|cause| cause.to_string()));
     findings.push(match encrypt {
-        Ok(_) => Finding::ok("KVM and SEV", "KVM_MEMORY_ENCRYPT_OP answers"),
+        Ok(_) => Finding::ok(
+            "KVM and SEV",
+            match VmType::best_of(host.extension(KVM_CAP_VM_TYPES)) {
+                VmType::Sev => {
+                    "KVM_MEMORY_ENCRYPT_OP answers; VMs are of KVM's type for SEV (KVM_SEV_INIT2)"
+                }
+                VmType::Default => {
+                    "KVM_MEMORY_ENCRYPT_OP answers; no VM type for SEV, as before Linux 6.10 \
+                 (KVM_SEV_INIT)"
+                }
+            },
+        ),
         Err(cause) => Finding::missing(
             "KVM and SEV",
             cause,

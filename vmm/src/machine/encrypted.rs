@@ -4,6 +4,8 @@ use std::io::Error as IoError;
 use std::path::Path;
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use kvm_bindings::CpuId;
 use kvm_ioctls::VmFd;
 use thiserror::Error;
@@ -11,6 +13,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::MachineError;
 use super::config::{OwnerInput, PlatformKind, SevConfig};
+use super::hex;
 use crate::boot::Piece;
 use crate::encryption::Design;
 use crate::memory::{GuestRam, RamError};
@@ -19,7 +22,9 @@ use crate::sev::command::CommandError;
 use crate::sev::device::{ExportError, export_pdh, platform_status};
 use crate::sev::endorsement::EndorsementError;
 use crate::sev::hardware::{HardwareDevice, HardwarePlatform, Unavailable};
-use crate::sev::launch::{GuestStatus, Initialised, LaunchError, Launched, OwnerFiles};
+use crate::sev::launch::{
+    GuestStatus, Initialised, LaunchError, Launched, Measured, OwnerFiles, VmType,
+};
 use crate::sev::measurement::{
     Claim, FirmwareVersion, LaunchDigest, Measurement, WrongMeasurement,
 };
@@ -52,7 +57,7 @@ impl Encrypted {
     pub(super) fn prepare(
         platform: Option<&PlatformKind>,
         layout: RamLayout,
-        vm: &Arc<VmFd>,
+        (vm, vm_type): (&Arc<VmFd>, VmType),
         supported: &CpuId,
     ) -> Result<Prepared, EncryptedError> {
         let Some(kind) = platform else {
@@ -80,7 +85,10 @@ impl Encrypted {
                 (GuestRam::single(layout)?, c_bit, device, platform)
             }
         };
-        let initialised = Initialised::init(platform, device.fd())?;
+        let initialised = match vm_type {
+            VmType::Default => Initialised::init(platform, device.fd())?,
+            VmType::Sev => Initialised::init2(platform, device.fd())?,
+        };
         for (address, bytes) in ram.mappings() {
             initialised.register_region(address, bytes)?;
         }
@@ -93,7 +101,7 @@ impl Encrypted {
         self.c_bit
     }
 
-    /// Encrypts and measures `pieces` in order; afterwards the guest may run.
+    /// Encrypts and measures `pieces` in order. The guest may run once what is [`Measured`] is finished.
     ///
     /// Without files of a guest owner the VMM is its own owner: it makes a session with the
     /// platform and verifies the measurement itself.
@@ -105,7 +113,7 @@ impl Encrypted {
         sev: &SevConfig,
         ram: &GuestRam,
         pieces: &[Piece],
-    ) -> Result<RunningGuest, EncryptedError> {
+    ) -> Result<(RunningGuest, Measured), EncryptedError> {
         let status = platform_status(self.device.as_ref())?;
         let own = match &sev.owner {
             OwnerInput::Files { .. } => None,
@@ -137,13 +145,8 @@ impl Encrypted {
         if let Some(own) = &own {
             record.claim().verify(&own.keys.tik, &record.measurement)?;
         }
-        Ok(RunningGuest {
-            record,
-            platform: self.platform,
-            status: sev.status,
-            launched: Some(measured.finish()?),
-            device: self.device,
-        })
+        let (platform, device, status) = (self.platform, self.device, sev.status);
+        Ok((RunningGuest { record, platform, status, launched: None, device }, measured))
     }
 }
 
@@ -174,7 +177,7 @@ pub(super) struct RunningGuest {
     pub(super) record: LaunchRecord,
     pub(super) platform: PlatformKind,
     pub(super) status: Design,
-    /// `None` while the guest is being sent.
+    /// `None` until the guest may run, and while it is being sent.
     pub(super) launched: Option<Launched>,
     /// Commands after the launch go to this very descriptor, so it stays open.
     pub(super) device: Box<dyn SevDevice>,
@@ -242,6 +245,18 @@ pub struct LaunchRecord {
 }
 
 impl LaunchRecord {
+    /// The measurement in base64, as the tools of guest owners take it.
+    #[must_use]
+    pub fn measurement_base64(&self) -> String {
+        BASE64_STANDARD.encode(self.measurement.to_bytes())
+    }
+
+    /// The digest in hexadecimal.
+    #[must_use]
+    pub fn digest_hex(&self) -> String {
+        hex(&self.digest)
+    }
+
     /// What the measurement must state.
     #[must_use]
     pub fn claim(&self) -> Claim {

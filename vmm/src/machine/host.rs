@@ -4,8 +4,9 @@ use std::fs::read_to_string;
 use std::io::Error as IoError;
 
 use kvm_bindings::{
-    CpuId, KVM_CAP_EXIT_HYPERCALL, KVM_CAP_TSC_DEADLINE_TIMER, KVM_CAP_X86_USER_SPACE_MSR,
-    KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config,
+    CpuId, KVM_CAP_EXIT_HYPERCALL, KVM_CAP_TSC_DEADLINE_TIMER, KVM_CAP_VM_TYPES,
+    KVM_CAP_X86_USER_SPACE_MSR, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap,
+    kvm_pit_config,
 };
 use kvm_ioctls::{
     Cap, Kvm, MsrExitReason, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd,
@@ -15,7 +16,9 @@ use rustix::process::{Resource, getrlimit};
 use thiserror::Error;
 use vmm_sys_util::errno::Error as Errno;
 
+use super::config::PlatformKind;
 use crate::encryption::{KVM_HC_MAP_GPA_RANGE, MSR_KVM_MIGRATION_CONTROL, MSR_PAGE_TABLE};
+use crate::sev::launch::VmType;
 use crate::vcpu::MSR_AMD64_SEV;
 
 /// Where KVM may put the three pages that Intel hosts need for real mode, below the reset vector.
@@ -58,12 +61,32 @@ impl Host {
     /// # Errors
     /// [`HostError::Vm`] with the step that KVM refused.
     pub fn create_vm(&self) -> Result<VmFd, HostError> {
-        let vm = self.kvm.create_vm().map_err(step("creating a VM"))?;
+        self.create_vm_of(VmType::Default)
+    }
+
+    /// The same, of a type that this KVM has.
+    ///
+    /// # Errors
+    /// [`HostError::Vm`] with the step that KVM refused.
+    pub fn create_vm_of(&self, vm_type: VmType) -> Result<VmFd, HostError> {
+        let vm = self.kvm.create_vm_with_type(vm_type.number()).map_err(step("creating a VM"))?;
         vm.set_tss_address(TSS_ADDRESS).map_err(step("setting the TSS address"))?;
         vm.create_irq_chip().map_err(step("creating the interrupt controllers"))?;
         let timer = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..kvm_pit_config::default() };
         vm.create_pit2(timer).map_err(step("creating the timer"))?;
         Ok(vm)
+    }
+
+    /// The type of VM for a guest on `platform`: KVM's own for SEV guests, if KVM answers its commands
+    /// and has one.
+    #[must_use]
+    pub fn vm_type(&self, platform: Option<&PlatformKind>) -> VmType {
+        match platform {
+            Some(PlatformKind::Hardware { .. }) => {
+                VmType::best_of(self.extension(KVM_CAP_VM_TYPES))
+            }
+            Some(PlatformKind::Software { .. }) | None => VmType::Default,
+        }
     }
 
     /// Makes the guest's page-status hypercalls and its three SEV-related MSRs leave the guest.

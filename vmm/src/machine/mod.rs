@@ -18,7 +18,9 @@ mod compatibility_tests;
 pub mod config;
 mod encrypted;
 mod host;
+mod measured;
 mod probe;
+mod prospect;
 mod receiving;
 mod report;
 mod running;
@@ -41,7 +43,9 @@ pub use check::{Finding, HostCheck, NOT_PORTABLE, Verdict};
 pub use config::Config;
 pub use encrypted::{EncryptedError, LaunchRecord, certificates_of, digest_of};
 pub use host::{Host, HostError};
+pub use measured::SecretError;
 pub use probe::{ProbeError, probe};
+pub use prospect::{Prospect, SevProspect};
 pub use receiving::{ReceiveError, ReceivingMachine};
 pub use report::{PageReport, PageSummary, PageWatch, REGIONS_MAX, Report, SevReport};
 #[cfg(test)]
@@ -56,17 +60,20 @@ use crate::devices::{COM1_IRQ, Ports, SerialPort};
 use crate::encryption::PageStatus;
 use crate::memory::{Pages, RamError};
 use crate::sev::endorsement::EndorsementError;
+use crate::sev::launch::Measured;
 use crate::vcpu::cpuid::{CpuidError, GuestCpu, guest_cpuid, require_rdrand};
 use crate::vcpu::{Board, Stop, VcpuError};
 use config::{BadRam, BadVcpuCount};
 use encrypted::Encrypted;
 use running::Assembly;
 
-/// A machine that has not run yet.
+/// A machine that has not run yet. An SEV guest is measured, and takes its owner's secrets.
 #[derive(Debug)]
 pub struct Machine {
     vcpus: Vec<VcpuFd>,
     assembly: Assembly,
+    /// `None` for a plain VM.
+    measured: Option<Measured>,
 }
 
 impl Machine {
@@ -77,13 +84,15 @@ impl Machine {
     pub fn build(config: &Config, output: Box<dyn Write + Send>) -> Result<Self, MachineError> {
         let host = Host::open()?;
         let supported = host.supported_cpuid()?;
-        let vm = Arc::new(host.create_vm()?);
+        let platform = config.sev.as_ref().map(|sev| &sev.platform);
+        let vm_type = host.vm_type(platform);
+        let vm = Arc::new(host.create_vm_of(vm_type)?);
         let serial = serial_port(&vm, output).map_err(MachineError::Interrupt)?;
         if config.sev.is_some() {
             host.trap_page_status(&vm)?;
         }
-        let platform = config.sev.as_ref().map(|sev| &sev.platform);
-        let (ram, encrypted) = Encrypted::prepare(platform, config.ram, &vm, &supported)?;
+        let (ram, encrypted) =
+            Encrypted::prepare(platform, config.ram, (&vm, vm_type), &supported)?;
         ram.register(&vm)?;
         let c_bit = encrypted.as_ref().map(Encrypted::c_bit);
         let loaded = load(ram.host(), &config.boot(c_bit))?;
@@ -91,8 +100,8 @@ impl Machine {
             require_rdrand(&supported)?;
         }
         let guest = encrypted.zip(config.sev.as_ref());
-        let guest =
-            guest.map(|(guest, sev)| guest.launch(sev, &ram, &loaded.pieces)).transpose()?;
+        let launch = |(guest, sev): (Encrypted, _)| guest.launch(sev, &ram, &loaded.pieces);
+        let (guest, measured) = guest.map(launch).transpose()?.unzip();
 
         let (mut vcpus, mut cpuids, count) = (Vec::new(), Vec::new(), config.vcpus.get());
         for index in 0..count {
@@ -111,7 +120,7 @@ impl Machine {
         let board = Arc::new(Board { ram, ports: Ports::new(Arc::clone(&serial)), pages });
         let (msrs, tsc_khz) = vcpus::facts(&host, &vcpus)?;
         let assembly = Assembly { vm, board, serial, guest, cpuid: cpuids, msrs, tsc_khz };
-        Ok(Self { vcpus, assembly })
+        Ok(Self { vcpus, assembly, measured })
     }
 
     /// What was launched; `None` for a plain VM.
@@ -126,16 +135,25 @@ impl Machine {
         Arc::clone(&self.assembly.serial)
     }
 
-    /// Starts the vCPUs; what happens arrives on `events`.
+    /// Ends the launch and starts the vCPUs; what happens arrives on `events`.
     ///
     /// # Errors
-    /// [`MachineError::Vcpu`] if the host has no threads to give.
-    pub fn run<E>(self, events: &Sender<E>) -> Result<RunningMachine, MachineError>
+    /// [`MachineError::Encrypted`] if the platform does not let the guest run, [`MachineError::Vcpu`]
+    /// if the host has no threads to give.
+    pub fn run<E>(mut self, events: &Sender<E>) -> Result<RunningMachine, MachineError>
     where
         E: From<Stop> + Send + 'static,
     {
+        if let Some((guest, measured)) = self.assembly.guest.as_mut().zip(self.measured) {
+            guest.launched = Some(measured.finish().map_err(EncryptedError::from)?);
+        }
         Ok(RunningMachine::start(self.vcpus, self.assembly, events)?)
     }
+}
+
+/// Lowercase hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// An error with its causes, in one line.

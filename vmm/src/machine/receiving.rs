@@ -63,13 +63,15 @@ impl ReceivingMachine {
         let layout = offer.ram().map_err(MachineError::OfferedRam)?;
         offer.vcpus().map_err(MachineError::OfferedVcpus)?;
         let host = Host::open()?;
-        let vm = Arc::new(host.create_vm()?);
+        let platform = offer.sev.and(platform);
+        let vm_type = host.vm_type(platform);
+        let vm = Arc::new(host.create_vm_of(vm_type)?);
         let serial = serial_port(&vm, output).map_err(MachineError::Interrupt)?;
         if offer.sev.is_some() {
             host.trap_page_status(&vm)?;
         }
-        let platform = offer.sev.and(platform);
-        let (ram, encrypted) = Encrypted::prepare(platform, layout, &vm, &host.supported_cpuid()?)?;
+        let supported = host.supported_cpuid()?;
+        let (ram, encrypted) = Encrypted::prepare(platform, layout, (&vm, vm_type), &supported)?;
         ram.register(&vm)?;
         let cpuid = offer.cpuids()?;
         let created = (0..).zip(&cpuid).map(|(index, cpuid)| {

@@ -39,7 +39,7 @@ pub(super) struct Assembly {
 }
 
 impl Assembly {
-    fn describe(&mut self) -> Report {
+    pub(super) fn describe(&mut self) -> Report {
         let sev = self.guest.as_mut().zip(self.board.pages.as_ref()).map(|(guest, pages)| {
             let pages = lock(pages);
             SevReport {
@@ -211,6 +211,15 @@ impl RunningMachine {
                 Err(Unpaused::Lost(cause, Box::new(self.assembly.describe())))
             }
         }
+    }
+
+    /// Slows the guest down by `percent` of its time, until it is paused or told otherwise; 0 is
+    /// full speed.
+    ///
+    /// # Errors
+    /// [`VcpuError::Thread`] if the host has no thread to give.
+    pub fn throttle(&mut self, percent: u32) -> Result<(), VcpuError> {
+        self.vcpus.throttle(percent)
     }
 
     /// Starts to log which frames the guest changes.

@@ -20,6 +20,8 @@ pub(super) struct Account {
     convergence: Convergence,
     progress: Progress,
     connections: u16,
+    /// The most that the guest was slowed down.
+    throttle_percent_max: u32,
     /// What had been sent when the last round ended.
     before: (Carried, Duration),
     /// What the round began with.
@@ -36,6 +38,7 @@ impl Account {
             convergence: Convergence::new(options.goal),
             progress: Progress::new(options.transfer, Side::Source),
             connections: options.connections,
+            throttle_percent_max: 0,
             before: (Carried::default(), Duration::ZERO),
             of_round: Left::default(),
         }
@@ -113,6 +116,12 @@ impl Account {
         decision
     }
 
+    /// The guest is slowed down so much from now on.
+    pub(super) fn throttled(&mut self, percent: u32) {
+        self.progress.throttle_percent = percent;
+        self.throttle_percent_max = self.throttle_percent_max.max(percent);
+    }
+
     /// It is over.
     pub(super) fn summary(&mut self, sent: &Sent, outcome: Outcome) -> Summary {
         let downtime = self.paused.map(|paused| paused.elapsed());
@@ -122,6 +131,7 @@ impl Account {
             side: Side::Source,
             outcome,
             rounds: self.progress.round,
+            throttle_percent_max: self.throttle_percent_max,
             connections: self.connections,
             carried: carried(sent),
             phases: self.clock.times(),

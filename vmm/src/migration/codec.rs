@@ -1,15 +1,16 @@
 //! Messages as bytes: total, bounded, one form per message. No I/O.
 //!
-//! A variable part is its length (4 bytes) and its bytes, except that a message which is nothing
-//! but one variable part ([`Message::StatusList`], [`Message::State`]) is those bytes alone.
+//! A variable part is its length (4 bytes) and its bytes, except that what follows the last round
+//! ([`Message::StatusList`], [`Message::State`]) ends with its bytes, however many there are.
 //! `docs/protocol.md` has every message's layout; the tests have its golden bytes.
 
 use std::str::from_utf8;
 
+use super::closing::Closing;
 use super::cursor::Reader;
 use super::frame::{
-    CERTIFICATES_BYTES_MAX, CONNECTIONS_MAX, FRAME_HEADER_LEN, FrameHeader, Kind,
-    MACHINE_OFFER_BYTES_MAX, OBJECTIONS_MAX,
+    CERTIFICATES_BYTES_MAX, CLOSING_HEADER_LEN, CONNECTIONS_MAX, FRAME_HEADER_LEN, FrameHeader,
+    Kind, MACHINE_OFFER_BYTES_MAX, OBJECTIONS_MAX,
 };
 use super::malformed::Malformed;
 use super::message::{
@@ -41,8 +42,7 @@ impl Message {
                 body.put(&end.digest);
             }
             Self::RoundOk { round } => body.put(&round.to_le_bytes()),
-            Self::StatusList(list) => body.put(list),
-            Self::State(state) => body.put(state),
+            Self::StatusList(closing) | Self::State(closing) => body.closing(closing),
             Self::Prepared(transfer) | Self::Commit(transfer) | Self::Running(transfer) => {
                 body.transfer(*transfer);
             }
@@ -73,13 +73,6 @@ impl Message {
             let (needed, left) = (header.length() - body.len(), 0);
             return Err(Malformed::Truncated { what: "a message", needed, left });
         }
-        // Nothing but one variable part, which may be megabytes.
-        if body.len() == header.length() && kind == Kind::StatusList {
-            return Ok(Self::StatusList(body));
-        }
-        if body.len() == header.length() && kind == Kind::State {
-            return Ok(Self::State(body));
-        }
         let mut reader = Reader::new("a message", &body);
         let message = match kind {
             Kind::Offer => Self::Offer(read_offer(&mut reader)?),
@@ -94,8 +87,8 @@ impl Message {
                 Self::RoundEnd(RoundEnd { round, frames, digest: reader.array()? })
             }
             Kind::RoundOk => Self::RoundOk { round: reader.u32()? },
-            Kind::StatusList => Self::StatusList(reader.take(header.length())?.to_vec()),
-            Kind::State => Self::State(reader.take(header.length())?.to_vec()),
+            Kind::StatusList => return read_closing(header, body).map(Self::StatusList),
+            Kind::State => return read_closing(header, body).map(Self::State),
             Kind::Prepared => Self::Prepared(read_transfer(&mut reader)?),
             Kind::Commit => Self::Commit(read_transfer(&mut reader)?),
             Kind::Running => Self::Running(read_transfer(&mut reader)?),
@@ -146,6 +139,13 @@ impl Body<'_> {
         let length = u32::try_from(reason.as_str().len()).unwrap_or(0);
         self.put(&length.to_le_bytes());
         self.put(reason.as_str().as_bytes());
+    }
+
+    fn closing(&mut self, closing: &Closing) {
+        self.put(&closing.session.to_le_bytes());
+        self.put(&closing.round.to_le_bytes());
+        self.put(&closing.digest);
+        self.put(&closing.bytes);
     }
 
     fn offer(&mut self, offer: &Offer) -> Result<(), Malformed> {
@@ -242,6 +242,18 @@ fn read_offer(reader: &mut Reader<'_>) -> Result<Offer, Malformed> {
         connections: checked_connections(reader.u16()?)?,
         machine: read_part(reader, MACHINE, MACHINE_OFFER_BYTES_MAX)?.to_vec(),
     })
+}
+
+/// Its bytes may be megabytes: they stay where they are.
+fn read_closing(header: FrameHeader, mut body: Vec<u8>) -> Result<Closing, Malformed> {
+    if body.len() > header.length() {
+        let extra = body.len() - header.length();
+        return Err(Malformed::Trailing { kind: header.kind(), extra });
+    }
+    let mut reader = Reader::new("a message", &body);
+    let (session, round, digest) = (reader.u64()?, reader.u32()?, reader.array()?);
+    body.drain(..CLOSING_HEADER_LEN as usize);
+    Ok(Closing { session, round, digest, bytes: body })
 }
 
 fn checked_objections(count: usize) -> Result<u8, Malformed> {

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::closing::Closing;
 use super::frame::{
     CERTIFICATES_BYTES_MAX, FRAME_HEADER_LEN, FrameHeader, Kind, MACHINE_OFFER_BYTES_MAX,
     PAGES_HEADER_LEN, PagesHeader,
@@ -16,6 +17,16 @@ const TRANSFER: Transfer =
     Transfer { vm: VmId(*b"0123456789abcdef"), epoch: 0x0807_0605_0403_0201 };
 const TRANSFER_HEX: &str = "30313233343536373839616263646566 0102030405060708";
 
+/// What follows the last round; its digest is not looked at here.
+fn closing(bytes: Vec<u8>) -> Closing {
+    Closing { session: 0x1122_3344_5566_7788, round: 2, digest: [0x99; 32], bytes }
+}
+
+fn closing_hex(kind: &str, bytes: &str) -> String {
+    let digest = "99".repeat(32);
+    format!("53564659 0200 {kind}00 2e000000 8877665544332211 02000000 {digest} {bytes}")
+}
+
 /// Every message with its bytes: header (magic, version, kind, length), then what it carries.
 fn golden() -> Vec<(Message, String)> {
     let bytes = |length: usize, byte: u8| vec![byte; length];
@@ -28,10 +39,10 @@ fn golden() -> Vec<(Message, String)> {
                 machine: bytes(3, 0xaa),
             }),
             format!(
-                "53564659 0100 0100 29000000 {TRANSFER_HEX} 8877665544332211 0400 03000000 aaaaaa"
+                "53564659 0200 0100 29000000 {TRANSFER_HEX} 8877665544332211 0400 03000000 aaaaaa"
             ),
         ),
-        (Message::Accept { platform: None }, "53564659 0100 0200 01000000 00".into()),
+        (Message::Accept { platform: None }, "53564659 0200 0200 01000000 00".into()),
         (
             Message::Accept {
                 platform: Some(PlatformBytes {
@@ -40,13 +51,13 @@ fn golden() -> Vec<(Message, String)> {
                     roots: bytes(3, 0x33),
                 }),
             },
-            "53564659 0100 0200 13000000 01 01000000 11 02000000 2222 03000000 333333".into(),
+            "53564659 0200 0200 13000000 01 01000000 11 02000000 2222 03000000 333333".into(),
         ),
         (
             Message::Refuse { reason: Reason::new("no") },
-            "53564659 0100 0300 06000000 02000000 6e6f".into(),
+            "53564659 0200 0300 06000000 02000000 6e6f".into(),
         ),
-        (Message::Start { encryption: None }, "53564659 0100 0400 01000000 00".into()),
+        (Message::Start { encryption: None }, "53564659 0200 0400 01000000 00".into()),
         (
             Message::Start {
                 encryption: Some(SessionBytes {
@@ -55,30 +66,30 @@ fn golden() -> Vec<(Message, String)> {
                     session: bytes(1, 0x55),
                 }),
             },
-            "53564659 0100 0400 10000000 01 21000000 02000000 4444 01000000 55".into(),
+            "53564659 0200 0400 10000000 01 21000000 02000000 4444 01000000 55".into(),
         ),
-        (Message::Started, "53564659 0100 0500 00000000".into()),
+        (Message::Started, "53564659 0200 0500 00000000".into()),
         (
             Message::Join { session: 0x1122_3344_5566_7788, index: 3 },
-            "53564659 0100 0600 0a000000 8877665544332211 0300".into(),
+            "53564659 0200 0600 0a000000 8877665544332211 0300".into(),
         ),
         (
             Message::RoundEnd(RoundEnd { round: 2, frames: 3, digest: [0x66; 32] }),
-            format!("53564659 0100 0800 2c000000 02000000 0300000000000000 {}", "66".repeat(32)),
+            format!("53564659 0200 0800 2c000000 02000000 0300000000000000 {}", "66".repeat(32)),
         ),
-        (Message::RoundOk { round: 2 }, "53564659 0100 0900 04000000 02000000".into()),
-        (Message::StatusList(bytes(2, 0x77)), "53564659 0100 0a00 02000000 7777".into()),
-        (Message::State(bytes(2, 0x88)), "53564659 0100 0b00 02000000 8888".into()),
-        (Message::Prepared(TRANSFER), format!("53564659 0100 0c00 18000000 {TRANSFER_HEX}")),
-        (Message::Commit(TRANSFER), format!("53564659 0100 0d00 18000000 {TRANSFER_HEX}")),
-        (Message::Running(TRANSFER), format!("53564659 0100 0e00 18000000 {TRANSFER_HEX}")),
+        (Message::RoundOk { round: 2 }, "53564659 0200 0900 04000000 02000000".into()),
+        (Message::StatusList(closing(bytes(2, 0x77))), closing_hex("0a", "7777")),
+        (Message::State(closing(bytes(2, 0x88))), closing_hex("0b", "8888")),
+        (Message::Prepared(TRANSFER), format!("53564659 0200 0c00 18000000 {TRANSFER_HEX}")),
+        (Message::Commit(TRANSFER), format!("53564659 0200 0d00 18000000 {TRANSFER_HEX}")),
+        (Message::Running(TRANSFER), format!("53564659 0200 0e00 18000000 {TRANSFER_HEX}")),
         (
             Message::NotRunning { transfer: TRANSFER, because: NotRunning::Crashed },
-            format!("53564659 0100 0f00 19000000 {TRANSFER_HEX} 03"),
+            format!("53564659 0200 0f00 19000000 {TRANSFER_HEX} 03"),
         ),
         (
             Message::Abandon { transfer: TRANSFER, reason: Reason::new("no") },
-            format!("53564659 0100 1000 1e000000 {TRANSFER_HEX} 02000000 6e6f"),
+            format!("53564659 0200 1000 1e000000 {TRANSFER_HEX} 02000000 6e6f"),
         ),
     ];
     messages.extend(golden_inquiries());
@@ -97,10 +108,10 @@ fn golden_inquiries() -> [(Message, String); 3] {
                 machine: bytes(3, 0xaa),
             }),
             format!(
-                "53564659 0100 1100 29000000 {TRANSFER_HEX} 8877665544332211 0400 03000000 aaaaaa"
+                "53564659 0200 1100 29000000 {TRANSFER_HEX} 8877665544332211 0400 03000000 aaaaaa"
             ),
         ),
-        (Message::Assessment(Assessment::default()), "53564659 0100 1200 02000000 00 00".into()),
+        (Message::Assessment(Assessment::default()), "53564659 0200 1200 02000000 00 00".into()),
         (
             Message::Assessment(Assessment {
                 objections: vec![Objection::new("TSC", "no")],
@@ -110,7 +121,7 @@ fn golden_inquiries() -> [(Message, String); 3] {
                     roots: bytes(3, 0x33),
                 }),
             }),
-            "53564659 0100 1200 21000000 01 03000000 545343 02000000 6e6f \
+            "53564659 0200 1200 21000000 01 03000000 545343 02000000 6e6f \
              01 01000000 11 02000000 2222 03000000 333333"
                 .into(),
         ),
@@ -147,7 +158,7 @@ fn every_message_has_its_golden_bytes() {
     assert_eq!(missing, None, "a kind of message has no golden bytes");
 }
 
-/// Whether a message is nothing but bytes of any length.
+/// Whether a message ends with bytes of any length.
 fn is_raw(message: &Message) -> bool {
     matches!(message, Message::StatusList(_) | Message::State(_))
 }
@@ -160,8 +171,8 @@ fn truncation_at_every_offset_is_refused() {
         for cut in 0..bytes.len() {
             let refused = decode(&bytes[..cut]).unwrap_err();
             assert!(matches!(refused, Malformed::Truncated { .. }), "{message:?}: {refused}");
-            // The same with a header that owns up to the shorter length: only a message that is
-            // nothing but bytes of any length has another reading.
+            // The same with a header that owns up to the shorter length: only a message that
+            // ends with bytes of any length has another reading.
             let Some(length) = cut.checked_sub(FRAME_HEADER_LEN) else { continue };
             let mut shorter = bytes[..cut].to_vec();
             shorter[8..12].copy_from_slice(&u32::try_from(length).unwrap().to_le_bytes());
@@ -202,10 +213,10 @@ fn foreign_headers_are_named() {
         decode(&bytes).unwrap_err()
     };
     assert_eq!(with(0, 0), Malformed::Magic { magic: [0, 0, b'F', b'Y'] });
-    for theirs in [0, 2, u16::MAX] {
-        assert_eq!(with(4, theirs), Malformed::Version { theirs, ours: 1 });
+    for theirs in [0, 1, u16::MAX] {
+        assert_eq!(with(4, theirs), Malformed::Version { theirs, ours: 2 });
     }
-    let text = with(4, 2).to_string();
+    let text = with(4, 1).to_string();
     assert!(text.contains("version 2") && text.contains("version 1"), "{text}");
     for number in [0, 19, u16::MAX] {
         assert_eq!(with(6, number), Malformed::UnknownKind { number });
@@ -218,7 +229,7 @@ fn length_bombs_are_refused_by_the_header() {
     for kind in Kind::ALL {
         let mut bytes = [0; FRAME_HEADER_LEN];
         bytes[..4].copy_from_slice(b"SVFY");
-        bytes[4] = 1;
+        bytes[4] = 2;
         bytes[6] = u8::try_from(kind as u16).unwrap();
         for length in [kind.length_max() + 1, u32::MAX] {
             bytes[8..].copy_from_slice(&length.to_le_bytes());
@@ -246,7 +257,7 @@ fn length_bombs_inside_a_message_are_refused() {
 /// What the peer would refuse is not sent.
 #[test]
 fn nothing_beyond_a_cap_is_encoded() {
-    let state = Message::State(vec![0; Kind::State.length_max() as usize + 1]);
+    let state = Message::State(closing(vec![0; Kind::State.length_max() as usize - 43]));
     assert!(matches!(state.encode(), Err(Malformed::TooLong { kind: Kind::State, .. })));
     let pdh = vec![0; CERTIFICATES_BYTES_MAX as usize + 1];
     let platform = Some(PlatformBytes { pdh, ..PlatformBytes::default() });
@@ -344,8 +355,8 @@ fn some_message() -> impl Strategy<Value = Message> {
             Message::RoundEnd(RoundEnd { round, frames, digest })
         }),
         any::<u32>().prop_map(|round| Message::RoundOk { round }),
-        some_bytes().prop_map(Message::StatusList),
-        some_bytes().prop_map(Message::State),
+        some_closing().prop_map(Message::StatusList),
+        some_closing().prop_map(Message::State),
         some_transfer().prop_map(Message::Prepared),
         some_transfer().prop_map(Message::Commit),
         some_transfer().prop_map(Message::Running),
@@ -354,6 +365,11 @@ fn some_message() -> impl Strategy<Value = Message> {
         (some_transfer(), some_reason())
             .prop_map(|(transfer, reason)| Message::Abandon { transfer, reason }),
     ]
+}
+
+fn some_closing() -> impl Strategy<Value = Closing> {
+    (any::<u64>(), any::<u32>(), any::<[u8; 32]>(), some_bytes())
+        .prop_map(|(session, round, digest, bytes)| Closing { session, round, digest, bytes })
 }
 
 /// Everything that follows a header, read as its kind says.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::page::PAGE_SIZE;
+use crate::vcpu::THROTTLE_MAX_PERCENT;
 
 /// What every pause costs besides pages: stopping vCPUs, the machine's state, two journal writes
 /// and three messages. A target below it could never be met.
@@ -31,11 +32,8 @@ const PRIVATE_PAGES_PER_S: f64 = 2000.0;
 /// Shared bytes per second until measured: a gigabit link.
 const SHARED_BYTES_PER_S: f64 = 117e6;
 
-/// The slow-down suggested at the first stall, and what each further stalled round adds, in percent.
+/// The slow-down at the first stall, and what each further stall adds, in percent.
 const THROTTLE_STEP_PERCENT: u32 = 20;
-
-/// The most that is suggested.
-const THROTTLE_MAX_PERCENT: u32 = 99;
 
 /// What to do when the time is over and the guest still writes too fast.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -134,7 +132,8 @@ fn rate(share: Share) -> Option<f64> {
 pub enum Decision {
     /// Send what is left while the guest runs.
     AnotherRound {
-        /// How much to slow the guest down, in percent; more than 0 while it is stalled.
+        /// How much to slow the guest down, in percent; more than 0 from the first stall on, because
+        /// a guest at full speed again would only stall again.
         throttle_percent: u32,
     },
     /// Pause the guest and send what is left.
@@ -187,6 +186,7 @@ pub struct Convergence {
     /// Rounds since then.
     rounds_since_best: u32,
     expected: Duration,
+    throttle_percent: u32,
 }
 
 impl Convergence {
@@ -201,6 +201,7 @@ impl Convergence {
             best: Duration::MAX,
             rounds_since_best: 0,
             expected: Duration::MAX,
+            throttle_percent: 0,
         }
     }
 
@@ -218,7 +219,7 @@ impl Convergence {
             TimeoutStrategy::Stop if is_over => Decision::PauseNow,
             TimeoutStrategy::Cancel if is_over => Decision::GiveUp(self.gave_up(elapsed)),
             TimeoutStrategy::Stop | TimeoutStrategy::Cancel => {
-                Decision::AnotherRound { throttle_percent: self.throttle_percent() }
+                Decision::AnotherRound { throttle_percent: self.throttle_percent }
             }
         }
     }
@@ -237,13 +238,13 @@ impl Convergence {
 
     /// Whether a guest that has been paused for so long before its handover is to run on. A peer
     /// that has read fast and now does not must not keep it standing still: twice what was expected,
-    /// and a silence more, is what a good one may take.
+    /// and two silences more, is what a good one may take.
     ///
     /// # Errors
     /// [`GaveUp::PausedTooLong`].
     pub fn check_pause(&self, paused: Duration, silence: Duration) -> Result<(), GaveUp> {
         let expected = self.expected;
-        if paused > expected.saturating_mul(2).saturating_add(silence) {
+        if paused > expected.saturating_add(silence).saturating_mul(2) {
             return Err(GaveUp::PausedTooLong { paused, expected });
         }
         Ok(())
@@ -267,22 +268,19 @@ impl Convergence {
         self.rounds_since_best >= STALL_ROUNDS
     }
 
-    /// A tenth less than ever before is progress.
+    /// A tenth less than ever before is progress; some rounds without it are a stall, and as many
+    /// again another.
     fn watch(&mut self) {
         if self.expected < self.best.saturating_sub(self.best / 10) {
             self.best = self.expected;
             self.rounds_since_best = 0;
         } else {
             self.rounds_since_best = self.rounds_since_best.saturating_add(1);
+            if self.rounds_since_best.is_multiple_of(STALL_ROUNDS) {
+                let more = self.throttle_percent.saturating_add(THROTTLE_STEP_PERCENT);
+                self.throttle_percent = more.min(THROTTLE_MAX_PERCENT);
+            }
         }
-    }
-
-    fn throttle_percent(&self) -> u32 {
-        if !self.is_stalled() {
-            return 0;
-        }
-        let steps = (self.rounds_since_best - STALL_ROUNDS) / STALL_ROUNDS + 1;
-        steps.saturating_mul(THROTTLE_STEP_PERCENT).min(THROTTLE_MAX_PERCENT)
     }
 
     fn gave_up(&self, elapsed: Duration) -> GaveUp {
@@ -371,8 +369,8 @@ mod tests {
         let _ = convergence.decide(60 * SECOND, &round(1000, 0), left(20_000, 0));
         assert_eq!(convergence.expected_downtime(), Some(10_010 * MS));
         let silence = 5 * SECOND;
-        assert_eq!(convergence.check_pause(25 * SECOND, silence), Ok(()));
-        let ended = convergence.check_pause(26 * SECOND, silence);
+        assert_eq!(convergence.check_pause(30 * SECOND, silence), Ok(()));
+        let ended = convergence.check_pause(31 * SECOND, silence);
         assert!(matches!(ended, Err(GaveUp::PausedTooLong { .. })), "{ended:?}");
     }
 
@@ -392,7 +390,8 @@ mod tests {
         assert_eq!(throttles[19], 99);
         assert!(convergence.is_stalled());
         let decision = convergence.decide(SECOND, &round(5000, 0), left(4000, 0));
-        assert_eq!(decision, ANOTHER, "it moves again");
+        let slowed = Decision::AnotherRound { throttle_percent: 99 };
+        assert_eq!(decision, slowed, "it moves again, and is not let go");
         assert!(!convergence.is_stalled());
     }
 

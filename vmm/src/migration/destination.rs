@@ -353,7 +353,6 @@ pub enum DestinationError {
 #[cfg(test)]
 mod tests {
     use std::io::sink;
-    use std::os::unix::net::UnixStream;
 
     use vmm_sys_util::tempdir::TempDir;
 
@@ -361,7 +360,10 @@ mod tests {
     use crate::migration::handover::Step;
     use crate::migration::journal::Side;
     use crate::migration::link::Due;
+    use crate::migration::lobby::Lobby;
     use crate::migration::transport::Stream;
+
+    const SILENCE: Duration = Duration::from_secs(5);
 
     /// A source that is back hears what the journal knows, from a process that never had the guest.
     #[test]
@@ -384,15 +386,15 @@ mod tests {
             }
             drop(before);
             let mut output = || -> Result<Box<dyn Write + Send>, IoError> { Ok(Box::new(sink())) };
-            let silence = Duration::from_secs(5);
+            let silence = SILENCE;
             let mut host =
                 Host { platform: None, output: &mut output, journal: &mut journal, silence };
-            let (here, there) = UnixStream::pair().unwrap();
-            let mut source = Link::new(Stream::Unix(there));
-            source.send(&Message::Commit(transfer)).unwrap();
-            let caller = Caller::greet(Stream::Unix(here)).unwrap();
             let socket = format!("unix:{}", directory.as_path().join("socket").display());
-            let listener = Listener::bind(&socket.parse().unwrap()).unwrap();
+            let endpoint = socket.parse().unwrap();
+            let listener = Listener::bind(&endpoint).unwrap();
+            let mut source = Link::new(Stream::connect(&endpoint).unwrap());
+            source.send(&Message::Commit(transfer)).unwrap();
+            let caller = Lobby::new().hear(&listener, SILENCE).unwrap().unwrap().unwrap();
             let received = receive(caller, &listener, &mut host, &mut |_| false).unwrap();
             assert!(
                 matches!(received, Received::Answered(of, why) if (of, why) == (transfer, because))

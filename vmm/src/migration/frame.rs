@@ -36,8 +36,9 @@ use super::message::RoundEnd;
 use crate::machine::MACHINE_BYTES_MAX;
 use crate::page::{Frame, PAGE_SIZE, RamLayout};
 
-/// The version that this program speaks. There is one; the next will say what it still reads.
-pub const VERSION: u16 = 1;
+/// The version that this program speaks, and the only one: version 1, which was never released, had
+/// no digests of what follows the last round.
+pub const VERSION: u16 = 2;
 
 /// First bytes of every frame.
 pub const MAGIC: [u8; 4] = *b"SVFY";
@@ -75,6 +76,9 @@ pub const STATUS_BYTES_MAX: u32 = (4 << 20) + STATUS_HEADER_BYTES;
 
 /// Bytes of each group of certificates, and of a session buffer.
 pub const CERTIFICATES_BYTES_MAX: u32 = 16 << 10;
+
+/// What the region list and the state have before them; see [`super::closing::Closing`].
+pub const CLOSING_HEADER_LEN: u32 = 44;
 
 /// What a region list has before its regions.
 const STATUS_HEADER_BYTES: u32 = 32;
@@ -162,8 +166,8 @@ impl Kind {
             Self::Pages => PAGES_LENGTH_MAX,
             Self::RoundEnd => 44,
             Self::RoundOk => 4,
-            Self::StatusList => STATUS_BYTES_MAX,
-            Self::State => STATE_BYTES_MAX,
+            Self::StatusList => CLOSING_HEADER_LEN + STATUS_BYTES_MAX,
+            Self::State => CLOSING_HEADER_LEN + STATE_BYTES_MAX,
             Self::Prepared | Self::Commit | Self::Running => 24,
             Self::NotRunning => 25,
         }

@@ -17,8 +17,9 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::arrivals::Arrivals;
 use super::chain_of;
+use super::closing::Closing;
 use super::endpoint::Endpoint;
-use super::frame::FRAME_HEADER_LEN;
+use super::frame::{FRAME_HEADER_LEN, Kind};
 use super::intake::take_in;
 use super::joining::accept_connections;
 use super::link::Link;
@@ -106,7 +107,9 @@ impl Golden {
             }
         }
         drop(senders);
-        let control = [Message::StatusList(status.to_bytes()), Message::State(STATE.to_vec())];
+        let closing = |kind, bytes| Closing::new(kind, SESSION, 2, bytes);
+        let list = Message::StatusList(closing(Kind::StatusList, status.to_bytes()));
+        let control = [list, Message::State(closing(Kind::State, STATE.to_vec()))];
         let control = control.iter().flat_map(|message| message.encode().unwrap()).collect();
         let mut tapes = tapes.into_iter().map(|tape| tape.join().unwrap());
         let streams = [control, tapes.next().unwrap(), tapes.next().unwrap()];
@@ -289,7 +292,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
 
     /// Damaged anywhere but in the `join`, the stream is refused by name, or the guest's memory is
-    /// byte for byte what was sent. The machine's state is not looked at here.
+    /// byte for byte what was sent, and so is the machine's state.
     #[test]
     fn damage_is_refused_or_harmless(
         connection in 0_usize..3,
@@ -304,7 +307,10 @@ proptest! {
         }
         streams[connection].extend(rest);
         match golden.receive(host, &streams, SOON) {
-            Ok(_state) => golden.assert_equal(),
+            Ok(state) => {
+                prop_assert_eq!(state, STATE);
+                golden.assert_equal();
+            }
             Err(refused) => prop_assert!(!refused.is_empty()),
         }
     }

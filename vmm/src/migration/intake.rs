@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+use super::closing::{BadClosing, Closing};
 use super::convergence::ROUNDS_MAX;
-use super::frame::status_bytes_max;
+use super::frame::{Kind, status_bytes_max};
 use super::link::{Due, Link, LinkError};
 use super::message::{Message, Reason, RoundEnd};
 use super::placer::{PagePlacer, PlacerError, Target};
@@ -183,10 +184,13 @@ fn collect(
                     }
                 }
             }
-            Arrival::Control(Message::StatusList(bytes)) if status.is_none() => {
-                status = Some(bytes);
+            Arrival::Control(Message::StatusList(list)) if status.is_none() => {
+                status = Some(list);
             }
             Arrival::Control(Message::State(state)) if ended.is_empty() => {
+                let open = |list: Closing| list.open(Kind::StatusList, target.session, rounds);
+                let status = status.map(open).transpose()?;
+                let state = state.open(Kind::State, target.session, rounds)?;
                 return Ok(Delivered { status, state, rounds });
             }
             Arrival::Control(Message::Abandon { reason, .. } | Message::Refuse { reason }) => {
@@ -256,6 +260,9 @@ pub enum IntakeError {
     /// A page connection.
     #[error(transparent)]
     Placer(#[from] PlacerError),
+    /// What came after the last round.
+    #[error(transparent)]
+    Closing(#[from] BadClosing),
     /// The source has given up and keeps the guest.
     #[error("the source gave up: {reason}")]
     Abandoned {

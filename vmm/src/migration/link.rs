@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use super::frame::{FRAME_HEADER_LEN, FrameHeader, Kind, STATUS_BYTES_MAX};
+use super::frame::{CLOSING_HEADER_LEN, FRAME_HEADER_LEN, FrameHeader, Kind, STATUS_BYTES_MAX};
 use super::malformed::Malformed;
 use super::message::{Message, Reason};
 use super::transport::Stream;
@@ -30,6 +30,8 @@ impl Due {
     /// From whoever connects to a host that receives guests.
     pub(super) const GREETING: Self =
         Self::new("its first message", &[Kind::Offer, Kind::Commit, Kind::Inquiry]);
+    /// First on a page connection.
+    pub(super) const JOIN: Self = Self::new("its first message", &[Kind::Join]);
     pub(super) const ACCEPT: Self = Self::new("an acceptance", &[Kind::Accept]);
     pub(super) const START: Self = Self::new("a start", &[Kind::Start]);
     pub(super) const STARTED: Self = Self::new("a start", &[Kind::Started]);
@@ -66,9 +68,10 @@ impl Due {
         if !self.kinds.contains(&kind) && !matches!(kind, Kind::Refuse | Kind::Abandon) {
             return Err(LinkError::Unexpected { wanted: self.what });
         }
+        let length = header.length().saturating_sub(CLOSING_HEADER_LEN as usize);
         let most = self.status_bytes_max;
-        if kind == Kind::StatusList && header.length() > most as usize {
-            let length = header.length() as u64;
+        if kind == Kind::StatusList && length > most as usize {
+            let length = length as u64;
             return Err(Malformed::TooLong { kind, length, most }.into());
         }
         Ok(())
@@ -186,6 +189,11 @@ impl Link {
     /// Nothing more is read here, by any handle; whoever waits to read stops.
     pub(super) fn stop_reading(&self) {
         self.stream.stop_reading();
+    }
+
+    /// The connection, of which nothing was read beyond what was received.
+    pub(super) fn into_stream(self) -> Stream {
+        self.stream
     }
 
     /// Another handle on the connection, for a thread of its own.

@@ -8,6 +8,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
+use super::closing::Closing;
 use super::frame::Kind;
 
 /// Which guest: random, chosen at its launch, and kept wherever it moves.
@@ -125,9 +126,9 @@ pub enum Message {
         round: u32,
     },
     /// Source, after the last round: `PageStatus::to_bytes`.
-    StatusList(Vec<u8>),
+    StatusList(Closing),
     /// Source: the machine's state.
-    State(Vec<u8>),
+    State(Closing),
     /// Destination: everything is loaded and checked; the guest is paused here.
     Prepared(Transfer),
     /// Source: the guest is yours. Also first on a connection that is made to say it again.

@@ -239,6 +239,10 @@ pub struct Summary {
     pub outcome: Outcome,
     /// Rounds, the last included.
     pub rounds: u32,
+    /// The most that the guest was slowed down to make it converge, in percent; 0: not at all, or at
+    /// the destination, which is not told.
+    #[serde(default)]
+    pub throttle_percent_max: u32,
     /// Page connections.
     pub connections: u16,
     /// What was sent, or has arrived.
@@ -276,6 +280,9 @@ impl Display for Summary {
         write!(f, "\n  guest     {vm}, move {epoch}")?;
         let connections = if self.connections == 1 { "connection" } else { "connections" };
         write!(f, "\n  rounds    {} over {} {connections}", self.rounds, self.connections)?;
+        if self.throttle_percent_max > 0 {
+            write!(f, "\n  slowed    by up to {} %", self.throttle_percent_max)?;
+        }
         write!(f, "\n  pages     {}", self.carried)?;
         write!(f, "\n  time      {}", Time(self.total_us()))?;
         for (index, PhaseTime { phase, took_us }) in self.phases.iter().enumerate() {
@@ -346,6 +353,7 @@ mod tests {
             side,
             outcome,
             rounds: 3,
+            throttle_percent_max: 40,
             connections: 2,
             carried: Carried {
                 private_pages: 512,
@@ -366,6 +374,7 @@ mod tests {
 moved: the guest runs at the destination
   guest     abababababababababababababababab, move 2
   rounds    3 over 2 connections
+  slowed    by up to 40 %
   pages     512 private (2.0 MiB), 3 shared (12.0 KiB), 7 zero; 2.2 MiB on the wire
   time      1.30 s: connect 2.5 ms, rounds 1.24 s, handover 50 ms
   downtime  50 ms";

@@ -75,6 +75,7 @@ impl Reception {
             side: Side::Destination,
             outcome,
             rounds: self.progress.round,
+            throttle_percent_max: 0,
             connections: self.connections,
             carried: self.progress.carried,
             phases: self.clock.times(),

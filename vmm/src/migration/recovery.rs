@@ -164,8 +164,8 @@ mod tests {
     use vmm_sys_util::tempdir::TempDir;
 
     use super::*;
-    use crate::migration::caller::Caller;
     use crate::migration::handover::{Destination, DestinationInput, DestinationOutput, Step};
+    use crate::migration::lobby::Lobby;
     use crate::migration::message::{Transfer, VmId};
     use crate::migration::transport::Listener;
 
@@ -217,7 +217,7 @@ mod tests {
             found.finish(move |_, fate| told.send(fate).unwrap()).unwrap();
             // The first connection breaks before it is answered.
             drop(listener.accept(SOON).unwrap().unwrap());
-            let mut caller = Caller::greet(listener.accept(SOON).unwrap().unwrap()).unwrap();
+            let mut caller = Lobby::new().hear(&listener, SOON).unwrap().unwrap().unwrap();
             assert_eq!(caller.first, Message::Commit(transfer(number)));
             let say = match answer {
                 None => Message::Running(transfer(number)),

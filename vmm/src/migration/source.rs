@@ -14,8 +14,10 @@ use thiserror::Error;
 
 use super::account::Account;
 use super::certificates::CertificatesError;
+use super::closing::Closing;
 use super::convergence::{Decision, GaveUp, Goal};
 use super::endpoint::Endpoint;
+use super::frame::Kind;
 use super::handover::{Refusal, Resolution};
 use super::link::{Due, Link, LinkError};
 use super::malformed::Malformed;
@@ -50,6 +52,8 @@ pub struct Options {
     pub connections: u16,
     /// When to pause the guest.
     pub goal: Goal,
+    /// Whether to slow the guest down if it writes faster than its pages can be sent.
+    pub throttle: bool,
     /// How long the destination may be silent.
     pub silence: Duration,
     /// Which guest, and which attempt.
@@ -162,9 +166,20 @@ impl<'a> Attempt<'a> {
             match self.account.end_round(&self.sent, elapsed, left) {
                 Decision::PauseNow => return Ok(()),
                 Decision::GiveUp(why) => return Err(why.into()),
-                // KVM has no throttle of its own yet: a stalled guest runs on at full speed.
-                Decision::AnotherRound { .. } => {}
+                Decision::AnotherRound { throttle_percent } => self.slow_down(throttle_percent),
             }
+        }
+    }
+
+    /// A host that cannot slow its guest down goes on without.
+    fn slow_down(&mut self, percent: u32) {
+        let Guest::Running(machine) = &mut self.guest else { return };
+        if !self.options.throttle {
+            return;
+        }
+        match machine.throttle(percent) {
+            Ok(()) => self.account.throttled(percent),
+            Err(cause) => warn!("slowing the guest down: {}", super::chain_of(&cause)),
         }
     }
 
@@ -252,12 +267,14 @@ impl<'a> Attempt<'a> {
         let Guest::Paused(machine) = &self.guest else { return Err(SourceError::Gone) };
         let state = machine.save()?.to_bytes()?;
         let status = machine.page_status().map(|status| status.to_bytes());
+        let (session, round) = (self.session, self.rounds.as_ref().map_or(0, Rounds::number));
+        let closing = |kind, bytes| Closing::new(kind, session, round, bytes);
         let link = self.link.as_mut().ok_or(SourceError::Gone)?;
         link.nothing_said()?;
         if let Some(status) = status {
-            link.send(&Message::StatusList(status))?;
+            link.send(&Message::StatusList(closing(Kind::StatusList, status)))?;
         }
-        Ok(link.send(&Message::State(state))?)
+        Ok(link.send(&Message::State(closing(Kind::State, state)))?)
     }
 
     /// The one way out before the handover: the guest runs on here, and the firmware and the
@@ -299,6 +316,7 @@ impl<'a> Attempt<'a> {
             warn!("stopping to log the guest's writes: {cause}");
         }
         let launched = self.sending.take().and_then(cancelled);
+        self.slow_down(0);
         let mut machine = match replace(&mut self.guest, Guest::Nowhere) {
             Guest::Running(machine) => machine,
             Guest::Paused(paused) => paused.resume(events)?,

@@ -15,8 +15,9 @@ use super::handover::{
 };
 use super::journal::JournalError;
 use super::link::{Due, Link};
+use super::lobby::Lobby;
 use super::message::{Message, NotRunning, Transfer};
-use super::transport::{Listener, Stream};
+use super::transport::Listener;
 use crate::machine::RunningMachine;
 use crate::vcpu::{Stop, VcpuError};
 
@@ -52,7 +53,7 @@ where
 {
     let Prepared { machine, link, mut journal, transfer, .. } = prepared;
     let (mut paused, mut running, mut refused) = (Some(machine), None, None);
-    let mut source = Source { link: Some(link), anew: None };
+    let mut source = Source { link: Some(link), lobby: Lobby::new(), anew: None };
     let (mut side, outputs) = Destination::new(transfer);
     let (mut outputs, mut inputs) = (VecDeque::from(outputs), VecDeque::new());
     loop {
@@ -103,6 +104,8 @@ fn written(result: Result<(), JournalError>) -> DestinationInput {
 /// The source, as far as it can be heard.
 struct Source {
     link: Option<Link>,
+    /// Who else connects; it may be the source, which has lost its connection.
+    lobby: Lobby,
     /// It offers the same guest anew.
     anew: Option<Caller>,
 }
@@ -137,15 +140,13 @@ impl Source {
             }
         }
         let patience = if self.link.is_some() { Duration::ZERO } else { LOOK_UP };
-        match listener.accept(patience) {
+        match self.lobby.hear(listener, patience) {
             Ok(None) => None,
-            Ok(Some(stream)) => match Caller::greet(stream) {
-                Ok(caller) => self.hear(caller, transfer),
-                Err(cause) => {
-                    info!("somebody connected: {cause}");
-                    None
-                }
-            },
+            Ok(Some(Ok(caller))) => self.hear(caller, transfer),
+            Ok(Some(Err(cause))) => {
+                info!("somebody connected: {cause}");
+                None
+            }
             Err(cause) => {
                 warn!("accepting a connection: {cause}");
                 park_timeout(LOOK_UP);
@@ -193,10 +194,12 @@ impl Source {
 /// If the host has no thread to give.
 pub fn keep_answering(listener: Listener, side: Destination) -> Result<(), IoError> {
     let answer = move || {
+        let mut lobby = Lobby::new();
         loop {
-            match listener.accept(Duration::from_secs(3600)) {
+            match lobby.hear(&listener, Duration::from_secs(3600)) {
                 Ok(None) => {}
-                Ok(Some(stream)) => answer_one(stream, side),
+                Ok(Some(Ok(caller))) => answer_one(caller, side),
+                Ok(Some(Err(cause))) => debug!("somebody connected: {cause}"),
                 Err(cause) => {
                     warn!("accepting a connection: {cause}");
                     return;
@@ -207,14 +210,7 @@ pub fn keep_answering(listener: Listener, side: Destination) -> Result<(), IoErr
     Builder::new().name("answer".to_owned()).spawn(answer).map(|_detached| ())
 }
 
-fn answer_one(stream: Stream, side: Destination) {
-    let mut caller = match Caller::greet(stream) {
-        Ok(caller) => caller,
-        Err(cause) => {
-            debug!("somebody connected: {cause}");
-            return;
-        }
-    };
+fn answer_one(mut caller: Caller, side: Destination) {
     let Message::Commit(transfer) = caller.first else {
         caller.refuse("a guest runs here already: this process takes no other");
         return;

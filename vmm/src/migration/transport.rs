@@ -60,11 +60,7 @@ impl Listener {
     /// # Errors
     /// From the socket calls.
     pub fn accept(&self, patience: Duration) -> Result<Option<Stream>, IoError> {
-        let descriptor = match self {
-            Self::Tcp(socket) => socket.as_fd(),
-            Self::Unix(_, socket) => socket.as_fd(),
-        };
-        if !ready(descriptor, PollFlags::IN, patience)? {
+        if !ready(self.descriptor(), PollFlags::IN, patience)? {
             return Ok(None);
         }
         let stream = match self {
@@ -76,6 +72,13 @@ impl Listener {
             // The peer has gone again.
             Err(gone) if gone.kind() == ErrorKind::WouldBlock => Ok(None),
             Err(cause) => Err(cause),
+        }
+    }
+
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(socket) => socket.as_fd(),
+            Self::Unix(_, socket) => socket.as_fd(),
         }
     }
 }
@@ -252,6 +255,23 @@ impl Write for Stream {
     }
 }
 
+/// Whether somebody connects to `listener`, or something can be read from any of `streams`, within
+/// `patience`.
+///
+/// # Errors
+/// From `poll`.
+pub(super) fn wait_for_any<'a>(
+    listener: &'a Listener,
+    streams: impl Iterator<Item = &'a Stream>,
+    patience: Duration,
+) -> Result<bool, IoError> {
+    let descriptors: Vec<_> =
+        [listener.descriptor()].into_iter().chain(streams.map(Stream::descriptor)).collect();
+    let mut polled: Vec<_> =
+        descriptors.iter().map(|descriptor| PollFd::new(descriptor, PollFlags::IN)).collect();
+    wait_for(&mut polled, patience)
+}
+
 /// std would wait for ever for a listener that accepts nobody and whose queue is full.
 fn connect_unix(path: &str, patience: Duration) -> Result<UnixStream, IoError> {
     let address = SocketAddrUnix::new(path)?;
@@ -268,9 +288,12 @@ fn connect_unix(path: &str, patience: Duration) -> Result<UnixStream, IoError> {
 }
 
 fn ready(descriptor: BorrowedFd<'_>, what: PollFlags, patience: Duration) -> Result<bool, IoError> {
-    let mut polled = [PollFd::new(&descriptor, what)];
+    wait_for(&mut [PollFd::new(&descriptor, what)], patience)
+}
+
+fn wait_for(polled: &mut [PollFd<'_>], patience: Duration) -> Result<bool, IoError> {
     let timeout = Timespec::try_from(patience).ok();
-    match poll(&mut polled, timeout.as_ref()) {
+    match poll(polled, timeout.as_ref()) {
         Ok(count) => Ok(count > 0),
         Err(Errno::INTR) => Ok(false),
         Err(cause) => Err(cause.into()),

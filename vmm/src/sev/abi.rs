@@ -141,16 +141,81 @@ same_layout!(GuestStatus = kvm_sev_guest_status { handle = handle, policy = poli
 same_layout!(Debug = kvm_sev_dbg { src_uaddr = src_uaddr, dst_uaddr = dst_uaddr, len = len });
 same_layout!(AttestationReport = kvm_sev_attestation_report { mnonce = mnonce, buffer = uaddr });
 
+plain! {
+    /// `KVM_SEV_INIT2`: all zero for a guest without SEV-ES.
+    Init2 { vmsa_features: u64, flags: u32, ghcb_version: u16, pad1: u16, pad2: [u32; 8], }
+}
+
+same_layout!(Init2 = kvm_sev_init {
+    vmsa_features = vmsa_features, flags = flags, ghcb_version = ghcb_version, pad1 = pad1, pad2 = pad2,
+});
+
+// What is of the kernel's own header and passed through; kvm-bindings against the document's numbers.
 const _: () = {
+    assert!(size_of::<kvm::kvm_enc_region>() == 16);
+    assert!(offset_of!(kvm::kvm_enc_region, addr) == 0);
+    assert!(offset_of!(kvm::kvm_enc_region, size) == 8);
+    assert!(offset_of!(kvm::kvm_sev_cmd, id) == 0);
     assert!(size_of::<kvm::kvm_sev_cmd>() == 24);
     assert!(offset_of!(kvm::kvm_sev_cmd, data) == 8);
     assert!(offset_of!(kvm::kvm_sev_cmd, error) == 16);
     assert!(offset_of!(kvm::kvm_sev_cmd, sev_fd) == 20);
-    assert!(size_of::<SevIssueCmd>() == 16);
-    assert!(size_of::<PlatformStatus>() == 12);
-    assert!(size_of::<PdhCertExport>() == 24);
-    assert!(size_of::<IdExport>() == 12);
 };
+
+// `include/uapi/linux/psp-sev.h`, for which there are no bindings: packed, so each field follows the
+// one before.
+const _: () = {
+    assert!(size_of::<SevIssueCmd>() == 16);
+    assert!(offset_of!(SevIssueCmd, cmd) == 0);
+    assert!(offset_of!(SevIssueCmd, data) == 4);
+    assert!(offset_of!(SevIssueCmd, error) == 12);
+    assert!(size_of::<PlatformStatus>() == 12);
+    assert!(offset_of!(PlatformStatus, api_major) == 0);
+    assert!(offset_of!(PlatformStatus, api_minor) == 1);
+    assert!(offset_of!(PlatformStatus, state) == 2);
+    assert!(offset_of!(PlatformStatus, flags) == 3);
+    assert!(offset_of!(PlatformStatus, build) == 7);
+    assert!(offset_of!(PlatformStatus, guest_count) == 8);
+    assert!(size_of::<PdhCertExport>() == 24);
+    assert!(offset_of!(PdhCertExport, pdh_uaddr) == 0);
+    assert!(offset_of!(PdhCertExport, pdh_len) == 8);
+    assert!(offset_of!(PdhCertExport, chain_uaddr) == 12);
+    assert!(offset_of!(PdhCertExport, chain_len) == 20);
+    assert!(size_of::<IdExport>() == 12);
+    assert!(offset_of!(IdExport, uaddr) == 0);
+    assert!(offset_of!(IdExport, len) == 8);
+};
+
+/// Holds the numbers of commands in kvm-bindings against those of the kernel's header.
+macro_rules! numbered {
+    ($($id:ident = $number:literal),* $(,)?) => {
+        const _: () = { $(assert!(kvm::$id == $number);)* };
+    };
+}
+
+numbered! {
+    sev_cmd_id_KVM_SEV_INIT = 0,
+    sev_cmd_id_KVM_SEV_LAUNCH_START = 2,
+    sev_cmd_id_KVM_SEV_LAUNCH_UPDATE_DATA = 3,
+    sev_cmd_id_KVM_SEV_LAUNCH_SECRET = 5,
+    sev_cmd_id_KVM_SEV_LAUNCH_MEASURE = 6,
+    sev_cmd_id_KVM_SEV_LAUNCH_FINISH = 7,
+    sev_cmd_id_KVM_SEV_SEND_START = 8,
+    sev_cmd_id_KVM_SEV_SEND_UPDATE_DATA = 9,
+    sev_cmd_id_KVM_SEV_SEND_FINISH = 11,
+    sev_cmd_id_KVM_SEV_RECEIVE_START = 12,
+    sev_cmd_id_KVM_SEV_RECEIVE_UPDATE_DATA = 13,
+    sev_cmd_id_KVM_SEV_RECEIVE_FINISH = 15,
+    sev_cmd_id_KVM_SEV_GUEST_STATUS = 16,
+    sev_cmd_id_KVM_SEV_DBG_DECRYPT = 17,
+    sev_cmd_id_KVM_SEV_DBG_ENCRYPT = 18,
+    sev_cmd_id_KVM_SEV_GET_ATTESTATION_REPORT = 20,
+    sev_cmd_id_KVM_SEV_SEND_CANCEL = 21,
+    sev_cmd_id_KVM_SEV_INIT2 = 22,
+    KVM_CAP_EXIT_HYPERCALL = 201,
+    KVM_CAP_VM_TYPES = 235,
+    KVM_X86_SEV_VM = 2,
+}
 
 /// `struct sev_issue_cmd`: the argument of `SEV_ISSUE_CMD` on `/dev/sev`
 /// (`include/uapi/linux/psp-sev.h`; packed there as here).

@@ -7,11 +7,13 @@ use std::mem::offset_of;
 use std::process::Command;
 
 use kvm_bindings::{kvm_enc_region, kvm_sev_cmd};
-use vmm_sys_util::ioctl::{_IOC_READ, _IOC_WRITE, ioctl_expr};
 use vmm_sys_util::tempdir::TempDir;
 
 use super::abi::*;
-use super::hardware::SEV_ISSUE_CMD;
+use super::hardware::{
+    KVM_MEMORY_ENCRYPT_OP, KVM_MEMORY_ENCRYPT_REG_REGION, KVM_MEMORY_ENCRYPT_UNREG_REGION,
+    SEV_ISSUE_CMD,
+};
 
 /// C expressions with the values that they must have.
 type Expected = Vec<(String, u64)>;
@@ -82,15 +84,10 @@ fn structures() -> Expected {
 }
 
 fn numbers() -> Expected {
-    let region = u32::try_from(size_of::<kvm_enc_region>()).unwrap();
-    // `_IOWR(KVMIO, 0xba, unsigned long)` and its two neighbours, as kvm-ioctls makes them.
-    let encrypt_op = ioctl_expr(_IOC_READ | _IOC_WRITE, 0xae, 0xba, 8);
-    let (register, unregister) =
-        (ioctl_expr(_IOC_READ, 0xae, 0xbb, region), ioctl_expr(_IOC_READ, 0xae, 0xbc, region));
     let mut all = vec![
-        ("KVM_MEMORY_ENCRYPT_OP", number(encrypt_op)),
-        ("KVM_MEMORY_ENCRYPT_REG_REGION", number(register)),
-        ("KVM_MEMORY_ENCRYPT_UNREG_REGION", number(unregister)),
+        ("KVM_MEMORY_ENCRYPT_OP", number(KVM_MEMORY_ENCRYPT_OP)),
+        ("KVM_MEMORY_ENCRYPT_REG_REGION", number(KVM_MEMORY_ENCRYPT_REG_REGION)),
+        ("KVM_MEMORY_ENCRYPT_UNREG_REGION", number(KVM_MEMORY_ENCRYPT_UNREG_REGION)),
         ("SEV_ISSUE_CMD", number(SEV_ISSUE_CMD)),
         ("SEV_PLATFORM_STATUS", device_command::PLATFORM_STATUS.into()),
         ("SEV_PDH_CERT_EXPORT", device_command::PDH_CERT_EXPORT.into()),

@@ -5,9 +5,9 @@
 //!   register_region          update                   inject_secret          may run
 //! ```
 //!
-//! `KVM_SEV_INIT` must come before the first vCPU, and regions before launch data.
+//! `KVM_SEV_INIT`, or `KVM_SEV_INIT2`, must come before the first vCPU, and regions before launch data.
 
-use kvm_bindings::kvm_enc_region;
+use kvm_bindings::{KVM_X86_SEV_VM, kvm_enc_region};
 use thiserror::Error;
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -21,6 +21,33 @@ use super::{Platform, Policy};
 
 /// Most bytes per `LAUNCH_UPDATE_DATA`; whole pages, so that each piece starts on one.
 const UPDATE_LEN_MAX: u64 = 1 << 30;
+
+/// What kind of VM KVM was asked for, which says how SEV is turned on for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VmType {
+    /// Any guest's: `KVM_SEV_INIT`.
+    Default,
+    /// `KVM_X86_SEV_VM`, which Linux has had since 6.10: `KVM_SEV_INIT2`.
+    Sev,
+}
+
+impl VmType {
+    /// What `KVM_CREATE_VM` takes.
+    #[must_use]
+    pub fn number(self) -> u64 {
+        match self {
+            Self::Default => 0,
+            Self::Sev => KVM_X86_SEV_VM.into(),
+        }
+    }
+
+    /// The best for an SEV guest of those that `KVM_CAP_VM_TYPES` names; 0 where KVM does not know
+    /// that capability.
+    #[must_use]
+    pub fn best_of(types: i32) -> Self {
+        if types & 1 << KVM_X86_SEV_VM == 0 { Self::Default } else { Self::Sev }
+    }
+}
 
 /// SEV is on for the VM: vCPUs may be created, regions registered.
 #[derive(Debug)]
@@ -51,6 +78,16 @@ impl Initialised {
     pub fn init(platform: Box<dyn Platform>, sev_fd: i32) -> Result<Self, LaunchError> {
         let vm = Vm { platform, sev_fd };
         vm.issue_plain(Command::INIT).map_err(LaunchError::Init)?;
+        Ok(Self { vm })
+    }
+
+    /// `KVM_SEV_INIT2`, on a VM of the type [`VmType::Sev`]; otherwise as [`Initialised::init`].
+    ///
+    /// # Errors
+    /// [`LaunchError::Init`].
+    pub fn init2(platform: Box<dyn Platform>, sev_fd: i32) -> Result<Self, LaunchError> {
+        let vm = Vm { platform, sev_fd };
+        vm.issue(Command::INIT2, &mut abi::Init2::default()).map_err(LaunchError::Init)?;
         Ok(Self { vm })
     }
 
@@ -149,6 +186,14 @@ impl Measured {
         &self.measurement
     }
 
+    /// `GUEST_STATUS`.
+    ///
+    /// # Errors
+    /// [`StatusError`].
+    pub fn status(&self) -> Result<GuestStatus, StatusError> {
+        guest_status(&self.vm)
+    }
+
     /// `LAUNCH_SECRET`: decrypts an owner's secret into guest RAM at host address `address`, 16-byte
     /// aligned and within one page, because its memory must be physically contiguous.
     ///
@@ -211,9 +256,15 @@ impl Secret {
         Ok(Self::new(header, ciphertext))
     }
 
+    /// Bytes of the secret.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.ciphertext.len() as u64
+    }
+
     /// The header and the ciphertext.
-    #[cfg(test)]
-    pub(crate) fn into_parts(self) -> (Header, Vec<u8>) {
+    #[must_use]
+    pub fn into_parts(self) -> (Header, Vec<u8>) {
         (self.header, self.ciphertext)
     }
 }

@@ -12,12 +12,14 @@ mod exit;
 mod kernel_struct;
 mod msrs;
 mod state;
+mod throttle;
 mod xsave;
 
 use std::fmt::{Debug, Formatter, Result as FmtResult};
 use std::io::Error as IoError;
+use std::mem::take;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
@@ -36,6 +38,8 @@ pub use exit::{Board, MSR_AMD64_SEV};
 pub use kernel_struct::KernelStruct;
 pub use msrs::{MSRS_MAX, MsrError, state_msrs};
 pub use state::{StateError, VcpuState};
+pub use throttle::THROTTLE_MAX_PERCENT;
+use throttle::Throttle;
 
 /// How long a kicked vCPU thread may take before it is kicked again: a signal that arrives just
 /// before `KVM_RUN` interrupts nothing.
@@ -59,9 +63,27 @@ pub enum Stop {
 
 /// All vCPUs of a machine, running.
 pub struct Vcpus {
-    /// With their indices, ascending.
-    threads: Vec<(usize, JoinHandle<Option<VcpuFd>>)>,
+    crew: Arc<Crew>,
     starter: Starter,
+    throttle: Throttle,
+}
+
+/// The threads, with the indices of their vCPUs, ascending. Locked after [`Running::alive`].
+type Crew = Mutex<Vec<(usize, JoinHandle<Option<VcpuFd>>)>>;
+
+fn threads(crew: &Crew) -> MutexGuard<'_, Vec<(usize, JoinHandle<Option<VcpuFd>>)>> {
+    crew.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Brings those that are in the guest out of it.
+fn kick(crew: &Crew, alive: &[Presence]) {
+    for (index, thread) in &*threads(crew) {
+        if alive.get(*index) == Some(&Presence::Here)
+            && let Err(cause) = thread.kill(SIGRTMIN())
+        {
+            debug!("kicking a vCPU: {cause}");
+        }
+    }
 }
 
 /// What it takes to start a vCPU thread.
@@ -78,31 +100,61 @@ struct Running {
     /// Whether the threads are to end. Taken back only under the lock of `alive`, and a thread
     /// looks again under it before it ends: so the owner knows which threads have ended.
     asked: AtomicBool,
-    /// Which threads there are, by index.
-    alive: Mutex<Vec<bool>>,
+    /// Whether vCPUs are to stay out of the guest for now.
+    hold: AtomicBool,
+    /// How much the vCPUs are slowed down.
+    throttle_percent: AtomicU32,
+    /// Where the threads are, by index.
+    alive: Mutex<Vec<Presence>>,
     changed: Condvar,
 }
 
+/// Where a vCPU's thread is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Presence {
+    /// It has ended.
+    Gone,
+    /// In the guest, or dealing with an exit.
+    Here,
+    /// It stays out of the guest until it may go on.
+    Held,
+}
+
 impl Running {
-    fn alive(&self) -> MutexGuard<'_, Vec<bool>> {
+    fn alive(&self) -> MutexGuard<'_, Vec<Presence>> {
         self.alive.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set_alive(&self, index: usize, alive: bool) {
+    fn set_presence(&self, index: usize, presence: Presence) {
         let mut all = self.alive();
         if all.len() <= index {
-            all.resize(index + 1, false);
+            all.resize(index + 1, Presence::Gone);
         }
         if let Some(one) = all.get_mut(index) {
-            *one = alive;
+            *one = presence;
         }
         self.changed.notify_all();
+    }
+
+    /// Waits for as long as vCPUs are held.
+    fn stay_out(&self, index: usize) {
+        let may_enter = || !self.hold.load(Ordering::Acquire) || self.asked.load(Ordering::Acquire);
+        if may_enter() {
+            return;
+        }
+        self.set_presence(index, Presence::Held);
+        let mut alive = self.alive();
+        while !may_enter() {
+            alive = self.changed.wait(alive).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(alive);
+        self.set_presence(index, Presence::Here);
     }
 }
 
 impl Debug for Vcpus {
     fn fmt(&self, f: &mut Formatter<'_>) -> FmtResult {
-        write!(f, "Vcpus({})", self.threads.len())
+        write!(f, "Vcpus({})", threads(&self.crew).len())
     }
 }
 
@@ -130,10 +182,11 @@ impl Vcpus {
             stopped: Arc::new(stopped),
             running: Arc::default(),
         };
-        let mut started = Self { threads: Vec::new(), starter };
+        let throttle = Throttle::new(Arc::clone(&starter.running));
+        let started = Self { crew: Arc::default(), starter, throttle };
         for (index, vcpu) in vcpus.into_iter().enumerate() {
             match started.starter.start(index, vcpu) {
-                Ok(thread) => started.threads.push((index, thread)),
+                Ok(thread) => threads(&started.crew).push((index, thread)),
                 Err(cause) => {
                     started.stop();
                     return Err(VcpuError::Thread(cause));
@@ -145,12 +198,12 @@ impl Vcpus {
 
     /// Stops all vCPUs and waits until their threads are gone, or `STOP_PATIENCE` is over: a
     /// thread that hangs in a write to a blocked output keeps its part of the board alive.
-    pub fn stop(self) {
+    pub fn stop(mut self) {
         if !self.end_threads() {
             warn!("a vCPU did not stop within {} s; left behind", STOP_PATIENCE.as_secs());
             return;
         }
-        for (_, thread) in self.threads {
+        for (_, thread) in self.take_threads() {
             if thread.join().is_err() {
                 warn!("a vCPU thread panicked");
             }
@@ -170,27 +223,39 @@ impl Vcpus {
             });
         }
         let join = |(_, thread): (usize, JoinHandle<_>)| thread.join().ok().flatten();
-        let vcpus: Option<Vec<_>> = self.threads.into_iter().map(join).collect();
+        let vcpus: Option<Vec<_>> = self.take_threads().into_iter().map(join).collect();
         vcpus.ok_or(PauseError::Stopped)
     }
 
+    /// Slows the guest down: its vCPUs are out of it for `percent` of the time, at most
+    /// [`THROTTLE_MAX_PERCENT`], until another percentage is set; 0 ends that.
+    ///
+    /// # Errors
+    /// [`VcpuError::Thread`] if the host has no thread to give.
+    pub fn throttle(&mut self, percent: u32) -> Result<(), VcpuError> {
+        self.throttle.set(percent, &self.crew)
+    }
+
+    fn take_threads(&mut self) -> Vec<(usize, JoinHandle<Option<VcpuFd>>)> {
+        take(&mut *threads(&self.crew))
+    }
+
     /// Asks all threads to end and waits; false if one does not within [`STOP_PATIENCE`].
-    fn end_threads(&self) -> bool {
+    fn end_threads(&mut self) -> bool {
+        if let Err(cause) = self.throttle(0) {
+            debug!("{cause}");
+        }
         let running = &self.starter.running;
         running.asked.store(true, Ordering::Release);
         let deadline = Instant::now() + STOP_PATIENCE;
+        let is_there = |alive: &[Presence]| alive.iter().any(|one| *one != Presence::Gone);
         let mut alive = running.alive();
-        while alive.contains(&true) && Instant::now() < deadline {
-            let is_alive = |index: usize| alive.get(index) == Some(&true);
-            for (_, thread) in self.threads.iter().filter(|(index, _)| is_alive(*index)) {
-                if let Err(cause) = thread.kill(SIGRTMIN()) {
-                    debug!("kicking a vCPU: {cause}");
-                }
-            }
+        while is_there(&alive) && Instant::now() < deadline {
+            kick(&self.crew, &alive);
             let waited = running.changed.wait_timeout(alive, KICK_AGAIN);
             (alive, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }
-        !alive.contains(&true)
+        !is_there(&alive)
     }
 
     /// After [`Vcpus::end_threads`] without success: takes the request back, and starts again what
@@ -200,12 +265,12 @@ impl Vcpus {
         self.starter.running.asked.store(false, Ordering::Release);
         let is_alive = alive.clone();
         drop(alive);
-        for (index, thread) in self.threads.drain(..).collect::<Vec<_>>() {
-            if is_alive.get(index) == Some(&true) {
-                self.threads.push((index, thread));
+        for (index, thread) in self.take_threads() {
+            if is_alive.get(index).is_some_and(|one| *one != Presence::Gone) {
+                threads(&self.crew).push((index, thread));
             } else if let Some(vcpu) = thread.join().ok().flatten() {
                 let again = self.starter.start(index, vcpu).map_err(VcpuError::Thread)?;
-                self.threads.push((index, again));
+                threads(&self.crew).push((index, again));
             }
         }
         Ok(())
@@ -215,7 +280,7 @@ impl Vcpus {
 impl Starter {
     fn start(&self, index: usize, vcpu: VcpuFd) -> Result<JoinHandle<Option<VcpuFd>>, IoError> {
         let running = Arc::clone(&self.running);
-        running.set_alive(index, true);
+        running.set_presence(index, Presence::Here);
         let alive = Alive { index, running };
         let thread = Thread { index, vcpu, board: Arc::clone(&self.board), alive };
         let stopped = Arc::clone(&self.stopped);
@@ -239,7 +304,7 @@ impl Alive {
         let mut alive = self.running.alive();
         let ends = self.is_asked();
         if let (Some(one), true) = (alive.get_mut(self.index), ends) {
-            *one = false;
+            *one = Presence::Gone;
         }
         ends
     }
@@ -247,7 +312,7 @@ impl Alive {
 
 impl Drop for Alive {
     fn drop(&mut self) {
-        self.running.set_alive(self.index, false);
+        self.running.set_presence(self.index, Presence::Gone);
     }
 }
 
@@ -330,6 +395,7 @@ impl Thread {
     /// `KVM_RUN`; asked to return at once it does that and no more.
     fn run_until_stop(&mut self) -> Option<Stop> {
         loop {
+            self.alive.running.stay_out(self.index);
             let ending = self.alive.is_asked();
             self.vcpu.set_kvm_immediate_exit(u8::from(ending));
             let outcome = match self.vcpu.run() {

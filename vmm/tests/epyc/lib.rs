@@ -27,7 +27,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
-use kvm_bindings::{kvm_cpuid_entry2, kvm_cpuid2};
+use kvm_bindings::{KVM_CAP_VM_TYPES, KVM_X86_SEV_VM, kvm_cpuid_entry2, kvm_cpuid2};
 use sevferry::sev::abi::{SevIssueCmd, device_command};
 use sevferry::sev::certificate::{CERTIFICATE_LEN, Usage};
 use sevferry::sev::device::export_pdh;
@@ -38,6 +38,7 @@ use vm::{Vcpu, Vm};
 
 // From include/uapi/linux/kvm.h and psp-sev.h.
 const KVM_CREATE_VM: c_ulong = 0xae01;
+const KVM_CHECK_EXTENSION: c_ulong = 0xae03;
 const KVM_GET_SUPPORTED_CPUID: c_ulong = 0xc008_ae05;
 const KVM_CREATE_VCPU: c_ulong = 0xae41;
 const KVM_GET_DIRTY_LOG: c_ulong = 0x4010_ae42;
@@ -121,12 +122,13 @@ pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_voi
         return kernel_ioctl(fd, request, argument);
     }
     match request {
-        KVM_CREATE_VM => {
-            let vm = kernel_ioctl(fd, request, argument);
-            if vm >= 0 {
-                open_files().vms.insert(vm, Arc::new(Vm::new(vm)));
-            }
-            vm
+        KVM_CHECK_EXTENSION if argument as usize == KVM_CAP_VM_TYPES as usize => {
+            let types = kernel_ioctl(fd, request, argument);
+            if has_sev_type(types) { types | 1 << KVM_X86_SEV_VM } else { types }
+        }
+        KVM_CREATE_VM => create_vm(fd, argument),
+        KVM_CREATE_VCPU if open_files().vms.get(&fd).is_some_and(|vm| vm.needs_init()) => {
+            answer(Err(Errno::EINVAL))
         }
         KVM_CREATE_VCPU => {
             let vcpu = kernel_ioctl(fd, request, argument);
@@ -160,6 +162,28 @@ pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_voi
         // SAFETY: the argument goes with the request.
         _ => unsafe { of_vm(fd, request, argument) },
     }
+}
+
+/// Whether this host's KVM would have a type of VM for SEV guests: if it has types at all, as Linux 6.12
+/// and not 6.1, unless `SEVFERRY_EPYC_VM_TYPES` is `yes` or `no`.
+fn has_sev_type(types: c_int) -> bool {
+    match env::var("SEVFERRY_EPYC_VM_TYPES").as_deref() {
+        Ok("yes") => true,
+        Ok("no") => false,
+        _ => types > 0,
+    }
+}
+
+/// `KVM_CREATE_VM`; the kernel here has no type for SEV guests and makes one of any guest's.
+fn create_vm(fd: c_int, vm_type: *mut c_void) -> c_int {
+    let types = kernel_ioctl(fd, KVM_CHECK_EXTENSION, KVM_CAP_VM_TYPES as usize as *mut c_void);
+    let is_sev_type = vm_type as usize == KVM_X86_SEV_VM as usize && has_sev_type(types);
+    let asked = if is_sev_type { std::ptr::null_mut() } else { vm_type };
+    let vm = kernel_ioctl(fd, KVM_CREATE_VM, asked);
+    if vm >= 0 {
+        open_files().vms.insert(vm, Arc::new(Vm::new(vm, is_sev_type)));
+    }
+    vm
 }
 
 /// The requests to a VM that an SEV guest changes.

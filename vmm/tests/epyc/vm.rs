@@ -14,9 +14,10 @@ use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use kvm_bindings::{
-    KVM_EXIT_HYPERCALL, kvm_dirty_log, kvm_enc_region, kvm_run, kvm_sev_cmd,
+    KVM_EXIT_HYPERCALL, kvm_dirty_log, kvm_enc_region, kvm_run, kvm_sev_cmd, kvm_sev_init,
     kvm_userspace_memory_region, sev_cmd_id_KVM_SEV_DBG_DECRYPT as DBG_DECRYPT,
-    sev_cmd_id_KVM_SEV_INIT as INIT, sev_cmd_id_KVM_SEV_LAUNCH_SECRET as LAUNCH_SECRET,
+    sev_cmd_id_KVM_SEV_INIT as INIT, sev_cmd_id_KVM_SEV_INIT2 as INIT2,
+    sev_cmd_id_KVM_SEV_LAUNCH_SECRET as LAUNCH_SECRET,
     sev_cmd_id_KVM_SEV_LAUNCH_UPDATE_DATA as LAUNCH_UPDATE_DATA,
     sev_cmd_id_KVM_SEV_RECEIVE_FINISH as RECEIVE_FINISH,
     sev_cmd_id_KVM_SEV_RECEIVE_UPDATE_DATA as RECEIVE_UPDATE_DATA,
@@ -50,6 +51,8 @@ pub(super) fn hear_slot(slot: kvm_userspace_memory_region) {
 /// A VM, which `KVM_SEV_INIT` makes an SEV guest.
 pub(super) struct Vm {
     fd: RawFd,
+    /// `KVM_X86_SEV_VM`.
+    is_sev_type: bool,
     init: Mutex<Init>,
     sev: OnceLock<Sev>,
 }
@@ -78,8 +81,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Vm {
-    pub(super) fn new(fd: RawFd) -> Self {
-        Self { fd, init: Mutex::default(), sev: OnceLock::new() }
+    pub(super) fn new(fd: RawFd, is_sev_type: bool) -> Self {
+        Self { fd, is_sev_type, init: Mutex::default(), sev: OnceLock::new() }
     }
 
     pub(super) fn is_sev(&self) -> bool {
@@ -88,11 +91,8 @@ impl Vm {
 
     /// `KVM_MEMORY_ENCRYPT_OP`. That of `KVM_SEV_INIT` is repeated when there is memory.
     pub(super) fn command(&self, command: &mut kvm_sev_cmd) -> Result<(), Errno> {
-        if command.id == INIT {
-            let mut init = lock(&self.init);
-            let refused = init.done.then_some(Errno::EBUSY);
-            init.done = true;
-            return refused.map_or(Ok(()), Err);
+        if command.id == INIT || command.id == INIT2 {
+            return self.turn_on(command);
         }
         let sev = self.sev.get().ok_or(Errno::ENOTTY)?;
         if command.id == RECEIVE_FINISH {
@@ -113,6 +113,31 @@ impl Vm {
             sev.leave_noise(theirs);
         }
         result
+    }
+
+    /// `KVM_SEV_INIT` of a VM as any other, or `KVM_SEV_INIT2` of one for SEV guests; never the other.
+    fn turn_on(&self, command: &kvm_sev_cmd) -> Result<(), Errno> {
+        let mut init = lock(&self.init);
+        if (command.id == INIT2) != self.is_sev_type {
+            return Err(Errno::EINVAL);
+        }
+        if self.is_sev_type {
+            // SAFETY: the structure of this command, which its caller has borrowed for the call.
+            let asked = unsafe { (command.data as usize as *const kvm_sev_init).read() };
+            let nothing = (asked.vmsa_features, asked.flags, asked.ghcb_version) == (0, 0, 0);
+            if init.done || !nothing {
+                return Err(Errno::EINVAL);
+            }
+        } else if init.done {
+            return Err(Errno::EBUSY);
+        }
+        init.done = true;
+        Ok(())
+    }
+
+    /// KVM makes no vCPU of a VM for SEV guests before `KVM_SEV_INIT2`.
+    pub(super) fn needs_init(&self) -> bool {
+        self.is_sev_type && !lock(&self.init).done
     }
 
     /// `KVM_MEMORY_ENCRYPT_REG_REGION`, repeated when there is memory.

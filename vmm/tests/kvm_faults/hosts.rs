@@ -151,6 +151,7 @@ impl Hosts {
             connections: Connections::try_from(2).unwrap(),
             silence_s: self.silence_s,
             allow_unchecked: false,
+            throttle: true,
         };
         let client = Client::ask(Path::new(&from.api), &Request::Migrate(request)).unwrap();
         let accepted = client.responses().next(Some(PATIENCE)).unwrap();

@@ -123,8 +123,12 @@ impl<'a> Destination<'a> {
                 while self.hear()? != *kind {}
                 Ok(())
             }
-            Step::HearRound(connections) => (0..*connections)
-                .try_for_each(|_| self.rounds.recv_timeout(HANG).map_err(IoError::other)),
+            Step::HearRound(connections) => (0..*connections).try_for_each(|_| {
+                while self.rounds.recv_timeout(Duration::from_millis(5)).is_err() {
+                    self.still_on(Duration::ZERO)?;
+                }
+                Ok(())
+            }),
             Step::Say(channel, bytes) => self.stream(*channel)?.write_all(bytes),
             Step::Drip(bytes) => bytes.iter().try_for_each(|byte| {
                 self.stream(0)?.write_all(&[*byte])?;

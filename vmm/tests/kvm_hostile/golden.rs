@@ -14,6 +14,7 @@ use sevferry::machine::config::{
     OwnerInput, PlatformKind, Serial, SevConfig, VcpuCount, ram_layout,
 };
 use sevferry::machine::{Config, Machine, PausedMachine};
+use sevferry::migration::closing::Closing;
 use sevferry::migration::frame::{Kind, RoundDigest};
 use sevferry::migration::message::{
     Message, NotRunning, Offer, Reason, SessionBytes, Transfer, VmId,
@@ -26,7 +27,7 @@ use sevferry::sev::target::PlatformCertificates;
 use sevferry::vcpu::Stop;
 use zerocopy::IntoBytes;
 
-use super::script::{PAGE_LEN, PageFrame, Part, Script, encode};
+use super::script::{Closes, PAGE_LEN, PageFrame, Part, Script, encode};
 
 /// The smallest machine.
 pub(crate) const RAM_BYTES: u64 = 16 << 20;
@@ -60,6 +61,7 @@ pub(crate) fn plain() -> &'static Golden {
             rounds: rounds(vec![], vec![], rest),
             status: None,
             state: machine.save().unwrap().to_bytes().unwrap(),
+            closes: Closes::default(),
         };
         Golden { script, platform: None }
     })
@@ -83,6 +85,7 @@ pub(crate) fn sev() -> &'static Golden {
             rounds: rounds(first, second, rest(&PRIVATE)),
             status: Some(status().to_bytes()),
             state: machine.save().unwrap().to_bytes().unwrap(),
+            closes: Closes::default(),
         };
         Golden { script, platform: Some(platform) }
     })
@@ -248,6 +251,7 @@ pub(crate) fn one_of_each() -> Vec<(Kind, Vec<u8>)> {
     let reason = Reason::new("no reason");
     let transfer = TRANSFER;
     let end = RoundDigest::default().end(1);
+    let closing = |kind, bytes| Closing::new(kind, plain().script.offer.session, 2, bytes);
     let messages = [
         Message::Offer(plain().script.offer.clone()),
         Message::Accept { platform: None },
@@ -257,8 +261,8 @@ pub(crate) fn one_of_each() -> Vec<(Kind, Vec<u8>)> {
         Message::Join { session: plain().script.offer.session, index: 0 },
         Message::RoundEnd(end),
         Message::RoundOk { round: 1 },
-        Message::StatusList(regions(&[])),
-        Message::State(plain().script.state.clone()),
+        Message::StatusList(closing(Kind::StatusList, regions(&[]))),
+        Message::State(closing(Kind::State, plain().script.state.clone())),
         Message::Prepared(transfer),
         Message::Commit(transfer),
         Message::Running(transfer),

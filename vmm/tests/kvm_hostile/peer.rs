@@ -19,7 +19,7 @@ use sevferry::migration::frame::{FRAME_HEADER_LEN, FrameHeader};
 use sevferry::migration::journal::{Journal, Side};
 use sevferry::migration::message::Message;
 use sevferry::migration::progress::Progress;
-use sevferry::migration::{Caller, Endpoint, Listener};
+use sevferry::migration::{Endpoint, Listener, Lobby};
 
 use super::script::{Channel, Step};
 
@@ -85,7 +85,7 @@ impl Bench {
         thread::scope(|scope| {
             let source = scope.spawn(move || Source::new(&self.path, over).play(steps));
             let began = Instant::now();
-            let stream = self.listener.accept(HANG).unwrap().expect("the source connects first");
+            let first = Lobby::new().hear(&self.listener, HANG).unwrap();
             let mut output = || -> Result<Box<dyn Write + Send>, IoError> { Ok(Box::new(sink())) };
             let directory = self.path.with_extension("journals");
             let mut journal = |vm| -> Result<Journal, IoError> {
@@ -101,7 +101,7 @@ impl Bench {
             let mut look_up = |progress: &Progress| {
                 began.elapsed() > HANG || progress.round >= self.stop_at_round
             };
-            let result = match Caller::greet(stream) {
+            let result = match first.expect("the source connects first") {
                 Ok(caller) => receive(caller, &self.listener, &mut host, &mut look_up),
                 Err(cause) => Err(cause.into()),
             };

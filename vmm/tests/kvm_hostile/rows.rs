@@ -5,7 +5,7 @@ use sevferry::migration::frame::{FRAME_HEADER_LEN, Kind, PageKind, PayloadDigest
 use sevferry::migration::message::{Message, Reason};
 
 use super::golden::{FILLED, FRAMES, Golden, TRANSFER, content};
-use super::script::{Channel, PageFrame, Script, Step, say};
+use super::script::{Channel, Closes, PageFrame, Script, Step, say};
 
 /// A bad stream.
 pub(crate) struct Row {
@@ -92,8 +92,8 @@ pub(crate) fn of_frames(golden: &Golden) -> Vec<Row> {
     let http = b"GET / HTTP/1.1\r\nHost: b\r\n\r\n".to_vec();
     let steps = vec![Step::Connect(0), Step::Send(0, http)];
     rows.add(2, "another protocol", steps, "does not speak this protocol");
-    for version in [0_u16, 2, u16::MAX] {
-        let said = format!("speaks version {version} of the protocol and this program version 1");
+    for version in [0_u16, 1, u16::MAX] {
+        let said = format!("speaks version {version} of the protocol and this program version 2");
         let bytes = version.to_le_bytes();
         rows.damage((3, "another version", &said), OFFER, |frame| {
             frame[4..6].copy_from_slice(&bytes);
@@ -301,6 +301,26 @@ pub(crate) fn of_rounds(golden: &Golden) -> Vec<Row> {
             part.said_frames = Some(2);
         },
     );
+    let other = |closes: Closes| move |script: &mut Script| script.closes = closes;
+    let session = Closes { session: 1, ..Closes::default() };
+    rows.lie(27, "a state of another migration", "is of session 0x5e551010 where", other(session));
+    for round in [0, 1, 3] {
+        let closes = Closes { round: Some(round), ..Closes::default() };
+        let said = format!("follows round {round} where 2 was the last");
+        rows.lie(27, "a state of another moment", &said, other(closes));
+    }
+    let flipped = Closes { flipped: Some(Kind::State), ..Closes::default() };
+    rows.lie(
+        28,
+        "a bit of the state",
+        "the machine's state was damaged on its way",
+        other(flipped),
+    );
+    if golden.script.status.is_some() {
+        let flipped = Closes { flipped: Some(Kind::StatusList), ..Closes::default() };
+        let said = "the region list was damaged on its way";
+        rows.lie(28, "a bit of the region list", said, other(flipped));
+    }
     rows.lie(29, "more pages in a round than there are", "twice in one round", |script| {
         let again: Vec<_> = script.rounds[0][1].frames.clone();
         script.rounds[0][1].frames.extend(again);

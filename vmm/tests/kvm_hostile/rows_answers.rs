@@ -1,17 +1,18 @@
 //! The lies of a destination: what of the good answers is different, and what the source says of it.
 
-use sevferry::migration::frame::Kind;
-use sevferry::migration::message::{Message, NotRunning, Reason, Transfer, VmId};
+use sevferry::migration::frame::{CERTIFICATES_BYTES_MAX, Kind};
+use sevferry::migration::message::{Message, NotRunning, PlatformBytes, Reason, Transfer, VmId};
 
 use super::answers::{Step, answer, before, good, say};
 use super::golden::one_of_each;
 
 /// The answers of a good destination of a plain VM, in the order in which they are said.
 pub(crate) const ACCEPT: usize = 0;
-const STARTED: usize = 1;
-const ROUND_OK: usize = 2;
-const LAST_ROUND_OK: usize = 3;
-const PREPARED: usize = 4;
+pub(crate) const STARTED: usize = 1;
+pub(crate) const ROUND_OK: usize = 2;
+pub(crate) const LAST_ROUND_OK: usize = 3;
+pub(crate) const PREPARED: usize = 4;
+pub(crate) const RUNNING: usize = 5;
 
 /// All that are said before the guest is given away.
 pub(crate) const ANSWERS: [usize; 5] = [ACCEPT, STARTED, ROUND_OK, LAST_ROUND_OK, PREPARED];
@@ -129,8 +130,9 @@ pub(crate) fn of_frames() -> Vec<Row> {
 /// A refusal with any bytes as its reason.
 fn refusal(reason: &[u8]) -> Vec<u8> {
     let mut bytes = Message::Refuse { reason: Reason::new("") }.encode().unwrap();
-    bytes[8..12].copy_from_slice(&(4 + reason.len() as u32).to_le_bytes());
-    bytes[12..16].copy_from_slice(&(reason.len() as u32).to_le_bytes());
+    let len = u32::try_from(reason.len()).unwrap();
+    bytes[8..12].copy_from_slice(&(4 + len).to_le_bytes());
+    bytes[12..16].copy_from_slice(&len.to_le_bytes());
     bytes.extend(reason);
     bytes
 }
@@ -144,10 +146,12 @@ pub(crate) fn of_order() -> Vec<Row> {
             if message[6..8] == due[6..8] {
                 continue;
             }
-            let said = match kind {
-                Kind::Refuse | Kind::Abandon => "no reason",
-                Kind::Running | Kind::NotRunning if nth == PREPARED => "before it was given",
-                _ => "the other host sent something else where",
+            let said = if [Kind::Refuse, Kind::Abandon].contains(&kind) {
+                "no reason"
+            } else if [Kind::Running, Kind::NotRunning].contains(&kind) && nth == PREPARED {
+                "before it was given"
+            } else {
+                "the other host sent something else where"
             };
             let what = format!("{kind:?} where something else is due");
             rows.instead(("D10", &what, said), nth, move |_| vec![Step::Say(0, message.clone())]);
@@ -214,4 +218,46 @@ pub(crate) fn of_connections() -> Vec<Row> {
         },
     );
     rows.0
+}
+
+/// Platforms that an SEV guest must not be sent to, and what is said of them.
+pub(crate) fn of_certificates(
+    own: &PlatformBytes,
+) -> Vec<(String, Option<PlatformBytes>, &'static str)> {
+    let none = "the destination has no SEV platform";
+    let malformed = "the other host sent certificates that are none";
+    let mut rows = vec![
+        ("no platform".to_owned(), None, none),
+        ("no certificate".to_owned(), Some(PlatformBytes::default()), malformed),
+    ];
+    let parts: [fn(&mut PlatformBytes) -> &mut Vec<u8>; 3] =
+        [|bytes| &mut bytes.pdh, |bytes| &mut bytes.chain, |bytes| &mut bytes.roots];
+    for (number, part) in parts.into_iter().enumerate() {
+        let mut add = |what: String, said, spoil: &dyn Fn(&mut Vec<u8>)| {
+            let mut platform = own.clone();
+            spoil(part(&mut platform));
+            rows.push((format!("part {number}, {what}"), Some(platform), said));
+        };
+        let len = part(&mut own.clone()).len();
+        for cut in [0, 1, len / 2, len - 1] {
+            add(format!("cut to {cut} bytes"), malformed, &|bytes| bytes.truncate(cut));
+        }
+        add("a byte too many".to_owned(), malformed, &|bytes| bytes.push(0));
+        // A version, a key, its signatures: malformed, or a link of the chain does not hold.
+        for at in [&[0][..], &[16], &[100], &[1060, 1580]] {
+            let said = "certificates that are none|refused before anything was sent";
+            add(format!("bytes {at:?}"), said, &|bytes| {
+                for &at in at {
+                    bytes[at] ^= 0x40;
+                }
+            });
+        }
+    }
+    let mut garbage = own.clone();
+    garbage.pdh.fill(0x5a);
+    rows.push(("a PDH of garbage".to_owned(), Some(garbage), malformed));
+    let most = CERTIFICATES_BYTES_MAX as usize;
+    let long = PlatformBytes { pdh: vec![1; most], chain: vec![2; most], roots: vec![3; most] };
+    rows.push(("the longest parts".to_owned(), Some(long), malformed));
+    rows
 }

@@ -1,5 +1,6 @@
 //! What a source says, in order, as bytes: a good stream, and the places where a bad one differs.
 
+use sevferry::migration::closing::Closing;
 use sevferry::migration::frame::{Kind, PageKind, PagesHeader, PayloadDigest, RoundDigest};
 use sevferry::migration::message::{Message, Offer, SessionBytes};
 
@@ -83,6 +84,17 @@ pub(crate) struct Script {
     pub(crate) rounds: Vec<Vec<Part>>,
     pub(crate) status: Option<Vec<u8>>,
     pub(crate) state: Vec<u8>,
+    pub(crate) closes: Closes,
+}
+
+/// How what follows the last round is bound to it, where that is not as it should be.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Closes {
+    /// Bits of the session that differ.
+    pub(crate) session: u64,
+    pub(crate) round: Option<u32>,
+    /// The last bit of this is changed on its way.
+    pub(crate) flipped: Option<Kind>,
 }
 
 impl Script {
@@ -113,8 +125,20 @@ impl Script {
             steps.push(Step::Hear(Kind::RoundOk));
         }
         steps.extend((1..=connections).map(Step::Close));
-        steps.extend(self.status.clone().map(|status| say(&Message::StatusList(status))));
-        steps.push(say(&Message::State(self.state.clone())));
+        let last = u32::try_from(self.rounds.len()).unwrap();
+        let closing = |kind, bytes: &[u8]| {
+            let Closes { session: other, round, flipped } = self.closes;
+            let session = session ^ other;
+            let mut closing = Closing::new(kind, session, round.unwrap_or(last), bytes.to_vec());
+            if flipped == Some(kind) {
+                *closing.bytes.last_mut().unwrap() ^= 1;
+            }
+            closing
+        };
+        let list = self.status.as_deref();
+        let list = list.map(|list| Message::StatusList(closing(Kind::StatusList, list)));
+        steps.extend(list.as_ref().map(say));
+        steps.push(say(&Message::State(closing(Kind::State, &self.state))));
         steps
     }
 }

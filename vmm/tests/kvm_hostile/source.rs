@@ -29,7 +29,7 @@ use super::answers::{Destination, HANG, Step};
 use super::golden::{self, pvh};
 
 /// How long a destination may say nothing.
-pub(crate) const SILENCE: Duration = Duration::from_secs(2);
+pub(crate) const SILENCE: Duration = Duration::from_secs(4);
 
 /// What the user does meanwhile.
 #[derive(Debug, Clone, Copy)]
@@ -124,6 +124,7 @@ impl Bench {
             silence: self.silence,
             transfer,
             allow_unchecked: false,
+            throttle: true,
         };
         let mut wish = |look: Look<'_>| match user {
             User::CancelsIn(round) if look.progress.round >= round => {
@@ -192,7 +193,7 @@ impl Drop for Bench {
 /// More than the buffers of two connections hold: a destination that does not read is noticed.
 fn fill(machine: &RunningMachine) {
     let page = golden::content(7);
-    for frame in 1024..2048 {
+    for frame in 1024..1536 {
         let range = PageRange::new(Frame(frame), Frame(frame + 1)).unwrap();
         machine.ram().write_pages(range, &page).unwrap();
     }

@@ -41,6 +41,11 @@ impl Fixture {
         Self::with(Identity::owned_by(oca).unwrap(), RAM_LEN)
     }
 
+    /// The same, of firmware with this API.
+    pub(crate) fn of_api(oca: &SecretKey, api: (u8, u8)) -> Self {
+        Self::with(Identity::of_api(oca, api).unwrap(), RAM_LEN)
+    }
+
     fn with(identity: Identity, bytes: u64) -> Self {
         let host = SoftwareHost::new(identity);
         let device = host.open_device().unwrap();

@@ -82,6 +82,14 @@ impl Identity {
 
     /// A new identity whose owner holds the OCA key `oca`.
     pub(super) fn owned_by(oca: &SecretKey) -> Result<Self, IdentityError> {
+        Self::of_api(oca, (VERSION.major, VERSION.minor))
+    }
+
+    /// The same, its certificates made by firmware of this API.
+    pub(super) fn of_api(oca: &SecretKey, api: (u8, u8)) -> Result<Self, IdentityError> {
+        let certificate = |key_use, key: &SecretKey, signers: &[(Usage, &SecretKey)]| {
+            certificate(key_use, key, signers, api)
+        };
         let (cek, pek, pdh) = (new_key()?, new_key()?, new_key()?);
         let mut cek_certificate = certificate(PublicKeyUse::signing(Usage::CEK), &cek, &[])?;
         sign_cek(&mut cek_certificate)?;
@@ -207,8 +215,8 @@ fn certificate(
     key_use: PublicKeyUse,
     key: &SecretKey,
     signers: &[(Usage, &SecretKey)],
+    api: (u8, u8),
 ) -> Result<Certificate, IdentityError> {
-    let api = (VERSION.major, VERSION.minor);
     let mut certificate = Certificate::new(key_use, &key.public_key(), api);
     for (usage, signer) in signers {
         certificate.sign(*usage, signer).map_err(IdentityError::Certificate)?;

@@ -1,4 +1,6 @@
-//! Every policy against every kind of target, as the program and as the firmware sees it.
+//! Kinds of targets: which are refused, by the program and by the firmware, and why.
+
+mod policy_table;
 
 use std::fmt::Debug;
 
@@ -32,17 +34,6 @@ enum Target {
     BrokenPdh,
 }
 
-const TARGETS: [Target; 8] = [
-    Target::Good,
-    Target::SelfMadePdh,
-    Target::WrongCek,
-    Target::UnsignedCek,
-    Target::WrongAsk,
-    Target::OtherOwner,
-    Target::WrongOca,
-    Target::BrokenPdh,
-];
-
 fn certificates(target: Target, peer: &Fixture, stranger: &Fixture) -> PlatformCertificates {
     let (mut made, other) = (peer.certificates(), stranger.certificates());
     match target {
@@ -57,7 +48,7 @@ fn certificates(target: Target, peer: &Fixture, stranger: &Fixture) -> PlatformC
             made.chain.cek = Certificate::new(PublicKeyUse::signing(Usage::CEK), &key, (1, 55));
         }
         Target::WrongAsk => {
-            let rome = include_bytes!("../amd/rome-ask-ark.cert");
+            let rome = include_bytes!("../../amd/rome-ask-ark.cert");
             made.vendor = VendorChain::decode(rome).unwrap();
         }
         Target::OtherOwner => made = other,
@@ -72,69 +63,17 @@ fn name(refused: &impl Debug) -> String {
     format!("{refused:?}").split(['(', ' ', '{']).next().unwrap_or_default().to_owned()
 }
 
-/// What the program says, and what the firmware says if asked all the same.
-fn expected(policy: u32, target: Target) -> (Option<&'static str>, Option<Status>) {
-    let (chip, owner) = (policy & Policy::SEV != 0, policy & Policy::DOMAIN != 0);
-    let bad_signature = |name| (Some(name), Some(Status::BAD_SIGNATURE));
-    if policy & Policy::NOSEND != 0 {
-        return (Some("NoSend"), Some(Status::POLICY_FAILURE));
-    }
-    match target {
-        Target::BrokenPdh => return (Some("Pdh"), Some(Status::INVALID_CERTIFICATE)),
-        Target::SelfMadePdh if chip || owner => return bad_signature("PdhByPek"),
-        Target::WrongCek if chip => return bad_signature("PekByCek"),
-        Target::UnsignedCek | Target::WrongAsk if chip => return bad_signature("CekByAsk"),
-        Target::OtherOwner if owner => return (Some("Domain"), Some(Status::POLICY_FAILURE)),
-        Target::WrongOca if owner => return bad_signature("PekByOca"),
-        Target::Good
-        | Target::SelfMadePdh
-        | Target::WrongCek
-        | Target::UnsignedCek
-        | Target::WrongAsk
-        | Target::OtherOwner
-        | Target::WrongOca => {}
-    }
-    if policy >> 16 == 0x3801 {
-        return (Some("Api"), Some(Status::POLICY_FAILURE));
-    }
-    (if chip { None } else { Some("Unattested") }, None)
-}
-
-/// Each combination of the bits that concern sending, with and without a version that no platform has.
-#[test]
-fn each_policy_accepts_exactly_its_targets() {
-    let oca = random_secret_key().unwrap();
-    let (source, peer) = (Fixture::owned_by(&oca), Fixture::owned_by(&oca));
-    let stranger = Fixture::new();
-    let own = source.certificates();
-    let targets = TARGETS.map(|target| (target, certificates(target, &peer, &stranger)));
-    for bits in 0..8 {
-        let flags = [Policy::NOSEND, Policy::DOMAIN, Policy::SEV];
-        let policy = flags.iter().enumerate().filter(|(at, _)| bits & 1 << at != 0);
-        let policy: u32 = policy.map(|(_, flag)| flag).sum();
-        let mut launched = source.launched(Policy::new(policy).unwrap());
-        for (target, to) in &targets {
-            let (program, firmware) = expected(policy, *target);
-            let said = verify_target(to, Policy::new(policy).unwrap(), &own).err();
-            assert_eq!(said.as_ref().map(name).as_deref(), program, "{policy:#x} {target:?}");
-            let newer = Policy::new(policy | 0x3801_0000).unwrap();
-            let said = verify_target(to, newer, &own).err();
-            let program = expected(newer.bits(), *target).0;
-            assert_eq!(said.as_ref().map(name).as_deref(), program, "{newer} {target:?}");
-
-            launched = match launched.start_send(to, own.pdh) {
-                Ok(sending) => {
-                    assert_eq!(firmware, None, "{policy:#x} {target:?}");
-                    sending.cancel().unwrap()
-                }
-                Err(not_sending) => {
-                    let SendError::Start(refused) = not_sending.cause else { panic!() };
-                    assert_eq!(refused.status(), firmware, "{policy:#x} {target:?}");
-                    assert!(firmware.is_some());
-                    not_sending.launched
-                }
-            };
-        }
+/// The chain of a real chip.
+fn rome() -> PlatformCertificates {
+    let file = |bytes: &[u8]| Certificate::decode(bytes).unwrap();
+    PlatformCertificates {
+        pdh: file(include_bytes!("../../../../tests/data/rome-pdh.cert")),
+        chain: Chain {
+            pek: file(include_bytes!("../../../../tests/data/rome-pek.cert")),
+            oca: file(include_bytes!("../../../../tests/data/rome-oca.cert")),
+            cek: file(include_bytes!("../../../../tests/data/rome-cek.cert")),
+        },
+        vendor: VendorChain::decode(include_bytes!("../../amd/rome-ask-ark.cert")).unwrap(),
     }
 }
 
@@ -142,16 +81,7 @@ fn each_policy_accepts_exactly_its_targets() {
 /// source whose own root is unknown sends nowhere.
 #[test]
 fn hardware_and_software_do_not_mix() {
-    let file = |bytes: &[u8]| Certificate::decode(bytes).unwrap();
-    let rome = PlatformCertificates {
-        pdh: file(include_bytes!("../../../tests/data/rome-pdh.cert")),
-        chain: Chain {
-            pek: file(include_bytes!("../../../tests/data/rome-pek.cert")),
-            oca: file(include_bytes!("../../../tests/data/rome-oca.cert")),
-            cek: file(include_bytes!("../../../tests/data/rome-cek.cert")),
-        },
-        vendor: VendorChain::decode(include_bytes!("../amd/rome-ask-ark.cert")).unwrap(),
-    };
+    let rome = rome();
     let fixture = Fixture::new();
     let software = fixture.certificates();
     let policy = Policy::default();
@@ -205,7 +135,7 @@ fn a_signed_cek_must_be_this_chips() {
     let own = fixture.certificates();
     let export = |cek| PlatformCertificates::export(&fixture.device, own.vendor.clone(), Some(cek));
     assert_eq!(export(own.chain.cek).unwrap(), own);
-    let rome = Certificate::read_from_bytes(include_bytes!("../../../tests/data/rome-cek.cert"));
+    let rome = Certificate::read_from_bytes(include_bytes!("../../../../tests/data/rome-cek.cert"));
     assert!(matches!(export(rome.unwrap()), Err(ExportError::OtherChip)));
     assert_eq!(own.chain.cek.signature_by(Usage::ASK, ECDSA_SHA256), None);
 }
