@@ -167,7 +167,7 @@ fn a_guest_without_certificates_stays() {
 #[test]
 #[ignore = "needs KVM: scripts/test kvm_hardware"]
 fn a_guest_on_a_chip_has_an_owner() {
-    let host = Host("owner");
+    let host = Host("owner", VmTypes::New);
     let file = |name: &str, bytes: &[u8]| {
         write(host.path(name), bytes).expect("a file of our own");
         host.text(name)
