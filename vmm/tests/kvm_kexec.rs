@@ -188,39 +188,38 @@ fn the_list_is_that_of_whatever_kernel_runs() {
 #[test]
 #[ignore = "needs KVM: scripts/test kvm_kexec"]
 fn a_kexec_gives_up_the_migration_and_the_next_one_carries_the_new_kernel() {
-    for kernel in kernels() {
-        let scratch = Scratch::new("kexec-moved");
-        let mut source = Host::boot(&scratch, &kernel, "224M");
-        let listen = format!("unix:{}", scratch.path("listen"));
-        let api = source.api.clone();
-        let migrate = ["migrate", "--api-socket", &api, "--to", &listen];
-        let mut destination = Host::start(
-            &scratch,
-            "first",
-            &["receive", "--listen", &listen, "--platform=sev=software"],
-        );
-        destination.sevferry.wait_for("waiting for a guest");
-        let mut migration = Sevferry::start(migrate);
-        migration.wait_for("round 1");
-        source.type_in_kexec();
-        let failed = migration.end().with_code(10);
-        assert!(failed.out.contains("the guest has withdrawn its readiness"), "{failed}");
-        drop(destination);
+    let kernel = kernels().remove(0);
+    let scratch = Scratch::new("kexec-moved");
+    let mut source = Host::boot(&scratch, &kernel, "256M");
+    let listen = format!("unix:{}", scratch.path("listen"));
+    let api = source.api.clone();
+    let migrate = ["migrate", "--api-socket", &api, "--to", &listen];
+    let mut destination = Host::start(
+        &scratch,
+        "first",
+        &["receive", "--listen", &listen, "--platform=sev=software"],
+    );
+    destination.sevferry.wait_for("waiting for a guest");
+    let mut migration = Sevferry::start(migrate);
+    migration.wait_for("round 1");
+    source.type_in_kexec();
+    let failed = migration.end().with_code(10);
+    assert!(failed.out.contains("the guest has withdrawn its readiness"), "{failed}");
+    drop(destination);
 
-        source.sevferry.wait_for(READY);
-        source.assert_ready();
-        source.assert_list_is_that_of_the_tables();
-        let mut destination = Host::start(
-            &scratch,
-            "second",
-            &["receive", "--listen", &listen, "--platform=sev=software"],
-        );
-        destination.sevferry.wait_for("waiting for a guest");
-        Sevferry::start(migrate).end().with_code(0);
-        source.sevferry.end().with_code(0);
-        destination.assert_list_is_that_of_the_tables();
-        destination.assert_ready();
-        destination.ask("quit");
-        destination.sevferry.end().with_code(0);
-    }
+    source.sevferry.wait_for(READY);
+    source.assert_ready();
+    source.assert_list_is_that_of_the_tables();
+    let mut destination = Host::start(
+        &scratch,
+        "second",
+        &["receive", "--listen", &listen, "--platform=sev=software"],
+    );
+    destination.sevferry.wait_for("waiting for a guest");
+    Sevferry::start(migrate).end().with_code(0);
+    source.sevferry.end().with_code(0);
+    destination.assert_list_is_that_of_the_tables();
+    destination.assert_ready();
+    destination.ask("quit");
+    destination.sevferry.end().with_code(0);
 }

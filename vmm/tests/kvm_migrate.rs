@@ -244,6 +244,19 @@ fn a_preflight_names_every_reason_and_moves_nothing() {
     assert_eq!(subjects(&strict.check(&b, "--json").with_code(3)), expected);
     drop(guest);
 
+    // Guests that are not there yet.
+    let ahead = |options: &str| {
+        let (to, own) = (b.endpoint(), ["check", "--json", "--to"]);
+        let words = own.into_iter().chain([to.as_str()]).chain(options.split_whitespace());
+        Sevferry::start(words).end()
+    };
+    assert!(
+        subjects(&ahead("--cpus boot=2 --memory size=64M --platform sev=software").with_code(0))
+            .is_empty()
+    );
+    let weak = ahead("--platform sev=software,policy=0x9").with_code(3);
+    assert_eq!(subjects(&weak), ["source policy"; 2], "{weak}");
+
     a.migrate(&b).with_code(0);
     source.end().with_code(0);
     assert_passed(&destination.end().with_code(0));

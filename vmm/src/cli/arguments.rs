@@ -53,7 +53,7 @@ pub(super) enum Task {
     /// Say what this host can do.
     Check(CheckOptions),
     /// Say whether a guest would be moved to another host.
-    Preflight(PreflightOptions),
+    Preflight(Box<PreflightOptions>),
     /// Say whether this host's KVM is of use.
     Probe,
 }

@@ -5,7 +5,6 @@ use std::io::{Error as IoError, Write, stdout};
 use serde_json::json;
 
 use super::exit::Exit;
-use super::values::ReceivingPlatform;
 use crate::machine::config::PlatformKind;
 use crate::machine::{Finding, HostCheck, NOT_PORTABLE, Verdict};
 
@@ -13,13 +12,13 @@ use crate::machine::{Finding, HostCheck, NOT_PORTABLE, Verdict};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct CheckOptions {
     /// The platform that must be there; `None` asks for the software platform.
-    pub(super) platform: Option<ReceivingPlatform>,
+    pub(super) platform: Option<PlatformKind>,
     pub(super) json: bool,
 }
 
 /// Prints what was found; [`Exit::Unusable`] if the platform asked for cannot run guests here.
 pub(super) fn check(options: &CheckOptions) -> Result<Exit, IoError> {
-    let kind = options.platform.as_ref().map(|platform| &platform.kind);
+    let kind = options.platform.as_ref();
     let host = HostCheck::of_this_host(kind);
     let text = if options.json { json_line(&host) } else { screen(&host) };
     stdout().write_all(text.as_bytes())?;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::super::arguments::{ArgumentError, Arguments, Task};
+use super::super::preflight::{Guest, PreflightOptions};
 use super::*;
 use crate::machine::config::PlatformKind;
 
@@ -139,24 +140,39 @@ fn small_commands_are_requests() {
     assert!(refused("resolve --api-socket s").contains("<keep|discard>"));
 }
 
-/// `check --to` is about a migration, and needs the guest's socket; without it `check` is about this
-/// host. What belongs to the other is refused.
+fn check(line: &str) -> PreflightOptions {
+    let Task::Preflight(options) = parse(format!("check --to unix:/b {line}").trim_end()).unwrap()
+    else {
+        panic!("another task: {line}")
+    };
+    *options
+}
+
+/// `check --to` is about a migration, of a guest that runs or of one that could; without it `check` is
+/// about this host. What belongs to the other is refused.
 #[test]
 fn a_check_is_of_this_host_or_of_a_migration() {
-    let Task::Preflight(options) =
-        parse("check --to unix:/b --api-socket s --silence-s 5 --allow-unchecked --json").unwrap()
-    else {
-        panic!("another task")
-    };
+    let options = check("--api-socket s --silence-s 5 --allow-unchecked --json");
     let MigrateRequest { to, silence_s, allow_unchecked, .. } = options.request;
     assert_eq!((to.to_string().as_str(), silence_s.get()), ("unix:/b", 5));
     assert!(allow_unchecked && options.json);
-    assert_eq!(options.api_socket.to_str(), Some("s"));
+    assert!(matches!(options.guest, Guest::Running(path) if path.to_str() == Some("s")));
+
+    let options = check("--cpus boot=2 --memory size=64M --platform sev=software,policy=0x31");
+    let Guest::New(prospect) = options.guest else { panic!("a guest that runs") };
+    assert_eq!((prospect.vcpus.get(), prospect.ram.bytes()), (2, 64 << 20));
+    assert_eq!(prospect.sev.map(|sev| sev.policy.bits()), Some(0x31));
+    let Guest::New(plain) = check("").guest else { panic!("a guest that runs") };
+    assert_eq!((plain.vcpus.get(), plain.ram.bytes(), plain.sev), (1, 512 << 20, None));
+
     assert!(matches!(parse("check --json").unwrap(), Task::Check(_)));
     for (line, said) in [
         ("check --api-socket s", "--to"),
         ("check --allow-unchecked", "--to"),
-        ("check --to unix:/b", "--api-socket"),
+        ("check --silence-s 5", "--to"),
+        ("check --memory size=64M", "--to"),
+        ("check --to unix:/b --api-socket s --cpus boot=2", "cannot be used with"),
+        ("check --to unix:/b --api-socket s --platform sev=software", "cannot be used with"),
         ("check --to b --api-socket s", "names no kind of connection"),
     ] {
         assert!(refused(line).contains(said), "{line}: {}", refused(line));

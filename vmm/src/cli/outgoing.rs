@@ -108,7 +108,8 @@ pub(super) fn hindrances(
     found
 }
 
-fn options_of(request: &MigrateRequest, transfer: Transfer) -> Options {
+/// A request as the engine takes it.
+pub(super) fn options_of(request: &MigrateRequest, transfer: Transfer) -> Options {
     Options {
         to: request.to.clone(),
         connections: request.connections.get().into(),

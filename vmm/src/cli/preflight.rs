@@ -1,52 +1,77 @@
 //! `sevferry check --to`: why a guest would not be moved to another host, before anything moves.
 
 use std::io::{Error as IoError, Write, stdout};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use getrandom::Error as RandomError;
 use serde_json::json;
 use thiserror::Error;
 
 use super::exit::Exit;
 use super::migrate::{BadDirectory, as_the_owner_sees};
+use super::outgoing::options_of;
 use crate::control::api::{Hindrance, MigrateRequest, Request, Response};
 use crate::control::{Client, ClientError, PATIENCE};
+use crate::machine::{MachineError, Prospect};
 use crate::migration::Endpoint;
-use crate::migration::preflight::Side;
+use crate::migration::message::{Transfer, VmId};
+use crate::migration::preflight::{Candidate, Side};
 
 /// Which migration.
 #[derive(Debug)]
 pub(super) struct PreflightOptions {
-    pub(super) api_socket: PathBuf,
+    pub(super) guest: Guest,
     pub(super) request: MigrateRequest,
     pub(super) json: bool,
+}
+
+/// Of which guest.
+#[derive(Debug)]
+pub(super) enum Guest {
+    /// The one whose process has this API socket.
+    Running(PathBuf),
+    /// One that would be started on this host.
+    New(Prospect),
 }
 
 /// Prints every reason; [`Exit::Unusable`] if there is one.
 ///
 /// # Errors
-/// [`PreflightError`] if the guest's process did not answer.
+/// [`PreflightError`] if the guest's process did not answer, or the guest could not be started.
 pub(super) fn preflight(options: &PreflightOptions) -> Result<Exit, PreflightError> {
-    let mut request = options.request.clone();
-    request.to = as_the_owner_sees(&request.to)?;
-    // The destination has this long, and the guest's process the rest.
-    let patience = PATIENCE.saturating_add(request.silence());
-    let client = Client::ask(&options.api_socket, &Request::Check(request))?;
-    let hindrances = match client.responses().next(Some(patience))? {
-        Response::Checked(hindrances) => hindrances,
-        Response::Refused { reason } => return Err(PreflightError::Refused { reason }),
-        Response::Error { message } => return Err(PreflightError::Failed { message }),
-        Response::Accepted
-        | Response::Status(_)
-        | Response::Report(_)
-        | Response::Audited(_)
-        | Response::Ended(_) => {
-            return Err(PreflightError::AnotherAnswer);
+    let hindrances = match &options.guest {
+        Guest::Running(api_socket) => ask_owner(api_socket, &options.request)?,
+        Guest::New(prospect) => {
+            let vm = VmId::random().map_err(PreflightError::Identity)?;
+            let asked = options_of(&options.request, Transfer { vm, epoch: 1 });
+            Candidate::new_guest(prospect)?.hindrances(&asked, &mut || false)
         }
     };
     let to = &options.request.to;
     let text = if options.json { json_line(to, &hindrances) } else { screen(to, &hindrances) };
     stdout().write_all(text.as_bytes()).map_err(PreflightError::Print)?;
     Ok(if hindrances.is_empty() { Exit::Success } else { Exit::Unusable })
+}
+
+/// What the process of a guest that runs says.
+fn ask_owner(
+    api_socket: &Path,
+    request: &MigrateRequest,
+) -> Result<Vec<Hindrance>, PreflightError> {
+    let request = MigrateRequest { to: as_the_owner_sees(&request.to)?, ..request.clone() };
+    // The destination has this long, and the guest's process the rest.
+    let patience = PATIENCE.saturating_add(request.silence());
+    let client = Client::ask(api_socket, &Request::Check(request))?;
+    match client.responses().next(Some(patience))? {
+        Response::Checked(hindrances) => Ok(hindrances),
+        Response::Refused { reason } => Err(PreflightError::Refused { reason }),
+        Response::Error { message } => Err(PreflightError::Failed { message }),
+        Response::Accepted
+        | Response::Status(_)
+        | Response::Report(_)
+        | Response::Audited(_)
+        | Response::Ended(_) => Err(PreflightError::AnotherAnswer),
+    }
 }
 
 fn json_line(to: &Endpoint, hindrances: &[Hindrance]) -> String {
@@ -102,6 +127,12 @@ pub(super) enum PreflightError {
     /// An answer to another question.
     #[error("the guest's process gives an answer to something else; is it the same sevferry?")]
     AnotherAnswer,
+    /// No randomness.
+    #[error("choosing an identity for the guest")]
+    Identity(#[source] RandomError),
+    /// There could be no such guest here.
+    #[error("no such guest can be started here; see `sevferry check`")]
+    Machine(#[from] MachineError),
     /// Where the destination's socket is.
     #[error(transparent)]
     Directory(#[from] BadDirectory),

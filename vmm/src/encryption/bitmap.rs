@@ -1,28 +1,55 @@
 //! One bit per page of RAM: set means shared. Its size is known before the guest starts.
 
 use super::{Full, Status, Tracker};
-use crate::page::{FrameSet, PageRange, RamLayout};
+use crate::page::bits::{WORD_BITS, fill, find};
+use crate::page::{Frame, FrameSet, PageRange, RamLayout};
+
+/// Frames of a block, as a power of two: 512 bytes of the bitmap.
+const BLOCK_SHIFT: u32 = 12;
 
 /// Which pages are shared, as one bit per page of RAM: RAM / 32,768 bytes, 3 MiB per 100 GiB.
+///
+/// A guest shares little of its RAM, so there is a bit for each block of 4096 frames too, 8 bytes per
+/// GiB: without it no frame of the block is shared, and nobody need look.
 #[derive(Debug, Clone)]
 pub struct SharedBitmap {
     shared: FrameSet,
+    blocks: Vec<u64>,
 }
 
 impl SharedBitmap {
     /// A bitmap of this RAM in which every page is private.
     #[must_use]
     pub fn new(layout: RamLayout) -> Self {
-        Self { shared: FrameSet::new(layout) }
+        Self { shared: FrameSet::new(layout), blocks: vec![0; words_of_blocks(layout)] }
     }
 
     /// Records that the part of `range` that is RAM has `status`.
     pub fn mark(&mut self, range: PageRange, status: Status) {
+        let (base, limit) = (range.base().0, range.limit().0);
+        let shared = status == Status::Shared;
+        // A block with a private page may have shared ones too.
+        let (first, end) = match status {
+            Status::Shared => (base >> BLOCK_SHIFT, limit.div_ceil(1 << BLOCK_SHIFT)),
+            Status::Private => (base.div_ceil(1 << BLOCK_SHIFT), limit >> BLOCK_SHIFT),
+        };
+        let bit = |block: u64| usize::try_from(block).unwrap_or(usize::MAX).min(self.bits());
+        let (first, end) = (bit(first), bit(end));
+        fill(&mut self.blocks, first, end, shared);
         match status {
             Status::Shared => self.shared.insert_range(range),
             Status::Private => self.shared.remove_range(range),
         }
     }
+
+    fn bits(&self) -> usize {
+        self.blocks.len() * WORD_BITS
+    }
+}
+
+fn words_of_blocks(layout: RamLayout) -> usize {
+    let limit = layout.ranges().last().map_or(0, |run| run.limit().0);
+    usize::try_from(limit >> BLOCK_SHIFT).map_or(0, |last| last / WORD_BITS + 1)
 }
 
 impl SharedBitmap {
@@ -33,8 +60,10 @@ impl SharedBitmap {
 }
 
 impl From<FrameSet> for SharedBitmap {
+    /// To learn what the blocks are would take as long as the first question, which learns it too.
     fn from(shared: FrameSet) -> Self {
-        Self { shared }
+        let blocks = vec![u64::MAX; words_of_blocks(shared.layout())];
+        Self { shared, blocks }
     }
 }
 
@@ -45,34 +74,74 @@ impl Tracker for SharedBitmap {
     }
 
     fn first_shared(&self, within: PageRange) -> Option<PageRange> {
-        self.shared.first_run(within)
+        let (mut base, limit) = (within.base().0, within.limit().0);
+        while base < limit {
+            let from = usize::try_from(base >> BLOCK_SHIFT).ok()?;
+            let first = find(&self.blocks, from, self.bits(), true)?;
+            let end = find(&self.blocks, first, self.bits(), false).unwrap_or(self.bits());
+            base = base.max((first as u64) << BLOCK_SHIFT);
+            let end = limit.min((end as u64) << BLOCK_SHIFT);
+            // Beyond these blocks no frame is shared, so no run is cut.
+            let blocks = PageRange::new(Frame(base), Frame(end)).ok()?;
+            if let Some(run) = self.shared.first_run(blocks) {
+                return Some(run);
+            }
+            base = end;
+        }
+        None
     }
 
     fn clear(&mut self) {
         self.shared.clear();
+        self.blocks.fill(0);
     }
 
     fn memory_bytes(&self) -> usize {
-        self.shared.memory_bytes()
+        self.shared.memory_bytes() + self.blocks.capacity() * size_of::<u64>()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
     use crate::encryption::shared_in;
-    use crate::page::Frame;
 
     fn range(base: u64, limit: u64) -> PageRange {
         PageRange::new(Frame(base), Frame(limit)).unwrap()
     }
 
-    /// The bitmap is RAM / 32,768 bytes: the hole below 4 GiB costs nothing.
+    /// The bitmap is RAM / 32,768 bytes, where the hole below 4 GiB costs nothing, and 8 bytes for
+    /// each GiB up to its end.
     #[test]
     fn costs_one_bit_per_page_of_ram() {
         let gib = |n: u64| SharedBitmap::new(RamLayout::new(n << 30).unwrap()).memory_bytes();
-        assert_eq!(gib(1), 32 << 10);
-        assert_eq!(gib(100), 3_200 << 10);
+        assert_eq!(gib(1), (32 << 10) + 16);
+        assert_eq!(gib(100), (3_200 << 10) + 102 * 8);
+    }
+
+    proptest! {
+        /// What blocks say is empty is: any history of reports gives the runs of a plain set.
+        #[test]
+        fn blocks_hide_nothing(
+            reports in vec((0..30_000_u64, 1..12_000_u64, any::<bool>()), 1..20),
+            (from, pages) in (0..30_000_u64, 1..30_000_u64),
+        ) {
+            let layout = RamLayout::new(100 << 20).unwrap();
+            let (mut bitmap, mut plain) = (SharedBitmap::new(layout), FrameSet::new(layout));
+            for (base, pages, shared) in reports {
+                let run = range(base, base + pages);
+                bitmap.mark(run, if shared { Status::Shared } else { Status::Private });
+                if shared { plain.insert_range(run) } else { plain.remove_range(run) }
+            }
+            let within = range(from, from + pages);
+            prop_assert_eq!(bitmap.first_shared(within), plain.first_run(within));
+            let runs: Vec<_> = shared_in(&bitmap, range(0, 40_000)).collect();
+            prop_assert_eq!(&runs, &plain.runs().collect::<Vec<_>>());
+            prop_assert_eq!(shared_in(&SharedBitmap::from(plain), range(0, 40_000)).collect::<Vec<_>>(), runs);
+        }
     }
 
     /// Pages on both sides of the hole are told apart, and a run never crosses it.

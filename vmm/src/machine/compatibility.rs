@@ -184,7 +184,7 @@ impl HostOffer {
     }
 
     /// The C-bit of an SEV guest here.
-    fn c_bit(&self) -> Option<u8> {
+    pub(super) fn c_bit(&self) -> Option<u8> {
         match self.platform? {
             PlatformName::Hardware => hardware_c_bit(&self.supported),
             PlatformName::Software => software_c_bit(&self.supported),

@@ -20,6 +20,7 @@ mod encrypted;
 mod host;
 mod measured;
 mod probe;
+mod prospect;
 mod receiving;
 mod report;
 mod running;
@@ -44,6 +45,7 @@ pub use encrypted::{EncryptedError, LaunchRecord, certificates_of, digest_of};
 pub use host::{Host, HostError};
 pub use measured::SecretError;
 pub use probe::{ProbeError, probe};
+pub use prospect::{Prospect, SevProspect};
 pub use receiving::{ReceiveError, ReceivingMachine};
 pub use report::{PageReport, PageSummary, PageWatch, REGIONS_MAX, Report, SevReport};
 #[cfg(test)]

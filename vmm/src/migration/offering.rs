@@ -107,7 +107,7 @@ pub(super) fn described(machine: &MachineOffer, options: &Options) -> Result<Off
     Ok(Offer { transfer, session, connections, machine: machine.to_bytes()? })
 }
 
-fn connect(options: &Options) -> Result<Stream, SourceError> {
+pub(super) fn connect(options: &Options) -> Result<Stream, SourceError> {
     let to = &options.to;
     Stream::connect(to).map_err(|cause| SourceError::Connect { to: to.clone(), cause })
 }

@@ -12,11 +12,10 @@ use serde::{Deserialize, Serialize};
 use super::certificates::from_wire;
 use super::link::{Due, Link, LinkError};
 use super::message::{Assessment, Message, Objection, Reason};
-use super::offering::described;
+use super::offering::{connect, described};
 use super::source::{Options, SourceError};
-use super::transport::Stream;
-use crate::machine::RunningMachine;
 use crate::machine::compatibility::MachineOffer;
+use crate::machine::{MachineError, Prospect, RunningMachine, certificates_of};
 use crate::sev::Policy;
 use crate::sev::target::{PlatformCertificates, RefusedTarget, refusals, refusals_anywhere};
 
@@ -78,6 +77,21 @@ impl Candidate {
         Self { machine: machine.offer(), own: certificates.ok().flatten(), hindrances }
     }
 
+    /// A guest that would be started on this host.
+    ///
+    /// # Errors
+    /// [`MachineError`] if it could not.
+    pub fn new_guest(prospect: &Prospect) -> Result<Self, MachineError> {
+        let machine = prospect.offer()?;
+        let platform = prospect.sev.as_ref().map(|sev| &sev.platform);
+        let certificates = platform.map(certificates_of).transpose();
+        let uncertified = certificates.as_ref().err();
+        let hindrances =
+            uncertified.map(|cause| Hindrance::new(Side::Source, "certificates", cause));
+        let hindrances = hindrances.into_iter().collect();
+        Ok(Self { machine, own: certificates.ok().flatten(), hindrances })
+    }
+
     /// Every reason why it would not be moved as `options` say; none if it would. `stop` is asked
     /// now and then.
     pub fn hindrances(self, options: &Options, stop: &mut dyn FnMut() -> bool) -> Vec<Hindrance> {
@@ -85,11 +99,14 @@ impl Candidate {
         let mut target = None;
         match ask(&machine, options, stop) {
             Ok(Assessment { objections, platform }) => {
-                match platform.as_ref().map(from_wire) {
-                    Some(Ok(certificates)) => target = Some(certificates),
-                    Some(Err(cause)) => found.push(theirs("certificates", &cause)),
-                    None if machine.sev.is_none() || !objections.is_empty() => {}
-                    None => found.push(theirs("platform", &SourceError::NoPlatform)),
+                match (machine.sev, platform.as_ref().map(from_wire)) {
+                    (Some(_), Some(Ok(certificates))) => target = Some(certificates),
+                    (Some(_), Some(Err(cause))) => found.push(theirs("certificates", &cause)),
+                    (Some(_), None) if objections.is_empty() => {
+                        found.push(theirs("platform", &SourceError::NoPlatform));
+                    }
+                    (None, Some(_)) => found.push(theirs("protocol", &SourceError::Unasked)),
+                    (Some(_) | None, None) => {}
                 }
                 found.extend(objections.into_iter().map(|Objection { subject, reason }| {
                     Hindrance { by: Side::Destination, subject, reason }
@@ -123,9 +140,7 @@ fn ask(
     stop: &mut dyn FnMut() -> bool,
 ) -> Result<Assessment, SourceError> {
     let inquiry = Message::Inquiry(described(machine, options)?);
-    let stream = Stream::connect(&options.to)
-        .map_err(|cause| SourceError::Connect { to: options.to.clone(), cause })?;
-    let mut link = Link::new(stream);
+    let mut link = Link::new(connect(options)?);
     link.ask(&inquiry)?;
     match link.receive(Due::ASSESSMENT, options.silence, stop)? {
         Some(Message::Assessment(assessment)) => Ok(assessment),

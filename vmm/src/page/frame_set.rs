@@ -1,9 +1,7 @@
 //! A set of frames of RAM, one bit each: which to send, which were written, which are shared.
 
+use super::bits::{WORD_BITS, fill, find};
 use super::{Frame, PageRange, RamLayout};
-
-/// Bits in a word of the set.
-const WORD_BITS: usize = u64::BITS as usize;
 
 /// A set of frames of one guest's RAM: RAM / 32,768 bytes, 3 MiB per 100 GiB.
 ///
@@ -180,35 +178,12 @@ impl FrameSet {
     }
 
     fn fill(&mut self, from: usize, to: usize, value: bool) {
-        let mut bit = from;
-        while bit < to {
-            let offset = bit % WORD_BITS;
-            let count = (WORD_BITS - offset).min(to - bit);
-            let mask = (u64::MAX >> (WORD_BITS - count)) << offset;
-            if let Some(word) = self.words.get_mut(bit / WORD_BITS) {
-                if value {
-                    *word |= mask;
-                } else {
-                    *word &= !mask;
-                }
-            }
-            bit += count;
-        }
+        fill(&mut self.words, from, to, value);
     }
 
     /// The first bit in `from..to` that has `value`.
     fn find(&self, from: usize, to: usize, value: bool) -> Option<usize> {
-        let mut bit = from;
-        while bit < to {
-            let word = *self.words.get(bit / WORD_BITS)?;
-            let hits = if value { word } else { !word } >> (bit % WORD_BITS);
-            if hits != 0 {
-                let found = bit + hits.trailing_zeros() as usize;
-                return (found < to).then_some(found);
-            }
-            bit = (bit / WORD_BITS + 1) * WORD_BITS;
-        }
-        None
+        find(&self.words, from, to, value)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Guest pages: addresses, frames, ranges, sets of frames and where RAM is. The only page arithmetic.
 
+pub(crate) mod bits;
 mod frame_set;
 
 use std::fmt::{Display, Formatter, LowerHex, Result as FmtResult};

@@ -15,8 +15,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use kvm_bindings::{
     KVM_EXIT_HYPERCALL, kvm_dirty_log, kvm_enc_region, kvm_run, kvm_sev_cmd, kvm_sev_init,
-    kvm_userspace_memory_region, sev_cmd_id_KVM_SEV_INIT as INIT,
-    sev_cmd_id_KVM_SEV_INIT2 as INIT2, sev_cmd_id_KVM_SEV_LAUNCH_SECRET as LAUNCH_SECRET,
+    kvm_userspace_memory_region, sev_cmd_id_KVM_SEV_DBG_DECRYPT as DBG_DECRYPT,
+    sev_cmd_id_KVM_SEV_INIT as INIT, sev_cmd_id_KVM_SEV_INIT2 as INIT2,
+    sev_cmd_id_KVM_SEV_LAUNCH_SECRET as LAUNCH_SECRET,
     sev_cmd_id_KVM_SEV_LAUNCH_UPDATE_DATA as LAUNCH_UPDATE_DATA,
     sev_cmd_id_KVM_SEV_RECEIVE_FINISH as RECEIVE_FINISH,
     sev_cmd_id_KVM_SEV_RECEIVE_UPDATE_DATA as RECEIVE_UPDATE_DATA,
@@ -221,7 +222,7 @@ impl Vm {
 /// Where a command has the address of guest memory, if it has one.
 fn guest_address(command: &kvm_sev_cmd) -> Option<*mut u64> {
     let offset = match command.id {
-        LAUNCH_UPDATE_DATA => 0,
+        LAUNCH_UPDATE_DATA | DBG_DECRYPT => 0,
         LAUNCH_SECRET | SEND_UPDATE_DATA | RECEIVE_UPDATE_DATA => 16,
         _ => return None,
     };

@@ -1,0 +1,67 @@
+//! A guest that is not there: what it would be if it were started on this host.
+
+use super::MachineError;
+use super::compatibility::{HostOffer, MachineOffer, PlatformName, SevOffer};
+use super::config::{PlatformKind, VcpuCount};
+use super::encrypted::EncryptedError;
+use super::wire::MACHINE_VERSION;
+use crate::encryption::Design;
+use crate::page::RamLayout;
+use crate::sev::Policy;
+use crate::vcpu::KernelStruct;
+use crate::vcpu::cpuid::{GuestCpu, guest_cpuid};
+
+/// What such a guest would have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prospect {
+    /// Where its RAM would be.
+    pub ram: RamLayout,
+    /// How many vCPUs.
+    pub vcpus: VcpuCount,
+    /// `None` for a plain VM.
+    pub sev: Option<SevProspect>,
+}
+
+/// What would make it an SEV guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SevProspect {
+    /// Who would answer its commands.
+    pub platform: PlatformKind,
+    /// Its policy.
+    pub policy: Policy,
+    /// What would keep the record of its shared pages.
+    pub status: Design,
+}
+
+impl Prospect {
+    /// What a destination would have to be able to make.
+    ///
+    /// # Errors
+    /// [`MachineError`] if this host could not start the guest.
+    pub fn offer(&self) -> Result<MachineOffer, MachineError> {
+        let here = HostOffer::read(self.sev.as_ref().map(|sev| &sev.platform))?;
+        let c_bit = match &self.sev {
+            Some(_) => Some(here.c_bit().ok_or(EncryptedError::CBit)?),
+            None => None,
+        };
+        let count = self.vcpus.get();
+        let table = |index| {
+            let cpu = GuestCpu { index, count, c_bit, tsc_deadline: here.tsc_deadline };
+            let cpuid = guest_cpuid(&here.supported, &cpu)?;
+            Ok(cpuid.as_slice().iter().copied().map(KernelStruct).collect())
+        };
+        Ok(MachineOffer {
+            version: MACHINE_VERSION,
+            ram_bytes: self.ram.bytes(),
+            cpuid: (0..count).map(table).collect::<Result<_, MachineError>>()?,
+            msrs: here.msrs.clone(),
+            tsc_khz: here.tsc_khz,
+            sev: self.sev.as_ref().zip(c_bit).map(|(sev, c_bit)| SevOffer {
+                platform: PlatformName::from(&sev.platform),
+                policy: sev.policy.bits(),
+                c_bit,
+                status: sev.status,
+            }),
+        })
+    }
+}
