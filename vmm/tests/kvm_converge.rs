@@ -13,7 +13,7 @@ use sevferry::migration::message::{Message, PlatformBytes, Reason};
 use vmm::{Ended, Sevferry, asset};
 
 /// Far beyond what any of these guests lives for.
-const PATIENCE: Duration = Duration::from_secs(500);
+const PATIENCE: Duration = Duration::from_secs(700);
 
 /// Rounds without an end.
 const ROUNDS_IN_VAIN: u64 = 30;
