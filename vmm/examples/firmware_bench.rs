@@ -1,7 +1,8 @@
 //! What `SEND_UPDATE_DATA` and `RECEIVE_UPDATE_DATA` take per page, on the SEV platform of this host.
 //!
-//! `scripts/bench firmware [--software] [--cek-cert FILE] [--pages N] [--runs N]`. SEV hardware if there
-//! is any, else the software platform. A guest that never runs is sent from this host to itself.
+//! `scripts/bench firmware [--platform software|hardware] [--cek-cert FILE] [--pages N] [--runs N]`: on
+//! SEV hardware if there is any, else on the software platform. A guest that never runs is sent from
+//! this host to itself.
 
 use std::error::Error;
 use std::hint::black_box;
@@ -26,6 +27,7 @@ use sevferry::sev::device::platform_status;
 use sevferry::sev::endorsement::EndorsementFiles;
 use sevferry::sev::hardware::{DEVICE_PATH, HardwareDevice, HardwarePlatform};
 use sevferry::sev::launch::{Initialised, VmType};
+use sevferry::sev::measurement::FirmwareVersion;
 use sevferry::sev::receive::Receiving;
 use sevferry::sev::send::{PAGE_LEN, Sending};
 use sevferry::sev::software::{Identity, SoftwareHost, vendor_chain};
@@ -39,9 +41,9 @@ const HEADER_LEN: usize = 52;
 /// What is measured, and on what.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// The software platform, also where there is hardware.
-    #[arg(long)]
-    software: bool,
+    /// software or hardware, whatever there is.
+    #[arg(long, value_parser = ["software", "hardware"])]
+    platform: Option<String>,
     /// The chip's CEK as AMD's key server signed it: hardware sends nothing without.
     #[arg(long, value_name = "FILE")]
     cek_cert: Option<String>,
@@ -58,12 +60,19 @@ struct Arguments {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
-    let hardware = !arguments.software && Path::new(DEVICE_PATH).exists();
+    let hardware = match arguments.platform.as_deref() {
+        None => Path::new(DEVICE_PATH).exists(),
+        Some(platform) => platform == "hardware",
+    };
     let layout = RamLayout::new(arguments.pages * PAGE_LEN as u64)?;
     let bench = if hardware { on_hardware(&arguments, layout)? } else { in_software(layout)? };
     let status = platform_status(bench.device.as_ref())?;
     let kind = if hardware { "SEV hardware" } else { "the software platform" };
-    println!("{kind}, {:?}; {} pages, {} runs", status.version, arguments.pages, arguments.runs);
+    let FirmwareVersion { major, minor, build } = status.version;
+    println!(
+        "{kind}, API {major}.{minor} build {build}, {} pages, {} times",
+        arguments.pages, arguments.runs
+    );
     bench.print(&arguments)
 }
 

@@ -307,6 +307,9 @@ fn a_guest_that_lies_about_its_tables_is_found_out() {
     next(&mut source).with_code(1).saying(said).saying(too_many);
     let refused = source.migrate(&listen, "").with_code(10);
     refused.saying(said).saying(too_many);
+    let preflight = ["check", "--api-socket", &source.api, "--to", &listen];
+    let checked = Sevferry::start(preflight).end().with_code(3);
+    assert!(checked.out.contains(too_many) && checked.out.contains("2 reasons"), "{checked}");
     source.press_a_key();
     let too_few = "2 pages mapped without the C-bit were never reported, from 0x1800";
     next(&mut source).with_code(1).saying(said).saying(too_few);

@@ -2,6 +2,7 @@
 //! its page tables, if its policy allows that.
 
 use log::warn;
+use thiserror::Error;
 
 use super::outgoing::Sent;
 use super::owner::{Owner, OwnerError};
@@ -36,23 +37,46 @@ pub(super) fn audit_before_sending(
     answer: &Answer,
     owner: &Owner,
 ) -> Result<Result<RunningMachine, Sent>, OwnerError> {
-    if !machine.can_be_audited() {
-        return Ok(Ok(machine));
-    }
-    let Some((machine, audit)) = audit(machine, answer, owner)? else {
+    let Some((machine, found)) = contradiction(machine, answer, owner)? else {
         return Ok(Err(Sent::Ended));
     };
-    match audit.as_ref().map(reply_of) {
-        Ok(AuditReply { contradiction: Some(contradiction), .. }) => {
-            let reason = format!("the guest's page tables contradict its reports: {contradiction}");
-            answer.refuse(reason);
-            return Ok(Err(Sent::Stayed(Box::new(machine))));
+    match found {
+        Some(found) => {
+            answer.refuse(found.to_string());
+            Ok(Err(Sent::Stayed(Box::new(machine))))
         }
-        Ok(_agrees) => {}
-        Err(why) => warn!("the guest is sent though its reports are unchecked: {}", chain_of(why)),
+        None => Ok(Ok(machine)),
     }
-    Ok(Ok(machine))
 }
+
+/// What the guest's page tables have against its reports, if its policy lets them be read; `None` if
+/// the guest has ended meanwhile.
+///
+/// # Errors
+/// [`OwnerError::Vcpu`] if the guest could not go on.
+pub(super) fn contradiction(
+    machine: RunningMachine,
+    answer: &Answer,
+    owner: &Owner,
+) -> Result<Option<(RunningMachine, Option<Contradiction>)>, OwnerError> {
+    if !machine.can_be_audited() {
+        return Ok(Some((machine, None)));
+    }
+    let Some((machine, audit)) = audit(machine, answer, owner)? else { return Ok(None) };
+    let found = match &audit {
+        Ok(audit) => reply_of(audit).contradiction.map(Contradiction),
+        Err(why) => {
+            warn!("the guest's reports are unchecked: {}", chain_of(why));
+            None
+        }
+    };
+    Ok(Some((machine, found)))
+}
+
+/// The guest would arrive damaged.
+#[derive(Debug, Error)]
+#[error("the guest's page tables contradict its reports: {0}")]
+pub(super) struct Contradiction(String);
 
 /// `None` if the guest has ended, which the owner's inbox knows.
 fn audit(

@@ -1,10 +1,11 @@
 //! A guest on its way out: what the owner does for `sevferry migrate`.
 
+use std::error::Error;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use log::warn;
 
-use super::audit::audit_before_sending;
+use super::audit::{audit_before_sending, contradiction};
 use super::inbox::Interruption;
 use super::journals::open_journal;
 use super::owner::{Owner, OwnerError};
@@ -93,19 +94,30 @@ pub(super) fn send_guest(
     Ok(sent)
 }
 
-/// Every reason why [`send_guest`] would not move the guest to `request.to`.
-pub(super) fn hindrances(
-    machine: &RunningMachine,
+/// Answers `sevferry check --to` with every reason why [`send_guest`] would not move the guest.
+///
+/// # Errors
+/// [`OwnerError::Vcpu`] if the guest could not go on after a look at its page tables.
+pub(super) fn check_guest(
+    machine: RunningMachine,
     request: &MigrateRequest,
+    answer: &Answer,
     owner: &Owner,
-) -> Vec<Hindrance> {
+) -> Result<Sent, OwnerError> {
+    let Some((machine, contradiction)) = contradiction(machine, answer, owner)? else {
+        return Ok(Sent::Ended);
+    };
+    let own = |subject, cause: &dyn Error| Hindrance::new(At::Source, subject, cause);
+    let mut found: Vec<_> =
+        contradiction.iter().map(|contradiction| own("page status", contradiction)).collect();
     let transfer = owner.following_transfer();
     let mut stop = || owner.inbox.interruption(&owner.board).is_some();
-    let guest = Candidate::running(machine);
-    let mut found = guest.hindrances(&options_of(request, transfer), &mut stop);
+    let guest = Candidate::running(&machine);
+    found.extend(guest.hindrances(&options_of(request, transfer), &mut stop));
     let journal = open_journal(owner.options.journal.as_deref(), transfer.vm, Side::Source);
-    found.extend(journal.err().map(|cause| Hindrance::new(At::Source, "journal", &cause)));
-    found
+    found.extend(journal.err().map(|cause| own("journal", &cause)));
+    answer.give(Response::Checked(found));
+    Ok(Sent::Stayed(Box::new(machine)))
 }
 
 /// A request as the engine takes it.

@@ -19,7 +19,7 @@ use super::audit::audit_guest;
 use super::exit::Ending;
 use super::inbox::Inbox;
 use super::journals::finish_handovers;
-use super::outgoing::{Sent, hindrances, send_guest};
+use super::outgoing::{Sent, check_guest, send_guest};
 use super::report;
 use super::terminal::{Console, RawTerminal};
 use crate::control::api::{Request, Response, State};
@@ -141,6 +141,12 @@ impl Owner {
                     }
                     self.board.show_running(machine.watch_pages());
                 }
+                Event::Request(Request::Check(request), answer) => {
+                    match check_guest(machine, &request, &answer, self)? {
+                        Sent::Stayed(running) => machine = *running,
+                        Sent::Ended | Sent::Moved => return self.ended(),
+                    }
+                }
                 Event::Request(Request::Audit, answer) => {
                     match audit_guest(machine, &answer, self)? {
                         Sent::Stayed(running) => machine = *running,
@@ -173,12 +179,13 @@ impl Owner {
             Request::Cancel => self.board.cancel(),
             Request::Report => Response::Report(report::as_json(&machine.report())),
             Request::Resolve(_) => refused("no handover is in doubt: the guest runs here"),
-            Request::Check(request) => Response::Checked(hindrances(machine, request, self)),
             Request::Continue => refused("the guest runs already"),
             Request::InjectSecret(_) => refused(
                 "the guest runs already: it takes secrets only before, so start it with --paused",
             ),
-            Request::Audit | Request::Migrate(_) | Request::Quit => refused("the guest is busy"),
+            Request::Audit | Request::Migrate(_) | Request::Check(_) | Request::Quit => {
+                refused("the guest is busy")
+            }
         }
     }
 }

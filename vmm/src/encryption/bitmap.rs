@@ -75,15 +75,17 @@ impl Tracker for SharedBitmap {
 
     fn first_shared(&self, within: PageRange) -> Option<PageRange> {
         let (mut base, limit) = (within.base().0, within.limit().0);
+        let last = usize::try_from((limit - 1) >> BLOCK_SHIFT).unwrap_or(usize::MAX);
+        let blocks = self.bits().min(last.saturating_add(1));
         while base < limit {
             let from = usize::try_from(base >> BLOCK_SHIFT).ok()?;
-            let first = find(&self.blocks, from, self.bits(), true)?;
-            let end = find(&self.blocks, first, self.bits(), false).unwrap_or(self.bits());
+            let first = find(&self.blocks, from, blocks, true)?;
+            let end = find(&self.blocks, first, blocks, false).unwrap_or(blocks);
             base = base.max((first as u64) << BLOCK_SHIFT);
             let end = limit.min((end as u64) << BLOCK_SHIFT);
             // Beyond these blocks no frame is shared, so no run is cut.
-            let blocks = PageRange::new(Frame(base), Frame(end)).ok()?;
-            if let Some(run) = self.shared.first_run(blocks) {
+            let near = PageRange::new(Frame(base), Frame(end)).ok()?;
+            if let Some(run) = self.shared.first_run(near) {
                 return Some(run);
             }
             base = end;
