@@ -17,7 +17,7 @@ use sevferry::machine::{Config, Machine, PausedMachine};
 use sevferry::migration::closing::Closing;
 use sevferry::migration::frame::{Kind, RoundDigest};
 use sevferry::migration::message::{
-    Message, NotRunning, Offer, Reason, SessionBytes, Transfer, VmId,
+    Assessment, Message, NotRunning, Offer, Reason, SessionBytes, Transfer, VmId,
 };
 use sevferry::page::{Frame, PAGE_SIZE, PageRange, RamLayout};
 use sevferry::sev::Policy;
@@ -268,6 +268,8 @@ pub(crate) fn one_of_each() -> Vec<(Kind, Vec<u8>)> {
         Message::Running(transfer),
         Message::NotRunning { transfer, because: NotRunning::Unknown },
         Message::Abandon { transfer, reason },
+        Message::Inquiry(plain().script.offer.clone()),
+        Message::Assessment(Assessment::default()),
     ];
     let mut all: Vec<_> =
         messages.iter().map(|message| (message.kind(), message.encode().unwrap())).collect();

@@ -102,7 +102,8 @@ pub(crate) fn of_frames(golden: &Golden) -> Vec<Row> {
     rows.offer(3, "a machine of another version", "a machine in version 2", |offer| {
         offer.version = 2;
     });
-    for kind in [0_u16, 17, u16::MAX] {
+    let beyond = u16::try_from(Kind::ALL.len()).unwrap() + 1;
+    for kind in [0, beyond, u16::MAX] {
         let said = format!("a frame is of kind {kind}, which does not exist");
         for place in [OFFER, START, FIRST_ROUND] {
             let bytes = kind.to_le_bytes();
