@@ -47,8 +47,10 @@ fn root() -> PathBuf {
 /// Every Rust source file of the project, with its path from the top and its text.
 fn sources() -> Vec<(String, String)> {
     let mut found = Vec::new();
-    let mut folders: Vec<_> =
-        ["vmm/src", "vmm/tests", "guest-firmware"].iter().map(|name| root().join(name)).collect();
+    let mut folders: Vec<_> = ["vmm/src", "vmm/tests", "vmm/fuzz/fuzz_targets", "guest-firmware"]
+        .iter()
+        .map(|name| root().join(name))
+        .collect();
     while let Some(folder) = folders.pop() {
         for entry in read_dir(&folder).unwrap() {
             let path = entry.unwrap().path();

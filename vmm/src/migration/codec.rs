@@ -73,6 +73,9 @@ impl Message {
             let (needed, left) = (header.length() - body.len(), 0);
             return Err(Malformed::Truncated { what: "a message", needed, left });
         }
+        if body.len() > header.length() {
+            return Err(Malformed::Trailing { kind, extra: body.len() - header.length() });
+        }
         let mut reader = Reader::new("a message", &body);
         let message = match kind {
             Kind::Offer => Self::Offer(read_offer(&mut reader)?),
@@ -87,8 +90,8 @@ impl Message {
                 Self::RoundEnd(RoundEnd { round, frames, digest: reader.array()? })
             }
             Kind::RoundOk => Self::RoundOk { round: reader.u32()? },
-            Kind::StatusList => return read_closing(header, body).map(Self::StatusList),
-            Kind::State => return read_closing(header, body).map(Self::State),
+            Kind::StatusList => return read_closing(body).map(Self::StatusList),
+            Kind::State => return read_closing(body).map(Self::State),
             Kind::Prepared => Self::Prepared(read_transfer(&mut reader)?),
             Kind::Commit => Self::Commit(read_transfer(&mut reader)?),
             Kind::Running => Self::Running(read_transfer(&mut reader)?),
@@ -245,11 +248,7 @@ fn read_offer(reader: &mut Reader<'_>) -> Result<Offer, Malformed> {
 }
 
 /// Its bytes may be megabytes: they stay where they are.
-fn read_closing(header: FrameHeader, mut body: Vec<u8>) -> Result<Closing, Malformed> {
-    if body.len() > header.length() {
-        let extra = body.len() - header.length();
-        return Err(Malformed::Trailing { kind: header.kind(), extra });
-    }
+fn read_closing(mut body: Vec<u8>) -> Result<Closing, Malformed> {
     let mut reader = Reader::new("a message", &body);
     let (session, round, digest) = (reader.u64()?, reader.u32()?, reader.array()?);
     body.drain(..CLOSING_HEADER_LEN as usize);

@@ -203,6 +203,18 @@ fn trailing_bytes_are_refused() {
     }
 }
 
+/// A header that says less than the message has is refused, even if the message is right otherwise.
+#[test]
+fn a_header_must_know_its_length() {
+    for (message, text) in golden() {
+        let mut bytes = hex(&text);
+        let Some(length) = (bytes.len() - FRAME_HEADER_LEN).checked_sub(1) else { continue };
+        bytes[8..12].copy_from_slice(&u32::try_from(length).unwrap().to_le_bytes());
+        let extra = Malformed::Trailing { kind: message.kind(), extra: 1 };
+        assert_eq!(decode(&bytes), Err(extra), "{message:?}");
+    }
+}
+
 /// Another program, another version and an unknown kind are told apart, both versions named.
 #[test]
 fn foreign_headers_are_named() {
