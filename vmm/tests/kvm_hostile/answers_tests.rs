@@ -110,7 +110,9 @@ fn answers_are_not_waited_for_for_ever() {
         scope.spawn(|| {
             let mut bench = Bench::new(false);
             let reason = bench.kept(|transfer| stalled(transfer, ROUND_OK));
-            assert!(reason.contains("sending pages to the destination: the peer"), "{reason}");
+            // Where the host's sockets hold all that is not read, it is the round's end that is missed.
+            let late = ["sending pages to the destination: the peer", "the end of a round for 4 s"];
+            assert!(late.iter().any(|words| reason.contains(words)), "{reason}");
             bench.moves();
         });
     });
