@@ -13,9 +13,7 @@ use std::time::{Duration, Instant};
 
 use scratch::Scratch;
 use serde_json::{Value, from_str};
-use vmm::{Ended, Sevferry, asset, shared_regions};
-
-const PASS: &str = "guest-firmware: PASS";
+use vmm::{Ended, PASS, Sevferry, asset, own_view, shared_regions};
 
 /// How long the storm of the first test goes on.
 const STORM: Duration = Duration::from_secs(60);
@@ -101,17 +99,6 @@ fn assert_storm_ended_well(ended: &Ended) {
     assert_eq!(shared_regions(&ended.report()), own_view(ended));
     let said: usize = ended.err.lines().filter(|line| !line.starts_with('{')).map(str::len).sum();
     assert!(said < LOG_BYTES, "{said} bytes on standard error; {ended}");
-}
-
-/// The runs that the guest's page tables leave unencrypted.
-fn own_view(ended: &Ended) -> Vec<(u64, u64)> {
-    let frame = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).ok();
-    let runs = ended.out.lines().filter_map(|line| line.strip_prefix("map: shared "));
-    let runs = runs.map(|run| {
-        let (base, limit) = run.split_once("..")?;
-        Some((frame(base)?, frame(limit)?))
-    });
-    runs.collect::<Option<_>>().expect("map: shared BASE..LIMIT")
 }
 
 /// Four processors in a storm of hypercalls for a minute: the process holds little more than the

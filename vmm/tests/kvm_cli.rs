@@ -19,7 +19,7 @@ use sevferry::sev::Policy;
 use sevferry::sev::session::OwnerSession;
 use sevferry::sev::software::Identity;
 use terminal::Terminal;
-use vmm::{Sevferry, asset, kernels};
+use vmm::{PASS, Sevferry, asset, kernels};
 use zerocopy::IntoBytes;
 
 /// Arguments of `sevferry run` for guest-firmware: options, then the words of its scenario.
@@ -28,8 +28,6 @@ fn firmware(options: &str, words: &str) -> Vec<String> {
     let guest = ["run", "--kernel", &kernel, "--memory=size=64M", "--cmdline", words];
     guest.into_iter().chain(options.split_whitespace()).map(str::to_owned).collect()
 }
-
-const PASS: &str = "guest-firmware: PASS";
 
 /// Each way in which a guest ends has its exit code.
 #[test]

@@ -6,11 +6,9 @@ mod vmm;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use vmm::{Ended, Sevferry, asset, shared_regions};
+use vmm::{Ended, PASS, Sevferry, asset, own_view, shared_regions};
 
 const SEV: &str = "--platform sev=software --memory size=64M --report=json";
-const PASS: &str = "guest-firmware: PASS";
-
 /// Starts guest-firmware with `options` of `sevferry run` and the words of its scenario.
 fn firmware(options: &str, words: &str) -> Sevferry {
     let kernel = asset("guest-firmware.elf");
@@ -24,17 +22,6 @@ fn pass(options: &str, words: &str) -> Ended {
     let ended = firmware(options, words).end().with_code(0);
     assert_eq!(ended.out.lines().last(), Some(PASS), "{ended}");
     ended
-}
-
-/// What the guest's own page tables leave unencrypted, from its word `tables`.
-fn own_view(ended: &Ended) -> Vec<(u64, u64)> {
-    let frame = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).ok();
-    let runs = ended.out.lines().filter_map(|line| line.strip_prefix("map: shared "));
-    let runs = runs.map(|run| {
-        let (base, limit) = run.split_once("..")?;
-        Some((frame(base)?, frame(limit)?))
-    });
-    runs.collect::<Option<_>>().expect("map: shared BASE..LIMIT")
 }
 
 #[track_caller]

@@ -13,9 +13,7 @@ use std::path::PathBuf;
 
 use owner::GuestOwner;
 use sevferry::sev::certificate::Certificate;
-use vmm::{Ended, Sevferry, asset, shared_regions};
-
-const PASS: &str = "guest-firmware: PASS";
+use vmm::{Ended, PASS, Sevferry, asset, shared_regions};
 
 /// A host: a chip, the files of its processes, and whether its KVM has a type of VM for SEV guests
 /// (Linux 6.10), if it is not there.

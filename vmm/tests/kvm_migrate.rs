@@ -6,9 +6,7 @@ mod vmm;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::process::Signal;
-use vmm::{Ended, Sevferry, asset, shared_regions};
-
-const PASS: &str = "guest-firmware: PASS";
+use vmm::{Ended, PASS, Sevferry, asset, shared_regions};
 
 /// Contents that must survive, then a long while in which to move, then the checks.
 const SCENARIO: &str = "ready share=4M+64 fill=4M+64:7 fill=8M+400:9 in-place-share=12M+32:5 count=12000 \

@@ -25,9 +25,7 @@ use sevferry::sev::measurement::Measurement;
 use sevferry::sev::software::Identity;
 use sha2::{Digest, Sha256};
 use terminal::Terminal;
-use vmm::{Ended, Sevferry, asset, kernels};
-
-const PASS: &str = "guest-firmware: PASS";
+use vmm::{Ended, PASS, Sevferry, asset, kernels};
 
 /// What guest-firmware says of the secret that it was told to look for.
 const FOUND: &str = "secret: 736869e5-84f0-4973-92ec-06879ce3da0b ok";

@@ -4,9 +4,7 @@
 #[expect(dead_code, reason = "each test file uses its part")]
 mod vmm;
 
-use vmm::{Ended, Sevferry, asset, shared_regions};
-
-const PASS: &str = "guest-firmware: PASS";
+use vmm::{Ended, PASS, Sevferry, asset, shared_regions};
 
 fn firmware(status: &str, options: &str, words: &str) -> Sevferry {
     let (kernel, platform) = (asset("guest-firmware.elf"), format!("sev=software,status={status}"));

@@ -35,6 +35,20 @@ pub(crate) fn kernels() -> Vec<String> {
     there
 }
 
+/// What guest-firmware says last if all that it checked was right.
+pub(crate) const PASS: &str = "guest-firmware: PASS";
+
+/// What the page tables of guest-firmware leave unencrypted, from its word `tables`.
+pub(crate) fn own_view(ended: &Ended) -> Vec<(u64, u64)> {
+    let frame = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).ok();
+    let runs = ended.out.lines().filter_map(|line| line.strip_prefix("map: shared "));
+    let runs = runs.map(|run| {
+        let (base, limit) = run.split_once("..")?;
+        Some((frame(base)?, frame(limit)?))
+    });
+    runs.collect::<Option<_>>().expect("map: shared BASE..LIMIT")
+}
+
 /// The program under test: what `scripts/build` has built, or else cargo's.
 fn program() -> PathBuf {
     env::var_os("SEVFERRY_BIN").map_or_else(|| env!("CARGO_BIN_EXE_sevferry").into(), PathBuf::from)
