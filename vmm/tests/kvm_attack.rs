@@ -18,6 +18,9 @@ use vmm::{Ended, PASS, Sevferry, asset, own_view, shared_regions};
 /// How long the storm of the first test goes on.
 const STORM: Duration = Duration::from_secs(60);
 
+/// How long a storm may take to come.
+const STORM_COMES: Duration = Duration::from_secs(120);
+
 /// What a storm may make the process hold beside the record itself.
 const GROWTH_KIB: u64 = 1024;
 
@@ -72,7 +75,10 @@ impl Host {
     /// Waits until the storm is on.
     fn wait_for_storm(&mut self) {
         self.sevferry.wait_for("count: 1");
-        while self.hypercalls() < 2000 {}
+        let deadline = Instant::now() + STORM_COMES;
+        while self.hypercalls() < 2000 {
+            assert!(Instant::now() < deadline, "no storm within {STORM_COMES:?}");
+        }
     }
 
     fn migrate(&self, to: &str, options: &str) -> Ended {
