@@ -4,8 +4,8 @@
 use core::arch::asm;
 use core::arch::x86_64::{__cpuid_count, _rdtsc, CpuidResult};
 
-use crate::entry;
 use crate::ram::PAGE_SIZE;
+use crate::symbols;
 
 /// Bytes.
 const CACHE_LINE: usize = 64;
@@ -74,7 +74,7 @@ pub(crate) fn map_gpa_range(gpa: u64, pages: u64, attributes: u64) -> i64 {
 pub(crate) fn map_gpa_range_from_user(call: [u64; 3], task_stack: u64) -> i64 {
     let [gpa, pages, attributes] = call;
     // SAFETY: the descriptors are loaded, and the page of the user code is open to ring 3.
-    unsafe { entry::hypercall_from_user(gpa, pages, attributes, task_stack) }
+    unsafe { symbols::hypercall_from_user(gpa, pages, attributes, task_stack) }
 }
 
 /// CR3: the root of the page tables, with the C-bit where there is one.

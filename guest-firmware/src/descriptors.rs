@@ -2,7 +2,7 @@
 
 use crate::paging::Pool;
 use crate::physical::write64;
-use crate::{cpu, entry};
+use crate::{cpu, symbols};
 
 /// Selectors, as in `entry.s`.
 const CODE64: u64 = 0x18;
@@ -52,16 +52,16 @@ impl Descriptors {
             write64(at, segment);
         }
         for vector in 0..EXCEPTIONS {
-            tables.gate(vector, entry::exception_entry(vector), 1, INTERRUPT_GATE);
+            tables.gate(vector, symbols::exception_entry(vector), 1, INTERRUPT_GATE);
         }
-        tables.gate(USER_RETURN, entry::user_return(), 0, USER_GATE);
+        tables.gate(USER_RETURN, symbols::user_return(), 0, USER_GATE);
         tables
     }
 
     /// Loads the tables on the processor with this number.
     pub(crate) fn load(self, processor: u64) {
         let task = self.task(processor);
-        write64(task + TASK_IST1, entry::exception_stack(processor));
+        write64(task + TASK_IST1, symbols::exception_stack(processor));
         write64(task + TASK_TAIL, (TASK_LIMIT + 1) << 48);
         let selector = FIRST_TASK + processor * 16;
         let available = 0x89 << 40 | (task & 0xff_ffff) << 16 | (task >> 24 & 0xff) << 56;

@@ -6,7 +6,7 @@
 
 use core::arch::asm;
 
-use crate::entry;
+use crate::symbols;
 
 /// Reads a byte.
 pub(crate) fn read8(address: u64) -> u8 {
@@ -78,7 +78,7 @@ pub(crate) fn clear_bits(address: u64, bits: u64) {
 
 /// The address, if an access of `size` bytes there stays out of the image.
 fn outside_image(address: u64, size: u64) -> u64 {
-    let image = entry::image();
+    let image = symbols::image();
     let last = address.saturating_add(size - 1);
     assert!(last < image.start || address >= image.end, "access to the image at {address:#x}");
     address

@@ -11,7 +11,7 @@ use crate::descriptors::Descriptors;
 use crate::physical::{read32, write8, write32, write64};
 use crate::ram::Pages;
 use crate::scenario::Storm;
-use crate::{cpu, entry, steps};
+use crate::{cpu, storm, symbols};
 
 /// The registers of the local APIC, and its 2 MiB that are mapped for it.
 pub(crate) const LOCAL_APIC: u64 = 0xfee0_0000;
@@ -78,7 +78,7 @@ pub(crate) fn start(
     let started = STARTED.load(Ordering::Acquire);
     GO.store(true, Ordering::Release);
     if let Some(storm) = storm {
-        steps::storm_here(memory, storm, 0, parts);
+        storm::run_here(memory, storm, 0, parts);
     }
     while FINISHED.load(Ordering::Acquire) < started {
         cpu::pause();
@@ -103,7 +103,7 @@ pub(crate) fn arrive(number: u64, c_mask: u64) -> ! {
         STORM.each_ref().map(|word| word.load(Ordering::Relaxed));
     if parts > 0 {
         let storm = Storm { pages: Pages { first, count }, seed, steps, in_place: false };
-        steps::storm_here(Memory::current(c_mask), &storm, number, parts);
+        storm::run_here(Memory::current(c_mask), &storm, number, parts);
     }
     FINISHED.fetch_add(1, Ordering::Release);
     cpu::halt()
@@ -111,10 +111,10 @@ pub(crate) fn arrive(number: u64, c_mask: u64) -> ! {
 
 /// Puts the code of a starting processor, its number and its root table below 1 MiB.
 fn place_code(memory: Memory, number: u64) {
-    let code = entry::ap_code();
+    let code = symbols::ap_code();
     (AP_BASE..).zip(code).for_each(|(at, &byte)| write8(at, byte));
     let c_mask = memory.platform.c_mask;
-    let words = [cpu::root_table(), entry::stack(number), number, c_mask];
+    let words = [cpu::root_table(), symbols::stack(number), number, c_mask];
     let at = AP_BASE + code.len() as u64 - AP_WORDS * 8;
     (at..).step_by(8).zip(words).for_each(|(at, word)| write64(at, word));
     // CR3 cannot take the C-bit before 64-bit mode: this one page is reached without it.

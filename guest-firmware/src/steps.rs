@@ -9,7 +9,7 @@ use crate::scenario::{self, Ring, Step, Storm};
 use crate::secret::{Area, Secret};
 use crate::serial::line;
 use crate::verdict::{self, fail};
-use crate::{cpu, entry, pattern, serial, smp, storm, table};
+use crate::{cpu, pattern, serial, smp, storm, symbols, table};
 
 /// The machine that the scenario runs on.
 pub(crate) struct Guest {
@@ -150,7 +150,7 @@ impl Guest {
         let (cpl, rax) = match ring {
             Ring::Kernel => (0, cpu::map_gpa_range(rbx, rcx, rdx)),
             Ring::User => {
-                self.memory.map.open_to_user(entry::user_frame(), &mut self.pool);
+                self.memory.map.open_to_user(symbols::user_frame(), &mut self.pool);
                 let task_stack = self.descriptors.task_stack(0);
                 (3, cpu::map_gpa_range_from_user(call, task_stack))
             }
@@ -191,7 +191,7 @@ impl Guest {
         // Before the others start: only page entries change then.
         self.memory.map.split(storm.pages, &mut self.pool);
         match on {
-            scenario::Processors::First => storm_here(self.memory, storm, 0, 1),
+            scenario::Processors::First => storm::run_here(self.memory, storm, 0, 1),
             scenario::Processors::All => self.start_processors(Some(storm), None),
         }
     }
@@ -253,20 +253,10 @@ impl Guest {
 
     /// Whether this program leaves the pages to the scenario.
     fn is_free(&self, pages: Pages) -> bool {
-        let own = Pages::between(&(entry::image().start..self.pool.limit()));
+        let own = Pages::between(&(symbols::image().start..self.pool.limit()));
         let used = [own.frames(), smp::AP_PAGES.frames()];
         let pages = pages.frames();
         used.iter().all(|used| pages.end <= used.start || used.end <= pages.start)
-    }
-}
-
-/// This processor's part of a storm.
-pub(crate) fn storm_here(memory: Memory, storm: &Storm, part: u64, parts: u64) {
-    match storm::run(memory, storm, part, parts) {
-        Ok(storm::Report { pages, steps, conversions, shared }) => line(format_args!(
-            "storm: cpu={part} {pages} steps={steps} conversions={conversions} shared={shared} ok"
-        )),
-        Err(failure) => fail(format_args!("storm: cpu={part} {failure}")),
     }
 }
 

@@ -6,6 +6,8 @@ use crate::conversion::{Failure, Memory};
 use crate::paging::Status;
 use crate::ram::Pages;
 use crate::scenario::{Storm, UNTIL_INPUT};
+use crate::serial::line;
+use crate::verdict::fail;
 use crate::{pattern, serial};
 
 /// Pages that one storm may cover.
@@ -17,18 +19,27 @@ const MAX_RUN: u64 = 8;
 static FILLED_WITH: [AtomicU64; MAX_PAGES] = [const { AtomicU64::new(0) }; MAX_PAGES];
 
 /// What a storm did.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Report {
+struct Report {
     /// Pages of this processor.
-    pub(crate) pages: Pages,
-    pub(crate) steps: u64,
-    pub(crate) conversions: u64,
+    pages: Pages,
+    steps: u64,
+    conversions: u64,
     /// Pages that are shared at the end.
-    pub(crate) shared: usize,
+    shared: usize,
+}
+
+/// This processor's part of a storm, and the line that tells of it.
+pub(crate) fn run_here(memory: Memory, storm: &Storm, part: u64, parts: u64) {
+    match run(memory, storm, part, parts) {
+        Ok(Report { pages, steps, conversions, shared }) => line(format_args!(
+            "storm: cpu={part} {pages} steps={steps} conversions={conversions} shared={shared} ok"
+        )),
+        Err(failure) => fail(format_args!("storm: cpu={part} {failure}")),
+    }
 }
 
 /// Storms over this processor's part of the pages, which is `part` of `parts`.
-pub(crate) fn run(memory: Memory, storm: &Storm, part: u64, parts: u64) -> Result<Report, Failure> {
+fn run(memory: Memory, storm: &Storm, part: u64, parts: u64) -> Result<Report, Failure> {
     let share = storm.pages.count / parts;
     let offset = share * part;
     let pages = Pages {

@@ -1,6 +1,6 @@
 //! sevferry: a VMM for KVM that boots AMD SEV guests and live-migrates them between two hosts.
 //!
-//! A module names only modules above it in this list (`tests/tidy.rs` enforces it):
+//! A module names only modules above it in this list (`tests/tidy` enforces it):
 //!
 //! | module | owns |
 //! |---|---|
