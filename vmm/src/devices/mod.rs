@@ -1,10 +1,12 @@
-//! The few devices of a guest: a serial port, and two ways to stop.
+//! The devices of a guest: a serial port, two ways to stop, and what is on the PCI bus.
 //!
 //! A device never calls up: what a write asks of the machine is returned as a [`PowerEvent`].
 
+pub mod pci;
 mod ports;
 mod power;
 mod serial;
+pub mod virtio;
 
 pub use ports::Ports;
 pub use power::{ACPI_PORT, ACPI_RESET, PowerEvent};

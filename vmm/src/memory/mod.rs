@@ -13,6 +13,7 @@
 //! [`GuestView`] is P as the software firmware holds it. Nothing else in the VMM can reach P.
 
 mod access;
+mod device_memory;
 mod dirty;
 mod guest_view;
 mod pages;
@@ -20,6 +21,7 @@ mod ram;
 mod view;
 
 pub use access::is_zero;
+pub use device_memory::{DeviceMemory, DeviceSlice, DeviceView};
 pub use dirty::DirtyLog;
 pub use guest_view::{GuestView, NotGuestRam};
 pub use pages::Pages;

@@ -1,0 +1,321 @@
+//! A split ring of one device, on `virtio-queue`: chains out, used entries in, notifications.
+//!
+//! What the driver writes in a ring is not trusted. Whatever breaks the rules of the ring is
+//! [`Broken`], and the device is broken until it is reset; nothing is read or written that the
+//! driver has not named, and no more than [`CHAIN_MAX`] descriptors are followed at a time.
+
+use std::mem::take;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_queue::desc::split::Descriptor;
+use virtio_queue::{Error as RingError, Queue, QueueOwnedT, QueueState, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+
+use super::chain::Chain;
+use crate::memory::DeviceView;
+
+/// Most descriptors of a chain, in the ring and in an indirect table: what QEMU takes.
+pub const CHAIN_MAX: usize = 1024;
+
+/// A ring, as its driver has set it up.
+#[derive(Debug)]
+pub struct Ring {
+    queue: Queue,
+    /// Whether the driver is asked to say when it adds to the ring.
+    is_armed: bool,
+    /// Whether something was finished, and the driver not yet told.
+    has_finished: bool,
+}
+
+/// A ring and the memory that it is in.
+#[derive(Debug)]
+pub struct Virtqueue<'r, 'm> {
+    ring: &'r mut Ring,
+    memory: &'m DeviceView,
+}
+
+impl Ring {
+    /// A ring of at most `size` entries, a power of two up to 32,768.
+    ///
+    /// # Errors
+    /// [`RingError::InvalidMaxSize`].
+    pub fn new(size: u16) -> Result<Self, RingError> {
+        Ok(Self { queue: Queue::new(size)?, is_armed: true, has_finished: false })
+    }
+
+    /// Goes on where `state` was.
+    ///
+    /// # Errors
+    /// [`BadRing`] if it is none of this ring, or a ring that is ready is not in `memory`.
+    pub fn restore(&mut self, state: &RingState, memory: &DeviceView) -> Result<(), BadRing> {
+        let max_size = self.queue.max_size();
+        let state = QueueState {
+            max_size,
+            next_avail: state.next_available,
+            next_used: state.next_used,
+            event_idx_enabled: state.event_index,
+            size: state.size,
+            ready: state.is_ready,
+            desc_table: state.descriptors,
+            avail_ring: state.available,
+            used_ring: state.used,
+        };
+        let queue = Queue::try_from(state).map_err(BadRing::Fields)?;
+        if state.ready && !is_valid(&queue, memory) {
+            return Err(BadRing::NotRam);
+        }
+        *self = Self { queue, is_armed: true, has_finished: false };
+        Ok(())
+    }
+
+    /// What there is beside the memory.
+    #[must_use]
+    pub fn state(&self) -> RingState {
+        let state = self.queue.state();
+        RingState {
+            size: state.size,
+            is_ready: state.ready,
+            event_index: state.event_idx_enabled,
+            descriptors: state.desc_table,
+            available: state.avail_ring,
+            used: state.used_ring,
+            next_available: state.next_avail,
+            next_used: state.next_used,
+        }
+    }
+
+    /// Whether the driver has enabled it.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.queue.ready()
+    }
+
+    /// Most entries.
+    #[must_use]
+    pub fn max_size(&self) -> u16 {
+        self.queue.max_size()
+    }
+
+    /// Enables the ring at the addresses of `setup`.
+    ///
+    /// # Errors
+    /// [`BadRing`]; it is not enabled then.
+    pub(super) fn enable(
+        &mut self,
+        setup: RingSetup,
+        event_index: bool,
+        memory: &DeviceView,
+    ) -> Result<(), BadRing> {
+        let state = RingState {
+            size: setup.size,
+            is_ready: true,
+            event_index,
+            descriptors: setup.descriptors,
+            available: setup.available,
+            used: setup.used,
+            next_available: 0,
+            next_used: 0,
+        };
+        self.restore(&state, memory)
+    }
+
+    /// As before the driver set it up.
+    pub(super) fn reset(&mut self) {
+        self.queue.reset();
+        (self.is_armed, self.has_finished) = (true, false);
+    }
+
+    /// The ring, to work on.
+    pub(super) fn in_memory<'r, 'm>(&'r mut self, memory: &'m DeviceView) -> Virtqueue<'r, 'm> {
+        Virtqueue { ring: self, memory }
+    }
+}
+
+impl<'m> Virtqueue<'_, 'm> {
+    /// The next chain that the driver has made available; `None` if there is none. Only after `None`
+    /// will the driver say that there are more.
+    ///
+    /// # Errors
+    /// [`Broken`] if the ring or the chain breaks the rules.
+    pub fn pop(&mut self) -> Result<Option<Chain<'m>>, Broken> {
+        if !self.ring.is_ready() {
+            return Ok(None);
+        }
+        loop {
+            if let Some((head, descriptors)) = self.next_chain()? {
+                self.arm(false)?;
+                return Chain::new(self.memory, head, &descriptors).map(Some);
+            }
+            if !self.arm(true)? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Gives the chain with this head back to the driver, of whose writable part the first `written`
+    /// bytes were written.
+    ///
+    /// # Errors
+    /// [`Broken`] if the ring is none any more.
+    pub fn finish(&mut self, head: u16, written: u32) -> Result<(), Broken> {
+        self.ring.has_finished = true;
+        Ok(self.ring.queue.add_used(self.memory, head, written)?)
+    }
+
+    /// Whether the driver wants an interrupt for what was finished since the last call.
+    pub(super) fn wants_interrupt(&mut self) -> Result<bool, Broken> {
+        if !take(&mut self.ring.has_finished) {
+            return Ok(false);
+        }
+        let queue = &mut self.ring.queue;
+        if queue.event_idx_enabled() {
+            return Ok(queue.needs_notification(self.memory)?);
+        }
+        // virtio-queue does not look at this flag.
+        let flags: u16 = self
+            .memory
+            .read_obj(GuestAddress(queue.avail_ring()))
+            .map_err(RingError::GuestMemory)?;
+        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+    }
+
+    /// The next chain's head and its descriptors.
+    fn next_chain(&mut self) -> Result<Option<(u16, Vec<Descriptor>)>, Broken> {
+        let queue = &mut self.ring.queue;
+        let Some(chain) = queue.iter(self.memory)?.next() else { return Ok(None) };
+        let head = chain.head_index();
+        if head >= queue.size() {
+            return Err(Broken::Head { head, size: queue.size() });
+        }
+        let descriptors: Vec<_> = chain.take(CHAIN_MAX + 1).collect();
+        if descriptors.len() > CHAIN_MAX {
+            return Err(Broken::TooLong { head });
+        }
+        // The iterator ends at whatever is wrong; a chain that is right ends where no next is named.
+        match descriptors.last() {
+            Some(last) if !last.has_next() => Ok(Some((head, descriptors))),
+            _ => Err(Broken::Chain { head }),
+        }
+    }
+
+    /// Asks the driver to say when it adds to the ring, or not to; returns whether it has added by
+    /// now, when it was asked to.
+    fn arm(&mut self, armed: bool) -> Result<bool, Broken> {
+        let queue = &mut self.ring.queue;
+        if armed {
+            self.ring.is_armed = true;
+            return Ok(queue.enable_notification(self.memory)?);
+        }
+        if self.ring.is_armed {
+            self.ring.is_armed = false;
+            queue.disable_notification(self.memory)?;
+        }
+        Ok(false)
+    }
+}
+
+/// Whether all three parts of a ring are RAM. `Queue::is_valid` says the same, in the log too.
+fn is_valid(queue: &Queue, memory: &DeviceView) -> bool {
+    let size = usize::from(queue.size());
+    let parts = [
+        (queue.desc_table(), 16 * size),
+        (queue.avail_ring(), 6 + 2 * size),
+        (queue.used_ring(), 6 + 8 * size),
+    ];
+    // A ring at 0 is how virtio-queue knows one that was never set up.
+    queue.avail_ring() != 0
+        && parts.into_iter().all(|(at, bytes)| memory.check_range(GuestAddress(at), bytes))
+}
+
+/// Where a driver wants a ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(super) struct RingSetup {
+    pub(super) size: u16,
+    pub(super) descriptors: u64,
+    pub(super) available: u64,
+    pub(super) used: u64,
+}
+
+/// The state of a [`Ring`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingState {
+    size: u16,
+    is_ready: bool,
+    event_index: bool,
+    descriptors: u64,
+    available: u64,
+    used: u64,
+    next_available: u16,
+    next_used: u16,
+}
+
+/// Not a ring.
+#[derive(Debug, Error)]
+pub enum BadRing {
+    /// A size or an alignment.
+    #[error("a ring with {0}")]
+    Fields(RingError),
+    /// It leaves RAM.
+    #[error("a ring that is not in guest RAM")]
+    NotRam,
+}
+
+/// The driver has broken the rules; the device does nothing more until it is reset.
+#[derive(Debug, Error)]
+pub enum Broken {
+    /// The ring itself.
+    #[error("the ring: {0}")]
+    Ring(#[from] RingError),
+    /// A chain that starts nowhere.
+    #[error("a chain starts at descriptor {head} of {size}")]
+    Head {
+        /// Its head.
+        head: u16,
+        /// Entries of the ring.
+        size: u16,
+    },
+    /// A loop, an index that is none, a table that is none, more than 4 GiB.
+    #[error("the chain at {head} has no end")]
+    Chain {
+        /// Its head.
+        head: u16,
+    },
+    /// Too many descriptors.
+    #[error("the chain at {head} has more than {CHAIN_MAX} descriptors")]
+    TooLong {
+        /// Its head.
+        head: u16,
+    },
+    /// A buffer to read follows one to write.
+    #[error("the chain at {head} is not in order: what the device reads comes first")]
+    Order {
+        /// Its head.
+        head: u16,
+    },
+    /// A buffer that leaves RAM.
+    #[error("the chain at {head} names {bytes} bytes at {address:#x}, which are not guest RAM")]
+    NotRam {
+        /// Its head.
+        head: u16,
+        /// Where the buffer is.
+        address: u64,
+        /// How long it is.
+        bytes: u32,
+    },
+    /// A ring that cannot be enabled.
+    #[error("queue {index}: {cause}")]
+    Setup {
+        /// Which queue.
+        index: u16,
+        /// What is wrong with it.
+        cause: BadRing,
+    },
+    /// Steps of the initialisation in a wrong order.
+    #[error("{0}")]
+    Protocol(&'static str),
+    /// What a device says of its driver.
+    #[error("{0}")]
+    Request(String),
+}
