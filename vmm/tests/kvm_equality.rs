@@ -170,6 +170,7 @@ fn moved(machine: RunningMachine, console: &Console, mut road: Road, goal: Goal)
         let mut journal =
             move |vm| Journal::open(&directory, vm, Side::Destination).map_err(IoError::other);
         let mut host = Host {
+            devices: &[],
             platform: Some(&platform),
             output: &mut output,
             journal: &mut journal,

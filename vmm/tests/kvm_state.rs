@@ -23,9 +23,9 @@ fn moved(mut from: PausedMachine, console: &Console) -> PausedMachine {
     let bytes = from.offer().to_bytes().expect("an offer can be encoded");
     let offer = MachineOffer::from_bytes(&bytes).expect("an offer can be decoded");
     let platform = from.launch().map(|_| software());
-    let here = HostOffer::read(platform.as_ref()).expect("KVM answers");
+    let here = HostOffer::read(platform.as_ref(), &[]).expect("KVM answers");
     compare(&offer, &here).expect("a host is compatible with itself");
-    let mut to = ReceivingMachine::build(&offer, platform.as_ref(), console.output())
+    let mut to = ReceivingMachine::build(&offer, platform.as_ref(), &[], console.output())
         .expect("the machine can be built");
 
     let status = from.page_status();

@@ -1,23 +1,26 @@
-//! The ACPI tables: which processors there are, the I/O APIC, the serial port, and how to stop.
+//! The ACPI tables: processors, the I/O APIC, the serial port, the PCI bus, and how to stop.
 //!
 //! Hardware-reduced ACPI: no PM timer, no SCI, no legacy interrupt controllers. The guest resets
 //! and powers off by one byte written to [`ACPI_PORT`]. The bytes depend on the number of
-//! processors alone, because they are measured.
+//! processors alone, because they are measured: the bus is described, and not what is on it.
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Name, Package, Path, ResourceTemplate, Scope,
+    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name,
+    Package, Path, ResourceTemplate, Scope,
 };
 use acpi_tables::fadt::{FADT, FADTBuilder, Flags};
-use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::gas::{AccessSize, AddressSpace as GasSpace, GAS};
 use acpi_tables::madt::{
     EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
 };
+use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 
-use super::layout::{ACPI, IO_APIC, LOCAL_APIC};
+use super::layout::{ACPI, IO_APIC, LOCAL_APIC, PCI};
+use crate::devices::pci::{CONFIG_PORT, ECAM_BYTES};
 use crate::devices::{ACPI_PORT, ACPI_RESET, COM1_IRQ, COM1_PORT};
 
 /// Who made the tables.
@@ -27,7 +30,7 @@ const OEM: [u8; 6] = *b"SVFRRY";
 const OEM_TABLE: [u8; 8] = *b"SEVFERRY";
 
 /// Version of the tables; count it up when they change, since launch digests change too.
-const OEM_REVISION: u32 = 1;
+const OEM_REVISION: u32 = 2;
 
 /// FADT boot flags: no VGA, no CMOS clock; and, by omission, no keyboard controller to probe.
 const BOOT_FLAGS: u16 = 1 << 2 | 1 << 5;
@@ -41,9 +44,11 @@ pub(super) fn tables(vcpus: u8) -> Vec<u8> {
     let dsdt = append(&mut bytes, &dsdt(vcpus));
     let fadt = append(&mut bytes, &fadt(dsdt));
     let madt = append(&mut bytes, &madt(vcpus));
+    let mcfg = append(&mut bytes, &mcfg());
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
+    xsdt.add_entry(mcfg);
     let xsdt = append(&mut bytes, &xsdt);
 
     let mut rsdp = Vec::new();
@@ -61,7 +66,7 @@ fn append(bytes: &mut Vec<u8>, table: &dyn Aml) -> u64 {
 }
 
 fn fadt(dsdt: u64) -> FADT {
-    let power = GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, ACPI_PORT.into());
+    let power = GAS::new(GasSpace::SystemIo, 8, 0, AccessSize::ByteAccess, ACPI_PORT.into());
     let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
         .dsdt_64(dsdt)
         .flag(Flags::Wbinvd)
@@ -76,9 +81,19 @@ fn fadt(dsdt: u64) -> FADT {
     fadt.finalize()
 }
 
+/// Where the configuration space of the one PCI bus is.
+fn mcfg() -> MCFG {
+    let mut mcfg = MCFG::new(OEM, OEM_TABLE, OEM_REVISION);
+    mcfg.add_ecam(PCI.ecam.0, 0, 0, 0);
+    mcfg
+}
+
+/// An address that is a constant below 4 GiB.
+fn low(gpa: u64) -> u32 {
+    u32::try_from(gpa).unwrap_or(u32::MAX)
+}
+
 fn madt(vcpus: u8) -> MADT {
-    // Both addresses are constants below 4 GiB.
-    let low = |gpa: u64| u32::try_from(gpa).unwrap_or(u32::MAX);
     let apics = LocalInterruptController::Address(low(LOCAL_APIC.0));
     let mut madt = MADT::new(OEM, OEM_TABLE, OEM_REVISION, apics);
     for id in 0..vcpus {
@@ -104,6 +119,8 @@ fn dsdt(vcpus: u8) -> Sdt {
     let resources = Name::new("_CRS".into(), &ResourceTemplate::new(vec![&ports, &interrupt]));
     Device::new("COM1".into(), vec![&hid, &uid, &resources]).to_aml_bytes(&mut devices);
 
+    pci(&mut devices);
+
     let mut aml = Scope::raw("\\_SB_".into(), devices);
     // Sleep type 5 in the sleep control register is power-off.
     Name::new("_S5_".into(), &Package::new(vec![&5u8])).to_aml_bytes(&mut aml);
@@ -111,6 +128,29 @@ fn dsdt(vcpus: u8) -> Sdt {
     let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM, OEM_TABLE, OEM_REVISION);
     dsdt.append_slice(&aml);
     dsdt
+}
+
+/// The host bridge with what it forwards; and, as a resource of the board, configuration space, which
+/// Linux looks for there before it trusts the MCFG table.
+fn pci(devices: &mut Vec<u8>) {
+    let zero = |name: &str| Name::new(name.into(), &0u8);
+    let hid = Name::new("_HID".into(), &EISAName::new("PNP0A08"));
+    let cid = Name::new("_CID".into(), &EISAName::new("PNP0A03"));
+    let (uid, segment, bus) = (zero("_UID"), zero("_SEG"), zero("_BBN"));
+    let buses = AddressSpace::new_bus_number(0u16, 0u16);
+    let ports = IO::new(CONFIG_PORT, CONFIG_PORT, 1, 8);
+    let (first, last) = (low(PCI.window.0), low(PCI.window.0 + PCI.window_bytes - 1));
+    let window =
+        AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, first, last, None);
+    let forwards = ResourceTemplate::new(vec![&buses, &ports, &window]);
+    let forwards = Name::new("_CRS".into(), &forwards);
+    let children: Vec<&dyn Aml> = vec![&hid, &cid, &uid, &segment, &bus, &forwards];
+    Device::new("PCI0".into(), children).to_aml_bytes(devices);
+
+    let hid = Name::new("_HID".into(), &EISAName::new("PNP0C02"));
+    let ecam = Memory32Fixed::new(true, low(PCI.ecam.0), low(ECAM_BYTES));
+    let reserved = Name::new("_CRS".into(), &ResourceTemplate::new(vec![&ecam]));
+    Device::new("MBRD".into(), vec![&hid, &zero("_UID"), &reserved]).to_aml_bytes(devices);
 }
 
 #[cfg(test)]
@@ -155,8 +195,11 @@ mod tests {
             let xsdt = table(&bytes, address(&bytes, 24));
             let (fadt, madt) = (table(&bytes, address(xsdt, 36)), table(&bytes, address(xsdt, 44)));
             let dsdt = table(&bytes, address(fadt, 140));
-            let signatures = [xsdt, fadt, madt, dsdt].map(|table| &table[..4]);
-            assert_eq!(signatures, [b"XSDT", b"FACP", b"APIC", b"DSDT"]);
+            let mcfg = table(&bytes, address(xsdt, 52));
+            let signatures = [xsdt, fadt, madt, dsdt, mcfg].map(|table| &table[..4]);
+            assert_eq!(signatures, [b"XSDT", b"FACP", b"APIC", b"DSDT", b"MCFG"]);
+            assert_eq!(address(mcfg, 44), PCI.ecam.0);
+            assert_eq!(mcfg[52..], [0; 8]);
             assert_eq!(count(dsdt, b"ACPI0007"), usize::from(vcpus));
             let apics: Vec<_> = madt[44..].chunks(8).take(vcpus.into()).collect();
             assert_eq!(madt.len(), 44 + apics.len() * 8 + 12);

@@ -18,12 +18,14 @@
 //!              (16 MiB), an ELF where its segments say                 measured
 //!              ...
 //!              the initramfs, as high as the kernel allows             measured
-//! 0xc000_0000  end of low RAM at the latest; devices up to 4 GiB
+//! 0xc000_0000  end of low RAM at the latest; from here the BARs of PCI devices
+//! 0xe000_0000  configuration space of the PCI bus; then interrupt controllers, up to 4 GiB
 //! 0x1_0000_0000  the rest of RAM; nothing is loaded here
 //! ```
 //!
 //! Where RAM itself lies is [`RamLayout`](crate::page::RamLayout)'s decision.
 
+use crate::devices::pci::PciLayout;
 use crate::page::{Gpa, PAGE_SIZE};
 
 /// Page zero. Measured even where it is zeros, because Linux reads the BIOS data area in it.
@@ -85,6 +87,10 @@ pub const KERNEL_MIN: Gpa = Gpa(0x10_0000);
 /// How much the page tables map from address 0: all that is ever loaded, and the device hole.
 pub const IDENTITY_MAPPED: u64 = 4 << 30;
 
+/// The PCI bus: configuration space, and the window that BARs are in.
+pub const PCI: PciLayout =
+    PciLayout { ecam: Gpa(0xe000_0000), window: Gpa(0xc000_0000), window_bytes: 0x2000_0000 };
+
 /// Local APIC of every processor.
 pub const LOCAL_APIC: Gpa = Gpa(0xfee0_0000);
 
@@ -96,6 +102,7 @@ const _: () = assert!(STACK_TOP.0 >= PAGE_TABLES.0 + (PAGE_TABLES_PAGES + 1) * P
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::pci::ECAM_BYTES;
     use crate::page::{HIGH_RAM_START, LOW_RAM_END};
 
     /// No two things share a byte, and what is mapped covers all low RAM.
@@ -112,6 +119,8 @@ mod tests {
             (ACPI.0, ACPI_MAX),
             (SECRET_PAGE.0, PAGE_SIZE),
             (KERNEL_MIN.0, LOW_RAM_END.0 - KERNEL_MIN.0),
+            (PCI.window.0, PCI.window_bytes),
+            (PCI.ecam.0, ECAM_BYTES),
             (IO_APIC.0, PAGE_SIZE),
             (LOCAL_APIC.0, PAGE_SIZE),
             (HIGH_RAM_START.0, PAGE_SIZE),

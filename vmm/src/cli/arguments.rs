@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use super::check::CheckOptions;
 use super::check_arguments::CheckArguments;
+use super::device_arguments::DeviceArguments;
 use super::exit::EXIT_CODES;
 use super::migration_arguments::{
     AskArguments, AskOptions, InjectArguments, MigrateArguments, MigrateOptions, ReceiveArguments,
@@ -267,7 +268,8 @@ struct GuestArguments {
 impl GuestArguments {
     fn config(self, serial: Serial, sev: Option<SevConfig>) -> Config {
         let Self { kernel, initramfs, cmdline, cpus: vcpus, memory: ram } = self;
-        Config { kernel, initramfs, cmdline, vcpus, ram, serial, sev }
+        let devices = Vec::new();
+        Config { kernel, initramfs, cmdline, vcpus, ram, serial, sev, devices }
     }
 }
 
@@ -306,6 +308,8 @@ struct RunArguments {
     #[arg(long, value_name = PLATFORM, value_parser = values::platform, long_help = PLATFORM_HELP)]
     platform: Option<PlatformArgument>,
     #[command(flatten)]
+    devices: DeviceArguments,
+    #[command(flatten)]
     owner: OwnerArguments,
     /// End when the guest asks for a reset, instead of booting it again
     #[arg(long)]
@@ -328,7 +332,9 @@ impl RunArguments {
         let sev = self.platform.map(sev_config).transpose()?;
         let (reboot, paused) = (!self.no_reboot, self.paused.map(Pause));
         let options = RunOptions { reboot, paused, owner: self.owner.options() };
-        Ok(Task::Run { config: Box::new(self.guest.config(self.serial, sev)), options })
+        let devices = self.devices.devices();
+        let config = Config { devices, ..self.guest.config(self.serial, sev) };
+        Ok(Task::Run { config: Box::new(config), options })
     }
 }
 

@@ -115,7 +115,9 @@ fn prepare(
         open_journal(directory, vm, Side::Destination).map_err(IoError::other)
     };
     let silence = options.silence;
-    let mut host = Host { platform, output: &mut output, journal: &mut journal, silence };
+    let (output, journal) = (&mut output, &mut journal);
+    let devices = &options.devices;
+    let mut host = Host { platform, devices, output, journal, silence };
     let mut look_up = |progress: &Progress| {
         show(owner, State::Receiving, progress);
         owner.inbox.interruption(&owner.board).is_some()

@@ -7,12 +7,13 @@ use std::time::Duration;
 use clap::Args;
 
 use super::arguments::{OwnerArguments, OwnerOptions};
+use super::device_arguments::DeviceArguments;
 use super::owner_files::{OwnerFileError, read_packet};
 use super::values::{self, ReceivingPlatform};
 use crate::control::api::{
     Connections, InjectRequest, MigrateRequest, Request, Resolution, TimeoutStrategy,
 };
-use crate::machine::config::Serial;
+use crate::machine::config::{DeviceConfig, Serial};
 use crate::migration::Endpoint;
 
 /// Where a guest is awaited, and how it will run here.
@@ -22,6 +23,8 @@ pub(super) struct ReceiveOptions {
     pub(super) serial: Serial,
     /// What answers SEV commands; without it only plain VMs are received.
     pub(super) platform: Option<ReceivingPlatform>,
+    /// What a guest's devices stand on.
+    pub(super) devices: Vec<DeviceConfig>,
     /// How long the source may be silent.
     pub(super) silence: Duration,
     pub(super) owner: OwnerOptions,
@@ -77,6 +80,8 @@ pub(super) struct ReceiveArguments {
         long_help = RECEIVING_PLATFORM_HELP
     )]
     platform: Option<ReceivingPlatform>,
+    #[command(flatten)]
+    devices: DeviceArguments,
     /// Seconds that the other host may be silent before it counts as gone
     #[arg(long, value_name = "N", default_value_t = MigrateRequest::default_silence_s())]
     silence_s: NonZeroU32,
@@ -86,9 +91,10 @@ pub(super) struct ReceiveArguments {
 
 impl ReceiveArguments {
     pub(super) fn options(self) -> ReceiveOptions {
-        let Self { listen, serial, platform, silence_s, owner } = self;
+        let Self { listen, serial, platform, devices, silence_s, owner } = self;
         let silence = Duration::from_secs(silence_s.get().into());
-        ReceiveOptions { listen, serial, platform, silence, owner: owner.options() }
+        let (devices, owner) = (devices.devices(), owner.options());
+        ReceiveOptions { listen, serial, platform, devices, silence, owner }
     }
 }
 

@@ -9,6 +9,7 @@ mod audit;
 mod certificates;
 mod check;
 mod check_arguments;
+mod device_arguments;
 mod digest;
 mod exit;
 mod held;

@@ -11,7 +11,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
 use super::MachineError;
-use super::config::{BadRam, BadVcpuCount, PlatformKind, VcpuCount, ram_layout};
+use super::config::{BadRam, BadVcpuCount, DeviceConfig, PlatformKind, VcpuCount, ram_layout};
+use super::device_offer::{DeviceDifference, DeviceHere, DeviceOffer, matching};
+use super::devices::DEVICES_MAX;
 use super::host::{Host, lockable_bytes};
 use super::wire::{MACHINE_VERSION, Undecodable, decode};
 use crate::encryption::Design;
@@ -51,6 +53,9 @@ pub struct MachineOffer {
     pub msrs: Vec<u32>,
     /// How fast the guest's TSC counts.
     pub tsc_khz: u32,
+    /// What is on its PCI bus.
+    #[serde(deserialize_with = "at_most::<DEVICES_MAX, _, _>")]
+    pub devices: Vec<DeviceOffer>,
     /// For an SEV guest.
     pub sev: Option<SevOffer>,
 }
@@ -161,14 +166,19 @@ pub struct HostOffer {
     /// How much memory this process may lock, in bytes; `None` is all of it. SEV hardware locks all
     /// of a guest's RAM.
     pub lockable_bytes: Option<u64>,
+    /// The devices that a guest may have here.
+    pub devices: Vec<DeviceHere>,
 }
 
 impl HostOffer {
-    /// Asks this host's KVM; SEV guests would be received by `platform`.
+    /// Asks this host's KVM; SEV guests would be received by `platform`, and have `devices`.
     ///
     /// # Errors
     /// [`MachineError::Host`].
-    pub fn read(platform: Option<&PlatformKind>) -> Result<Self, MachineError> {
+    pub fn read(
+        platform: Option<&PlatformKind>,
+        devices: &[DeviceConfig],
+    ) -> Result<Self, MachineError> {
         let host = Host::open()?;
         let vcpu = host.sample_vcpu()?;
         let msrs = state_msrs(&vcpu, &host.listed_msrs()?).map_err(MachineError::Msrs)?;
@@ -180,6 +190,7 @@ impl HostOffer {
             tsc_scaling: host.has_tsc_scaling(),
             platform: platform.map(PlatformName::from),
             lockable_bytes: lockable_bytes(),
+            devices: devices.iter().map(DeviceHere::look).collect(),
         })
     }
 
@@ -220,6 +231,8 @@ pub fn compare(offer: &MachineOffer, host: &HostOffer) -> Result<(), Incompatibl
     if let Some(most) = host.lockable_bytes.filter(|&most| locks && most < offer.ram_bytes) {
         differences.push(Difference::LockedMemory { wanted: offer.ram_bytes, most });
     }
+    let devices = matching(&offer.devices, &host.devices).err().unwrap_or_default();
+    differences.extend(devices.into_iter().map(Difference::Device));
     if differences.is_empty() { Ok(()) } else { Err(Incompatible { differences }) }
 }
 
@@ -359,6 +372,9 @@ pub enum Difference {
         /// This host's.
         here: Option<u8>,
     },
+    /// A device that is not here, or is another one.
+    #[error("{0}")]
+    Device(DeviceDifference),
     /// SEV hardware pins all of a guest's RAM.
     #[error(
         "SEV hardware locks all {} MiB of its memory, and this process may lock {} MiB; raise \
@@ -386,6 +402,7 @@ impl Difference {
             Self::Policy(_) => "policy",
             Self::Platform { .. } => "platform",
             Self::CBit { .. } => "C-bit",
+            Self::Device(_) => "devices",
             Self::LockedMemory { .. } => "locked memory",
         }
     }

@@ -41,6 +41,7 @@ fn host() -> HostOffer {
         tsc_scaling: false,
         platform: Some(PlatformName::Software),
         lockable_bytes: None,
+        devices: Vec::new(),
     }
 }
 
@@ -65,6 +66,7 @@ fn offer() -> MachineOffer {
         cpuid: (0..2).map(table).collect(),
         msrs: vec![0x10, 0x174, 0x6e0],
         tsc_khz: 2_000_000,
+        devices: Vec::new(),
         sev: Some(SevOffer {
             platform: PlatformName::Software,
             policy: 0x21,

@@ -45,6 +45,18 @@ pub struct Config {
     pub serial: Serial,
     /// What makes it an SEV guest; `None` is a plain VM.
     pub sev: Option<SevConfig>,
+    /// What is on its PCI bus, from slot 1 on.
+    pub devices: Vec<DeviceConfig>,
+}
+
+/// A device on the PCI bus, and what of the host it stands on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeviceConfig {
+    /// Random bytes of this character device.
+    Rng {
+        /// Its path.
+        source: PathBuf,
+    },
 }
 
 impl Config {

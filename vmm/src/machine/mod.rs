@@ -16,6 +16,8 @@ pub mod compatibility;
 #[cfg(test)]
 mod compatibility_tests;
 pub mod config;
+pub mod device_offer;
+mod devices;
 mod encrypted;
 mod host;
 mod measured;
@@ -41,6 +43,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 pub use audit::{Audit, AuditError, Audited, Unaudited, Unreadable};
 pub use check::{Finding, HostCheck, NOT_PORTABLE, Verdict};
 pub use config::Config;
+pub use devices::{BadDevices, DEVICES_MAX, DevicesError};
 pub use encrypted::{EncryptedError, LaunchRecord, certificates_of, digest_of};
 pub use host::{Host, HostError};
 pub use measured::SecretError;
@@ -64,6 +67,8 @@ use crate::sev::launch::Measured;
 use crate::vcpu::cpuid::{CpuidError, GuestCpu, guest_cpuid, require_rdrand};
 use crate::vcpu::{Board, Stop, VcpuError};
 use config::{BadRam, BadVcpuCount};
+use device_offer::DeviceDifference;
+use devices::Devices;
 use encrypted::Encrypted;
 use running::Assembly;
 
@@ -117,9 +122,12 @@ impl Machine {
             status.offer_migration();
             Mutex::new(Pages::new(status, Arc::clone(&ram)))
         });
-        let board = Arc::new(Board { ram, ports: Ports::new(Arc::clone(&serial)), pages });
+        let (devices, bus) =
+            Devices::build(&(1..).zip(&config.devices).collect::<Vec<_>>(), &vm, &ram)?;
+        let ports = Ports::new(Arc::clone(&serial));
+        let board = Arc::new(Board { bus, ram, ports, pages });
         let (msrs, tsc_khz) = vcpus::facts(&host, &vcpus)?;
-        let assembly = Assembly { vm, board, serial, guest, cpuid: cpuids, msrs, tsc_khz };
+        let assembly = Assembly { vm, board, serial, devices, guest, cpuid: cpuids, msrs, tsc_khz };
         Ok(Self { vcpus, assembly, measured })
     }
 
@@ -176,6 +184,14 @@ fn serial_port(vm: &VmFd, output: Box<dyn Write + Send>) -> Result<Arc<SerialPor
     Ok(Arc::new(SerialPort::new(interrupt, output)))
 }
 
+impl MachineError {
+    /// The first of what [`compatibility::compare`] names all of.
+    fn offered_devices(differences: Vec<DeviceDifference>) -> Self {
+        let first = differences.into_iter().next().map(Self::OfferedDevices);
+        first.unwrap_or(Self::Devices(DevicesError::TooMany))
+    }
+}
+
 /// Why a machine cannot be put together or started.
 #[derive(Debug, Error)]
 pub enum MachineError {
@@ -191,6 +207,9 @@ pub enum MachineError {
     /// Guest RAM.
     #[error(transparent)]
     Ram(#[from] RamError),
+    /// What is on the PCI bus.
+    #[error(transparent)]
+    Devices(#[from] DevicesError),
     /// The kernel and what comes with it.
     #[error(transparent)]
     Boot(#[from] BootError),
@@ -209,6 +228,9 @@ pub enum MachineError {
     /// The vCPUs of a machine that comes from elsewhere.
     #[error("the machine that was offered has {0}")]
     OfferedVcpus(BadVcpuCount),
+    /// The devices of a machine that comes from elsewhere.
+    #[error("the machine that was offered: {0}")]
+    OfferedDevices(DeviceDifference),
     /// Nobody vouches for the SEV platform.
     #[error(transparent)]
     Endorsement(#[from] EndorsementError),

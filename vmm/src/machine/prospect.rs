@@ -39,7 +39,7 @@ impl Prospect {
     /// # Errors
     /// [`MachineError`] if this host could not start the guest.
     pub fn offer(&self) -> Result<MachineOffer, MachineError> {
-        let here = HostOffer::read(self.sev.as_ref().map(|sev| &sev.platform))?;
+        let here = HostOffer::read(self.sev.as_ref().map(|sev| &sev.platform), &[])?;
         let c_bit = match &self.sev {
             Some(_) => Some(here.c_bit().ok_or(EncryptedError::CBit)?),
             None => None,
@@ -56,6 +56,7 @@ impl Prospect {
             cpuid: (0..count).map(table).collect::<Result<_, MachineError>>()?,
             msrs: here.msrs.clone(),
             tsc_khz: here.tsc_khz,
+            devices: Vec::new(),
             sev: self.sev.as_ref().zip(c_bit).map(|(sev, c_bit)| SevOffer {
                 platform: PlatformName::from(&sev.platform),
                 policy: sev.policy.bits(),

@@ -9,12 +9,15 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
 
 use super::compatibility::{MachineOffer, SevOffer};
-use super::config::PlatformKind;
+use super::config::{DeviceConfig, PlatformKind};
+use super::device_offer::{DeviceHere, matching};
+use super::devices::Devices;
 use super::encrypted::{Encrypted, LaunchRecord, RunningGuest, vouch};
 use super::host::Host;
 use super::running::{Assembly, PausedMachine};
 use super::state::{MachineState, RestoreError};
 use super::{MachineError, serial_port, vcpus};
+use crate::devices::pci::PciBus;
 use crate::devices::{Ports, SerialPort};
 use crate::encryption::PageStatus;
 use crate::memory::{GuestRam, Pages, RamError};
@@ -32,6 +35,8 @@ pub struct ReceivingMachine {
     vcpus: Vec<VcpuFd>,
     ram: Arc<GuestRam>,
     serial: Arc<SerialPort>,
+    devices: Devices,
+    bus: PciBus,
     cpuid: Vec<CpuId>,
     msrs: Vec<u32>,
     tsc_khz: u32,
@@ -50,14 +55,15 @@ struct ReceivingGuest {
 
 impl ReceivingMachine {
     /// Makes what `offer` describes, after [`compare`](super::compatibility::compare) has found
-    /// nothing against it. SEV guests are received by `platform`; the serial port writes to
-    /// `output`.
+    /// nothing against it. SEV guests are received by `platform`; the guest's devices stand on those
+    /// of `devices`, and the serial port writes to `output`.
     ///
     /// # Errors
     /// [`MachineError`] with the step that failed.
     pub fn build(
         offer: &MachineOffer,
         platform: Option<&PlatformKind>,
+        devices: &[DeviceConfig],
         output: Box<dyn Write + Send>,
     ) -> Result<Self, MachineError> {
         let layout = offer.ram().map_err(MachineError::OfferedRam)?;
@@ -73,6 +79,9 @@ impl ReceivingMachine {
         let supported = host.supported_cpuid()?;
         let (ram, encrypted) = Encrypted::prepare(platform, layout, (&vm, vm_type), &supported)?;
         ram.register(&vm)?;
+        let here: Vec<_> = devices.iter().map(DeviceHere::look).collect();
+        let matching = matching(&offer.devices, &here).map_err(MachineError::offered_devices)?;
+        let (devices, bus) = Devices::build(&matching, &vm, &ram)?;
         let cpuid = offer.cpuids()?;
         let created = (0..).zip(&cpuid).map(|(index, cpuid)| {
             let vcpu = vcpus::create(&vm, index, cpuid)?;
@@ -89,7 +98,7 @@ impl ReceivingMachine {
             },
         );
         let (msrs, tsc_khz) = (offer.msrs.clone(), offer.tsc_khz);
-        Ok(Self { vm, vcpus, ram, serial, cpuid, msrs, tsc_khz, sev })
+        Ok(Self { vm, vcpus, ram, serial, devices, bus, cpuid, msrs, tsc_khz, sev })
     }
 
     /// Guest RAM, to be filled.
@@ -130,7 +139,7 @@ impl ReceivingMachine {
         guest: Option<Launched>,
     ) -> Result<PausedMachine, ReceiveError> {
         self.check(state)?;
-        let Self { vm, vcpus, ram, serial, cpuid, msrs, tsc_khz, sev } = self;
+        let Self { vm, vcpus, ram, serial, devices, bus, cpuid, msrs, tsc_khz, sev } = self;
         let record = state.launch()?;
         let (guest, pages) = match (sev, record, pages, guest) {
             (None, None, None, None) => (None, None),
@@ -145,10 +154,11 @@ impl ReceivingMachine {
             }
             ram.show_restored(pages)?;
         }
-        state.restore(&vm, &vcpus, &serial)?;
+        state.restore(&vm, &vcpus, &serial, (&devices, &bus))?;
         let pages = pages.map(|status| Mutex::new(Pages::arrived(status, Arc::clone(&ram))));
-        let board = Arc::new(Board { ram, ports: Ports::new(Arc::clone(&serial)), pages });
-        let assembly = Assembly { vm, board, serial, guest, cpuid, msrs, tsc_khz };
+        let ports = Ports::new(Arc::clone(&serial));
+        let board = Arc::new(Board { bus, ram, ports, pages });
+        let assembly = Assembly { vm, board, serial, devices, guest, cpuid, msrs, tsc_khz };
         Ok(PausedMachine::new(vcpus, assembly))
     }
 

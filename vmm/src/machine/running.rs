@@ -9,13 +9,14 @@ use log::debug;
 use thiserror::Error;
 
 use super::compatibility::{MachineOffer, PlatformName, SevOffer};
+use super::devices::{Devices, take_written};
 use super::encrypted::{LaunchRecord, RunningGuest, vouch};
 use super::report::{PageReport, PageWatch, Report, SevReport};
 use super::state::{MachineState, SaveError};
 use super::wire::MACHINE_VERSION;
 use crate::devices::SerialPort;
 use crate::encryption::{Doubt, NotMigratable, PageStatus};
-use crate::memory::{DirtyLog, GuestRam, Pages, RamError};
+use crate::memory::{DeviceMemory, DirtyLog, GuestRam, Pages, RamError};
 use crate::page::FrameSet;
 use crate::sev::endorsement::EndorsementError;
 use crate::sev::launch::Launched;
@@ -29,6 +30,7 @@ pub(super) struct Assembly {
     pub(super) vm: Arc<VmFd>,
     pub(super) board: Arc<Board>,
     pub(super) serial: Arc<SerialPort>,
+    pub(super) devices: Devices,
     pub(super) guest: Option<RunningGuest>,
     /// Of every vCPU, as it was set.
     pub(super) cpuid: Vec<CpuId>,
@@ -59,6 +61,7 @@ impl Assembly {
             cpuid: self.cpuid.iter().map(table).collect(),
             msrs: self.msrs.clone(),
             tsc_khz: self.tsc_khz,
+            devices: self.devices.offers(),
             sev: self.guest.as_ref().map(|guest| SevOffer {
                 platform: PlatformName::from(&guest.platform),
                 policy: guest.record.policy.bits(),
@@ -186,6 +189,7 @@ impl RunningMachine {
     where
         E: From<Stop> + Send + 'static,
     {
+        assembly.devices.resume();
         let vcpus = Vcpus::spawn(vcpus, &assembly.board, events)?;
         Ok(Self { vcpus, assembly })
     }
@@ -196,13 +200,16 @@ impl RunningMachine {
         self.assembly.describe()
     }
 
-    /// Pauses the vCPUs; [`PausedMachine::resume`] undoes it, and the guest cannot tell.
+    /// Pauses the vCPUs, then the devices; [`PausedMachine::resume`] undoes it, and the guest cannot tell.
     ///
     /// # Errors
     /// [`Unpaused`].
     pub fn pause(mut self) -> Result<PausedMachine, Unpaused> {
         match self.vcpus.pause() {
-            Ok(vcpus) => Ok(Started { vcpus, assembly: self.assembly }),
+            Ok(vcpus) => {
+                self.assembly.devices.pause();
+                Ok(Started { vcpus, assembly: self.assembly })
+            }
             Err(PauseError::Busy(vcpus)) => {
                 Err(Unpaused::Busy(Box::new(Self { vcpus, assembly: self.assembly })))
             }
@@ -227,12 +234,14 @@ impl RunningMachine {
     /// # Errors
     /// [`RamError::Register`] with KVM's errno.
     pub fn log_changes(&self) -> Result<ChangeLog, RamError> {
-        let Assembly { vm, board, .. } = &self.assembly;
+        let Assembly { vm, board, devices, .. } = &self.assembly;
         if let Some(pages) = &board.pages {
             lock(pages).track_flips();
         }
+        devices.forget_written();
+        let written = devices.memory().map(Arc::clone);
         let dirty = DirtyLog::start(Arc::clone(vm), Arc::clone(&board.ram))?;
-        Ok(ChangeLog { dirty, board: Arc::clone(board) })
+        Ok(ChangeLog { dirty, written, board: Arc::clone(board) })
     }
 }
 
@@ -274,8 +283,9 @@ impl PausedMachine {
     /// # Errors
     /// [`SaveError`] with what KVM did not give.
     pub fn save(&self) -> Result<MachineState, SaveError> {
-        let Assembly { vm, serial, msrs, .. } = &self.assembly;
-        MachineState::save(vm, &self.vcpus, msrs, serial, self.launch())
+        let Assembly { vm, board, serial, devices, msrs, .. } = &self.assembly;
+        let devices = devices.state(&board.bus);
+        MachineState::save(vm, &self.vcpus, msrs, (serial, devices), self.launch())
     }
 
     /// Gives up the machine: says how things stood.
@@ -288,19 +298,26 @@ impl PausedMachine {
 #[derive(Debug)]
 pub struct ChangeLog {
     dirty: DirtyLog,
+    /// What devices write, which KVM does not see.
+    written: Option<Arc<DeviceMemory>>,
     board: Arc<Board>,
 }
 
 impl ChangeLog {
-    /// Adds the frames that changed since the last call to `into`: those written, by the guest or
-    /// KVM, and those whose status flipped. Returns the page status, sampled after the writes were:
+    /// Adds the frames that changed since the last call to `into`: those written, by the guest,
+    /// KVM or a device, and those whose status flipped. Returns the page status, sampled after the writes were:
     /// a page that flips between the two is in the next call's frames.
     ///
     /// # Errors
     /// [`RamError::DirtyLog`]: the frames taken so far are in `into`, which must not get lost.
     pub fn take(&mut self, into: &mut FrameSet) -> Result<Option<PageStatus>, RamError> {
-        let Self { dirty, board } = self;
-        take_in_order(|into| dirty.take(into), board.pages.as_ref(), into)
+        let Self { dirty, written, board } = self;
+        let take = |into: &mut FrameSet| {
+            dirty.take(into)?;
+            take_written(written.as_ref(), into);
+            Ok(())
+        };
+        take_in_order(take, board.pages.as_ref(), into)
     }
 
     /// Stops to log.

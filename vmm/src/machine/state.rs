@@ -10,8 +10,10 @@ use thiserror::Error;
 use vmm_sys_util::errno::Error as Errno;
 
 use super::clock::{ClockState, Elapsed};
+use super::devices::{BadDevices, Devices, DevicesState};
 use super::encrypted::LaunchRecord;
 use super::wire::{MACHINE_VERSION, Undecodable, decode};
+use crate::devices::pci::PciBus;
 use crate::devices::{SerialError, SerialPort, SerialState};
 use crate::sev::measurement::{FirmwareVersion, Measurement};
 use crate::sev::{BadPolicy, Policy};
@@ -29,6 +31,7 @@ pub struct MachineState {
     pit: KernelStruct<kvm_pit_state2>,
     pub(super) clock: ClockState,
     serial: SerialState,
+    devices: DevicesState,
     launch: Option<LaunchState>,
 }
 
@@ -38,7 +41,7 @@ impl MachineState {
         vm: &VmFd,
         vcpus: &[VcpuFd],
         msrs: &[u32],
-        serial: &SerialPort,
+        (serial, devices): (&SerialPort, DevicesState),
         launch: Option<&LaunchRecord>,
     ) -> Result<Self, SaveError> {
         let step = |what| move |cause| SaveError::Kvm { what, cause };
@@ -60,6 +63,7 @@ impl MachineState {
             pit: KernelStruct(vm.get_pit2().map_err(step("timer"))?),
             clock,
             serial: serial.save(),
+            devices,
             launch: launch.map(LaunchState::from),
         })
     }
@@ -67,12 +71,13 @@ impl MachineState {
     /// Gives all of it to a machine that has never run; its clocks go on.
     ///
     /// The interrupt controllers come after the LAPICs, because restoring them delivers what waits
-    /// in them; the serial port comes after both, because it raises its interrupt again.
+    /// in them; the serial port and the devices come after both, because they raise their interrupts again.
     pub(super) fn restore(
         &self,
         vm: &VmFd,
         vcpus: &[VcpuFd],
         serial: &SerialPort,
+        (devices, bus): (&Devices, &PciBus),
     ) -> Result<(), RestoreError> {
         let step = |what| move |cause| RestoreError::Kvm { what, cause };
         let elapsed = Elapsed::since(&self.clock);
@@ -87,7 +92,8 @@ impl MachineState {
         }
         vm.set_pit2(&self.pit.0).map_err(step("timer"))?;
         self.clock.restore(vm, &elapsed).map_err(step("clock"))?;
-        Ok(serial.restore(self.serial.clone())?)
+        serial.restore(self.serial.clone())?;
+        Ok(devices.restore(bus, &self.devices)?)
     }
 
     /// What was launched, as the source recorded it; `None` for a plain VM.
@@ -201,6 +207,9 @@ pub enum RestoreError {
     /// The serial port's.
     #[error(transparent)]
     Serial(#[from] SerialError),
+    /// A device's.
+    #[error(transparent)]
+    Devices(#[from] BadDevices),
 }
 
 #[cfg(test)]
@@ -222,6 +231,7 @@ mod tests {
             pit: KernelStruct(kvm_pit_state2::default()),
             clock: ClockState::default(),
             serial: serial.save(),
+            devices: DevicesState::default(),
             launch: Some(LaunchState {
                 c_bit: 51,
                 policy: 0x21,
@@ -248,9 +258,9 @@ mod tests {
     /// Another version is refused, with both versions named.
     #[test]
     fn another_version_is_refused() {
-        let bytes = MachineState { version: 2, ..state() }.to_bytes().unwrap();
+        let bytes = MachineState { version: 1, ..state() }.to_bytes().unwrap();
         let text = MachineState::from_bytes(&bytes).unwrap_err().to_string();
-        assert_eq!(text, "a machine in version 2; this program reads version 1");
+        assert_eq!(text, "a machine in version 1; this program reads version 2");
     }
 
     proptest! {

@@ -36,7 +36,7 @@ pub(super) fn assess(offer: &Offer, host: &mut Host<'_>) -> Assessment {
 
 /// What a real offer is refused for first, one by one.
 fn differences(description: &MachineOffer, host: &Host<'_>) -> Vec<Objection> {
-    let here = match HostOffer::read(host.platform) {
+    let here = match HostOffer::read(host.platform, host.devices) {
         Ok(here) => here,
         Err(cause) => return vec![Objection::new("KVM", &super::chain_of(&cause))],
     };
@@ -52,7 +52,8 @@ fn make(
     can_be_made: bool,
 ) -> Result<Option<PlatformBytes>, MachineError> {
     if can_be_made {
-        let machine = ReceivingMachine::build(description, host.platform, Box::new(sink()))?;
+        let Host { platform, devices, .. } = *host;
+        let machine = ReceivingMachine::build(description, platform, devices, Box::new(sink()))?;
         return Ok(machine.platform_certificates()?.as_ref().map(to_wire));
     }
     // Also of a host that cannot make the machine: whatever is wrong with them is one reason more.
@@ -64,6 +65,7 @@ fn subject(cause: &MachineError) -> &'static str {
     match cause {
         MachineError::Endorsement(_) => "certificates",
         MachineError::Encrypted(_) => "SEV platform",
+        MachineError::Devices(_) | MachineError::OfferedDevices(_) => "devices",
         MachineError::Ram(_) | MachineError::OfferedRam(_) => "memory",
         MachineError::Host(_)
         | MachineError::Interrupt(_)

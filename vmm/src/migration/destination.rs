@@ -26,7 +26,7 @@ use super::reception::{Arrived, Reception};
 use super::transport::Listener;
 use crate::encryption::{Malformed as MalformedStatus, NotMigratable, PageStatus};
 use crate::machine::compatibility::{HostOffer, Incompatible, MachineOffer, compare};
-use crate::machine::config::PlatformKind;
+use crate::machine::config::{DeviceConfig, PlatformKind};
 use crate::machine::{
     MachineError, MachineState, PausedMachine, ReceiveError as MachineReceiveError,
     ReceivingMachine, Undecodable,
@@ -40,6 +40,8 @@ use crate::sev::session::Session;
 pub struct Host<'a> {
     /// Receives SEV guests; `None` takes plain VMs only.
     pub platform: Option<&'a PlatformKind>,
+    /// What a guest's devices stand on.
+    pub devices: &'a [DeviceConfig],
     /// Where a guest's serial port writes to.
     pub output: &'a mut dyn FnMut() -> Result<Box<dyn Write + Send>, IoError>,
     /// Opens a guest's journal.
@@ -175,14 +177,14 @@ fn phases(
 ) -> Result<(PausedMachine, Journal, Reception), DestinationError> {
     let begun = Instant::now();
     let description = MachineOffer::from_bytes(&offer.machine)?;
-    compare(&description, &HostOffer::read(host.platform)?)?;
+    compare(&description, &HostOffer::read(host.platform, host.devices)?)?;
     // Before anything is sent: a guest that nobody could own here must not come.
     let journal = (host.journal)(offer.transfer.vm).map_err(DestinationError::Journal)?;
     info!("{} is offered", offer.transfer);
     let mut reception = Reception::new(begun, offer.transfer, offer.connections);
     reception.enter(Phase::Attest);
     let output = (host.output)().map_err(DestinationError::Output)?;
-    let mut machine = ReceivingMachine::build(&description, host.platform, output)?;
+    let mut machine = ReceivingMachine::build(&description, host.platform, host.devices, output)?;
     let receiving = start(link, &mut machine, &description, host.silence)?;
     let arrivals = Arrivals::new(machine.ram().layout()).ok_or(DestinationError::Memory)?;
     let arrived = Arrived::default();
@@ -387,8 +389,9 @@ mod tests {
             drop(before);
             let mut output = || -> Result<Box<dyn Write + Send>, IoError> { Ok(Box::new(sink())) };
             let silence = SILENCE;
-            let mut host =
-                Host { platform: None, output: &mut output, journal: &mut journal, silence };
+            let (output, journal): (&mut dyn FnMut() -> _, &mut dyn FnMut(_) -> _) =
+                (&mut output, &mut journal);
+            let mut host = Host { platform: None, devices: &[], output, journal, silence };
             let socket = format!("unix:{}", directory.as_path().join("socket").display());
             let endpoint = socket.parse().unwrap();
             let listener = Listener::bind(&endpoint).unwrap();

@@ -192,11 +192,12 @@ mod tests {
             status: Design::default(),
         };
         let machine = MachineOffer {
-            version: 1,
+            version: 2,
             ram_bytes: 16 << 20,
             cpuid: Vec::new(),
             msrs: Vec::new(),
             tsc_khz: 1,
+            devices: Vec::new(),
             sev: Some(sev),
         };
         let unready = Hindrance::new(Side::Source, "page status", &NotMigratable::NotReady);

@@ -3,9 +3,10 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ioctls::{HypercallExit, ReadMsrExit, VcpuExit, WriteMsrExit};
-use log::{debug, trace};
+use log::debug;
 
 use super::Stop;
+use crate::devices::pci::PciBus;
 use crate::devices::{Ports, PowerEvent};
 use crate::encryption::{MSR_KVM_MIGRATION_CONTROL, MSR_PAGE_TABLE};
 use crate::memory::{GuestRam, Pages};
@@ -22,6 +23,8 @@ const NO_SUCH_HYPERCALL: u64 = (-1000_i64).cast_unsigned();
 /// What vCPUs share: the devices, and for an SEV guest the page status.
 #[derive(Debug)]
 pub struct Board {
+    /// What is reached by memory addresses. Dropped first: its devices use the RAM.
+    pub bus: PciBus,
     /// Kept mapped for as long as any vCPU may run.
     pub ram: Arc<GuestRam>,
     /// I/O port devices.
@@ -37,20 +40,22 @@ pub struct Board {
 /// Answers one exit: go on, stop, or the name of an exit that this machine cannot answer.
 pub(super) fn act(exit: VcpuExit<'_>, board: &Board) -> Result<Option<Stop>, String> {
     match exit {
-        VcpuExit::IoIn(port, data) => board.ports.read(port, data),
+        VcpuExit::IoIn(port, data) => {
+            if !board.bus.read_port(port, data) {
+                board.ports.read(port, data);
+            }
+        }
         VcpuExit::IoOut(port, data) => {
+            if board.bus.write_port(port, data) {
+                return Ok(None);
+            }
             return Ok(board.ports.write(port, data).map(|event| match event {
                 PowerEvent::PowerOff => Stop::PowerOff,
                 PowerEvent::Reset => Stop::Reset,
             }));
         }
-        VcpuExit::MmioRead(address, data) => {
-            trace!("read of {} bytes at {address:#x}, where nothing is", data.len());
-            data.fill(0xff);
-        }
-        VcpuExit::MmioWrite(address, data) => {
-            trace!("write of {} bytes at {address:#x}, where nothing is", data.len());
-        }
+        VcpuExit::MmioRead(address, data) => board.bus.read(address, data),
+        VcpuExit::MmioWrite(address, data) => board.bus.write(address, data),
         VcpuExit::Hypercall(mut exit) => hypercall(&mut exit, board),
         VcpuExit::X86Rdmsr(mut exit) => read_msr(&mut exit, board),
         VcpuExit::X86Wrmsr(mut exit) => write_msr(&mut exit, board),

@@ -172,5 +172,6 @@ pub(crate) fn firmware(words: &str, vcpus: u64, sev: Option<SevConfig>) -> Confi
         ram: ram_layout(16 << 20).expect("a size of RAM"),
         serial: Serial::Null,
         sev,
+        devices: Vec::new(),
     }
 }

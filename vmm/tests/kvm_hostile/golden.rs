@@ -204,6 +204,7 @@ fn paused(platform: Option<PlatformKind>) -> PausedMachine {
         ram: layout(),
         serial: Serial::Null,
         sev,
+        devices: Vec::new(),
     };
     let machine = Machine::build(&config, Box::new(sink())).unwrap();
     fs::remove_file(kernel).unwrap();

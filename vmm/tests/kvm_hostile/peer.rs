@@ -93,6 +93,7 @@ impl Bench {
                 Journal::open(&directory, vm, Side::Destination).map_err(IoError::other)
             };
             let mut host = Host {
+                devices: &[],
                 platform: self.platform.as_ref(),
                 output: &mut output,
                 journal: &mut journal,

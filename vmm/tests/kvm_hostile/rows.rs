@@ -99,8 +99,8 @@ pub(crate) fn of_frames(golden: &Golden) -> Vec<Row> {
             frame[4..6].copy_from_slice(&bytes);
         });
     }
-    rows.offer(3, "a machine of another version", "a machine in version 2", |offer| {
-        offer.version = 2;
+    rows.offer(3, "a machine of another version", "a machine in version 9", |offer| {
+        offer.version = 9;
     });
     let beyond = u16::try_from(Kind::ALL.len()).unwrap() + 1;
     for kind in [0, beyond, u16::MAX] {

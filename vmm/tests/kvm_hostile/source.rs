@@ -221,6 +221,7 @@ fn boot(encrypted: bool, output: Box<Tell>, events: &Sender<Stop>) -> RunningMac
         ram: golden::layout(),
         serial: Serial::Null,
         sev: encrypted.then(|| golden::sev_config(golden::software(None))),
+        devices: Vec::new(),
     };
     let machine = Machine::build(&config, output).unwrap();
     remove_file(kernel).unwrap();

@@ -166,8 +166,8 @@ fn measured_bytes_are_stable() {
     assert_eq!(
         [digest(&bz), digest(&elf)],
         [
-            "24fe9138fad86f8af0c358b101b3f1c48926620c83ee92ad764fea3c65ace59f",
-            "04514b841c4017a1453ef41b20d8004fde8ca20e4a8b0f6cc069e5e38efa5c2e",
+            "64b6e1c51451645e3d33c2bf8cf4a44a9b8d4d2661008203fb64260b840113cd",
+            "cefe7e0fe238351ff61e92c736db90e3f47ff3eaccfc799c819a977bc89b84dc",
         ]
     );
 }

@@ -96,6 +96,11 @@ impl VirtioFunction {
         Ok(Self { _worker: worker, shared })
     }
 
+    /// What a destination has to know of the device.
+    pub fn ask<T>(&self, question: impl FnOnce(&dyn VirtioDevice) -> T) -> T {
+        question(&*self.shared.lock().device)
+    }
+
     /// Its slot.
     #[must_use]
     pub fn slot(&self) -> u8 {

@@ -92,6 +92,14 @@ pub struct FunctionState {
     device: DeviceState,
 }
 
+impl FunctionState {
+    /// Reads the serial form, `MessagePack` with names, by itself. The bytes are not trusted.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        rmp_serde::from_slice(bytes).ok()
+    }
+}
+
 /// A device that cannot be put on the bus.
 #[derive(Debug, Error)]
 pub enum NoFunction {

@@ -66,6 +66,11 @@ pub trait VirtioDevice: Debug + Send {
     /// The most entries of each of its queues: powers of two.
     fn queue_sizes(&self) -> Vec<u16>;
 
+    /// What of its configuration must be alike where a guest is moved to, by name.
+    fn alike(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+
     /// Descriptors that wake it when they become readable, for as long as it lives. They are
     /// edge-triggered: [`VirtioDevice::wake`] must read them dry.
     fn sources(&self) -> Vec<RawFd> {

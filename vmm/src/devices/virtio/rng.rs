@@ -21,9 +21,6 @@ const QUEUE_SIZE: u16 = 64;
 /// Most bytes of one request that are filled: a driver that asks for more asks again.
 const REQUEST_MAX: usize = 4096;
 
-/// `VIRTIO_ID_RNG`, and what PCI has no class for.
-const KIND: Kind = Kind { id: 4, name: "rng", class: [0xff, 0, 0] };
-
 /// The device.
 #[derive(Debug)]
 pub struct Rng {
@@ -31,6 +28,9 @@ pub struct Rng {
 }
 
 impl Rng {
+    /// `VIRTIO_ID_RNG`, and what PCI has no class for.
+    pub const KIND: Kind = Kind { id: 4, name: "rng", class: [0xff, 0, 0] };
+
     /// A device that gives the bytes of `source`, a character device as `/dev/urandom` is one.
     ///
     /// # Errors
@@ -53,7 +53,7 @@ impl Rng {
 
 impl VirtioDevice for Rng {
     fn kind(&self) -> Kind {
-        KIND
+        Self::KIND
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
@@ -90,11 +90,11 @@ impl VirtioDevice for Rng {
     fn reset(&mut self) {}
 
     fn state(&self) -> DeviceState {
-        DeviceState::new(&KIND, VERSION, &())
+        DeviceState::new(&Self::KIND, VERSION, &())
     }
 
     fn restore(&mut self, state: &DeviceState, _memory: &DeviceView) -> Result<(), BadState> {
-        state.read(&KIND, VERSION)
+        state.read(&Self::KIND, VERSION)
     }
 }
 

@@ -1,0 +1,178 @@
+//! The devices on a machine's PCI bus: opened, put in their slots, paused and moved with it.
+
+use std::sync::Arc;
+
+use kvm_ioctls::VmFd;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::config::DeviceConfig;
+use super::device_offer::DeviceOffer;
+use crate::boot::layout::PCI;
+use crate::devices::pci::{KvmWires, PciBus, PciFunction, SLOTS, Wires};
+use crate::devices::virtio::{
+    FunctionState, NoFunction, NoSource, NotRestored, Rng, VirtioDevice, VirtioFunction,
+};
+use crate::memory::{DeviceMemory, GuestRam, RamError};
+use crate::page::FrameSet;
+
+/// Most devices of a machine: slot 0 is the host bridge's.
+pub const DEVICES_MAX: usize = SLOTS as usize - 1;
+
+/// The devices of a machine, by slot.
+#[derive(Debug, Default)]
+pub(super) struct Devices {
+    functions: Vec<Arc<VirtioFunction>>,
+    /// RAM as they see it; `None` without devices.
+    memory: Option<Arc<DeviceMemory>>,
+}
+
+impl DeviceConfig {
+    /// virtio's number of its kind.
+    pub(super) fn kind(&self) -> u16 {
+        match self {
+            Self::Rng { .. } => Rng::KIND.id,
+        }
+    }
+
+    /// Opens what it stands on.
+    ///
+    /// # Errors
+    /// [`DevicesError`] if this host has no such thing.
+    pub(super) fn open(&self) -> Result<Box<dyn VirtioDevice>, DevicesError> {
+        match self {
+            Self::Rng { source } => Ok(Box::new(Rng::open(source)?)),
+        }
+    }
+}
+
+impl Devices {
+    /// Opens the devices of `configs` and puts each in its slot of a new bus of `vm`.
+    ///
+    /// # Errors
+    /// [`DevicesError`].
+    pub(super) fn build(
+        configs: &[(u8, &DeviceConfig)],
+        vm: &Arc<VmFd>,
+        ram: &Arc<GuestRam>,
+    ) -> Result<(Self, PciBus), DevicesError> {
+        let wires: Arc<dyn Wires> = Arc::new(KvmWires::new(Arc::clone(vm)));
+        let mut new = Self::default();
+        for &(slot, config) in configs {
+            if slot == 0 || slot >= SLOTS || new.functions.len() >= DEVICES_MAX {
+                return Err(DevicesError::TooMany);
+            }
+            let memory = match &new.memory {
+                Some(memory) => Arc::clone(memory),
+                None => Arc::new(DeviceMemory::new(Arc::clone(ram))?),
+            };
+            let function = VirtioFunction::new(slot, config.open()?, PCI, &wires, &memory)?;
+            new.functions.push(Arc::new(function));
+            new.memory = Some(memory);
+        }
+        let on_bus = new
+            .functions
+            .iter()
+            .map(|function| (function.slot(), Arc::clone(function) as Arc<dyn PciFunction>));
+        let bus = PciBus::new(PCI, on_bus.collect());
+        Ok((new, bus))
+    }
+
+    /// What a destination must be able to make.
+    pub(super) fn offers(&self) -> Vec<DeviceOffer> {
+        let offer = |function: &Arc<VirtioFunction>| {
+            function.ask(|device| DeviceOffer::new(function.slot(), device))
+        };
+        self.functions.iter().map(offer).collect()
+    }
+
+    /// After the vCPUs: no device writes to RAM any more.
+    pub(super) fn pause(&self) {
+        self.functions.iter().for_each(|function| function.pause());
+    }
+
+    /// Before the vCPUs.
+    pub(super) fn resume(&self) {
+        self.functions.iter().for_each(|function| function.resume());
+    }
+
+    /// What travels; all are paused.
+    pub(super) fn state(&self, bus: &PciBus) -> DevicesState {
+        let functions = self.functions.iter().map(|function| function.state()).collect();
+        DevicesState { address: bus.address(), functions }
+    }
+
+    /// All go on where `state` was, paused. Interrupts that waited are sent: the interrupt
+    /// controllers come before it.
+    pub(super) fn restore(&self, bus: &PciBus, state: &DevicesState) -> Result<(), BadDevices> {
+        let (came, here) = (state.functions.len(), self.functions.len());
+        if came != here {
+            return Err(BadDevices::Count { came, here });
+        }
+        bus.set_address(state.address);
+        for (function, state) in self.functions.iter().zip(&state.functions) {
+            function.restore(state)?;
+        }
+        Ok(())
+    }
+
+    /// What devices write from now on is new.
+    pub(super) fn forget_written(&self) {
+        if let Some(memory) = &self.memory {
+            memory.forget_written();
+        }
+    }
+
+    /// RAM as they see it, with the record of what they write.
+    pub(super) fn memory(&self) -> Option<&Arc<DeviceMemory>> {
+        self.memory.as_ref()
+    }
+}
+
+/// Adds the frames that devices have written to `into`.
+pub(super) fn take_written(memory: Option<&Arc<DeviceMemory>>, into: &mut FrameSet) {
+    if let Some(memory) = memory {
+        memory.take_written(into);
+    }
+}
+
+/// The state of a machine's PCI bus.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct DevicesState {
+    /// The bus's address register.
+    address: u32,
+    functions: Vec<FunctionState>,
+}
+
+/// Why a machine cannot have its devices.
+#[derive(Debug, Error)]
+pub enum DevicesError {
+    /// No slot is left.
+    #[error("more devices than the {DEVICES_MAX} slots of the PCI bus")]
+    TooMany,
+    /// RAM as they would see it.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    /// No bells, wires or thread.
+    #[error(transparent)]
+    Function(#[from] NoFunction),
+    /// No random numbers.
+    #[error(transparent)]
+    Source(#[from] NoSource),
+}
+
+/// Devices that cannot go on here.
+#[derive(Debug, Error)]
+pub enum BadDevices {
+    /// Another number of them.
+    #[error("the state of {came} devices came for a machine that was offered with {here}")]
+    Count {
+        /// In the state.
+        came: usize,
+        /// In the machine.
+        here: usize,
+    },
+    /// One of them.
+    #[error(transparent)]
+    Function(#[from] NotRestored),
+}
