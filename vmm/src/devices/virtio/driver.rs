@@ -99,8 +99,20 @@ impl Driver {
         ram_bytes: u64,
         buffer_bytes: u32,
     ) -> Result<Self, DriverError> {
-        let wires = Arc::new(InProcess::new().map_err(DriverError::Host)?);
         let ram = Arc::new(GuestRam::single(RamLayout::new(ram_bytes)?)?);
+        Self::in_ram(device, ram, buffer_bytes)
+    }
+
+    /// The same in RAM that is there already; the driver is in the host's view of it.
+    ///
+    /// # Errors
+    /// [`DriverError`].
+    pub fn in_ram(
+        device: Box<dyn VirtioDevice>,
+        ram: Arc<GuestRam>,
+        buffer_bytes: u32,
+    ) -> Result<Self, DriverError> {
+        let wires = Arc::new(InProcess::new().map_err(DriverError::Host)?);
         let memory = Arc::new(DeviceMemory::new(ram)?);
         let as_wires = Arc::clone(&wires) as Arc<dyn Wires>;
         let function =

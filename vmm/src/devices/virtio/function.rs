@@ -11,7 +11,7 @@
 //! | 0x4000 | MSI-X table |
 //! | 0x5000 | MSI-X pending bits |
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use log::{Level, debug, log};
@@ -45,6 +45,10 @@ pub(super) struct Shared {
     pub(super) memory: Arc<DeviceMemory>,
     /// By queue.
     bells: Vec<EventFd>,
+    /// How many descriptors wake the device.
+    sources: usize,
+    /// Whether something may have become readable while the device could not work.
+    has_slept: AtomicBool,
     /// Where BAR 0 answers; [`NOWHERE`] if it does not.
     bar: AtomicU64,
     pub(super) core: Mutex<Core>,
@@ -87,6 +91,8 @@ impl VirtioFunction {
             wires: Arc::clone(wires),
             memory: Arc::clone(memory),
             bells,
+            sources: sources.len(),
+            has_slept: AtomicBool::new(false),
             bar: AtomicU64::new(NOWHERE),
             core: Mutex::new(core),
         });
@@ -168,7 +174,10 @@ impl Shared {
         core.interrupt_config();
     }
 
+    /// The device can work again: it looks at everything, since what was rung or became readable
+    /// meanwhile is not said twice.
     fn ring_all(&self) {
+        self.has_slept.store(true, Ordering::Release);
         for bell in &self.bells {
             if let Err(cause) = bell.write(1) {
                 debug!("a bell is already rung: {cause}");
@@ -261,6 +270,9 @@ impl Shared {
 
 impl Work for Shared {
     fn rung(&self, queue: u16) {
+        if self.has_slept.swap(false, Ordering::AcqRel) {
+            (0..self.sources).for_each(|source| self.ready(source));
+        }
         self.work(&mut self.lock(), |device, queues| device.process(queue, queues));
     }
 

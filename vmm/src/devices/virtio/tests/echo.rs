@@ -1,5 +1,9 @@
 //! A device for tests: gives back in queue 0 what it is sent, and changes its configuration by queue 1.
 
+use std::os::fd::{AsRawFd, RawFd};
+
+use vmm_sys_util::eventfd::EventFd;
+
 use super::super::{BadState, Broken, DeviceState, Kind, Queues, VirtioDevice};
 use crate::memory::DeviceView;
 
@@ -9,6 +13,15 @@ const KIND: Kind = Kind { id: 41, name: "echo", class: [0xff, 0, 0] };
 #[derive(Debug, Default)]
 pub(super) struct Echo {
     word: [u8; 4],
+    /// Wakes it; each time its word counts.
+    source: Option<EventFd>,
+}
+
+impl Echo {
+    /// With what wakes it.
+    pub(super) fn woken_by(source: &EventFd) -> Self {
+        Self { source: Some(source.try_clone().unwrap()), ..Self::default() }
+    }
 }
 
 impl VirtioDevice for Echo {
@@ -18,6 +31,19 @@ impl VirtioDevice for Echo {
 
     fn queue_sizes(&self) -> Vec<u16> {
         vec![128, 2]
+    }
+
+    fn sources(&self) -> Vec<RawFd> {
+        self.source.iter().map(AsRawFd::as_raw_fd).collect()
+    }
+
+    fn wake(&mut self, source: usize, queues: &mut Queues<'_>) -> Result<(), Broken> {
+        assert_eq!(source, 0);
+        if self.source.as_ref().unwrap().read().is_ok() {
+            self.word[0] += 1;
+            queues.config_changed();
+        }
+        Ok(())
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {

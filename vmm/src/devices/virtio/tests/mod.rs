@@ -4,14 +4,17 @@ mod echo;
 mod hostile;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::driver::{DRIVER_LAYOUT, DRIVER_SLOT, Driver, DriverError};
 use super::{FunctionState, Rng};
 use crate::devices::pci::PciFunction;
-use crate::page::FrameSet;
+use crate::memory::GuestRam;
+use crate::page::{Frame, FrameSet, Gpa, PageRange, RamLayout};
 use echo::Echo;
 
 const RAM_BYTES: u64 = 16 << 20;
@@ -286,11 +289,10 @@ fn what_a_device_writes_is_recorded() {
     driver.memory().forget_written();
     driver.ring(0);
     driver.wires().wait(Duration::from_secs(10));
-    let mut written = FrameSet::new(crate::page::RamLayout::new(RAM_BYTES).unwrap());
+    let mut written = FrameSet::new(RamLayout::new(RAM_BYTES).unwrap());
     driver.memory().take_written(&mut written);
     let queue = driver.queue(0).unwrap();
-    let pages =
-        [queue.used, queue.buffer(1, 4096)].map(|address| crate::page::Gpa(address).frame());
+    let pages = [queue.used, queue.buffer(1, 4096)].map(|address| Gpa(address).frame());
     assert_eq!(written.frames().collect::<Vec<_>>(), pages);
 }
 
@@ -309,6 +311,62 @@ fn a_paused_device_leaves_memory_alone() {
     assert_eq!(driver.poll(0).unwrap(), None);
     driver.function().resume();
     assert_eq!(driver.wait(0).unwrap().bytes, b"paused");
+}
+
+/// What wakes a device does so once each time, and what happened while it could not work wakes it when
+/// it can.
+#[test]
+fn what_wakes_a_device_is_not_lost() {
+    let source = EventFd::new(EFD_NONBLOCK).unwrap();
+    let mut driver = Driver::new(Box::new(Echo::woken_by(&source)), RAM_BYTES, 4096).unwrap();
+    let woken = |driver: &Driver, times: u8| {
+        assert!(driver.wires().wait(Duration::from_secs(10)));
+        driver.wires().clear();
+        let mut count = [0];
+        driver.read_config(0, &mut count);
+        assert_eq!(count, [times]);
+    };
+    // Nobody to tell yet.
+    source.write(1).unwrap();
+    driver.start(0).unwrap();
+    woken(&driver, 1);
+    source.write(1).unwrap();
+    woken(&driver, 2);
+    driver.function().pause();
+    source.write(1).unwrap();
+    assert!(!driver.wires().wait(Duration::from_millis(50)));
+    driver.function().resume();
+    woken(&driver, 3);
+}
+
+/// In an SEV guest a device sees the host's view: where a descriptor names a private page it reads
+/// something else than the guest's plaintext, and what it writes there is not what the guest reads.
+#[test]
+fn a_private_page_is_noise_to_a_device() {
+    let layout = RamLayout::new(RAM_BYTES).unwrap();
+    let (ram, guest) = GuestRam::split(layout, 47).unwrap();
+    let ram = Arc::new(ram);
+    let mut driver = Driver::in_ram(Box::new(Echo::default()), Arc::clone(&ram), 4096).unwrap();
+    driver.start(0).unwrap();
+    // The chain's first descriptor is number 0, its second number 1.
+    let queue = driver.queue(0).unwrap().clone();
+    let private = [0, 1].map(|id| Gpa(queue.buffer(id, 4096)).frame());
+    let secret = b"what only the guest may know";
+    let address = |frame: Frame| {
+        ram.user_address(PageRange::new(frame, Frame(frame.0 + 1)).unwrap()).unwrap()
+    };
+    let head = driver.add(0, &[&[0; 28]], &[28]).unwrap();
+    assert_eq!(head, 0);
+    for frame in private {
+        guest.write(address(frame), secret).unwrap();
+    }
+    driver.ring(0);
+    let returned = driver.wait(0).unwrap();
+    assert_eq!(returned.written, 28);
+    assert_ne!(returned.bytes, secret);
+    let mut seen = [0; 28];
+    guest.read(address(private[1]), &mut seen).unwrap();
+    assert_eq!(&seen, secret);
 }
 
 /// A device goes on elsewhere: its ring, its interrupts, its BAR, its configuration; a request that
