@@ -5,6 +5,8 @@ use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 use super::compatibility::{
     Difference, HostOffer, Incompatible, MachineOffer, PlatformName, SevOffer, compare,
 };
+use super::config::DeviceConfig;
+use super::device_offer::{DeviceHere, DeviceOffer};
 use super::wire::MACHINE_VERSION;
 use crate::encryption::Design;
 use crate::vcpu::KernelStruct;
@@ -74,6 +76,21 @@ fn offer() -> MachineOffer {
             status: Design::default(),
         }),
     }
+}
+
+/// A device of the guest that is not here is a difference, and one that it does not have is none.
+#[test]
+fn devices_must_be_there() {
+    let rng = DeviceHere::look(&DeviceConfig::Rng { source: "/dev/urandom".into() });
+    let devices = vec![DeviceOffer { slot: 1, ..rng.offer.clone().unwrap() }];
+    let with = MachineOffer { devices, ..offer() };
+    let text = difference(&with, &host());
+    assert!(text.contains("it has a rng in slot 1, and none was given here"), "{text}");
+    let has = HostOffer { devices: vec![rng], ..host() };
+    assert_eq!(compare(&with, &has), Ok(()));
+    assert_eq!(compare(&offer(), &has), Ok(()));
+    let bytes = with.to_bytes().unwrap();
+    assert_eq!(MachineOffer::from_bytes(&bytes).unwrap(), with);
 }
 
 /// The one difference between the two.

@@ -1,5 +1,7 @@
 //! The devices on a machine's PCI bus: opened, put in their slots, paused and moved with it.
 
+#[cfg(test)]
+use std::path::Path;
 use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
@@ -10,6 +12,8 @@ use super::config::DeviceConfig;
 use super::device_offer::DeviceOffer;
 use crate::boot::layout::PCI;
 use crate::devices::pci::{KvmWires, PciBus, PciFunction, SLOTS, Wires};
+#[cfg(test)]
+use crate::devices::virtio::Driver;
 use crate::devices::virtio::{
     FunctionState, NoFunction, NoSource, NotRestored, Rng, VirtioDevice, VirtioFunction,
 };
@@ -142,6 +146,21 @@ pub(super) struct DevicesState {
     /// The bus's address register.
     address: u32,
     functions: Vec<FunctionState>,
+}
+
+#[cfg(test)]
+impl DevicesState {
+    /// Of one device, which has been used.
+    pub(super) fn of_test() -> Self {
+        let rng = Rng::open(Path::new("/dev/urandom")).unwrap();
+        let mut driver = Driver::new(Box::new(rng), 4 << 20, 4096).unwrap();
+        driver.start(u64::MAX).unwrap();
+        driver.add(0, &[], &[16]).unwrap();
+        driver.ring(0);
+        driver.wait(0).unwrap();
+        driver.function().pause();
+        Self { address: 0x8000_0800, functions: vec![driver.function().state()] }
+    }
 }
 
 /// Why a machine cannot have its devices.

@@ -231,7 +231,7 @@ mod tests {
             pit: KernelStruct(kvm_pit_state2::default()),
             clock: ClockState::default(),
             serial: serial.save(),
-            devices: DevicesState::default(),
+            devices: DevicesState::of_test(),
             launch: Some(LaunchState {
                 c_bit: 51,
                 policy: 0x21,
