@@ -1,4 +1,5 @@
-//! The state of a device from another host: refused, or the device goes on with it and is paused again.
+//! The state of a device from another host, damaged: refused, or the device goes on with it and is
+//! paused again.
 #![no_main]
 
 use std::path::Path;
@@ -6,13 +7,24 @@ use std::path::Path;
 use libfuzzer_sys::fuzz_target;
 use sevferry::devices::virtio::{Driver, FunctionState, Rng};
 
-fuzz_target!(|bytes: &[u8]| {
-    let Some(state) = FunctionState::from_bytes(bytes) else { return };
-    let Ok(zeros) = Rng::open(Path::new("/dev/zero")) else { return };
-    let Ok(driver) = Driver::new(Box::new(zeros), 4 << 20, 4096) else { return };
-    if driver.function().restore(&state).is_ok() {
-        driver.function().resume();
-        driver.function().pause();
-        let _state = driver.function().state();
+fn driver() -> Option<Driver> {
+    let zeros = Rng::open(Path::new("/dev/zero")).ok()?;
+    Driver::new(Box::new(zeros), 4 << 20, 4096).ok()
+}
+
+fuzz_target!(|damage: Vec<(u16, u8)>| {
+    let (Some(mut source), Some(there)) = (driver(), driver()) else { return };
+    let _accepted = source.start(0);
+    source.function().pause();
+    let Some(mut bytes) = source.function().state().to_bytes() else { return };
+    for (at, value) in damage {
+        let at = usize::from(at) % bytes.len();
+        bytes[at] = value;
+    }
+    let Some(state) = FunctionState::from_bytes(&bytes) else { return };
+    if there.function().restore(&state).is_ok() {
+        there.function().resume();
+        there.function().pause();
+        let _state = there.function().state();
     }
 });

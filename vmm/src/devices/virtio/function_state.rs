@@ -93,6 +93,12 @@ pub struct FunctionState {
 }
 
 impl FunctionState {
+    /// The serial form by itself.
+    #[must_use]
+    pub fn to_bytes(&self) -> Option<Vec<u8>> {
+        rmp_serde::to_vec_named(self).ok()
+    }
+
     /// Reads the serial form, `MessagePack` with names, by itself. The bytes are not trusted.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {

@@ -383,8 +383,8 @@ fn a_device_goes_on_where_it_was_moved_to() {
         old.bus().write(CONFIG + 0x10, &moved.to_le_bytes()[..4]);
         old.function().pause();
         old.add(0, &[b"on its way"], &[16]).unwrap();
-        let bytes = rmp_serde::to_vec_named(&old.function().state()).unwrap();
-        let state: FunctionState = rmp_serde::from_slice(&bytes).unwrap();
+        let bytes = old.function().state().to_bytes().unwrap();
+        let state = FunctionState::from_bytes(&bytes).unwrap();
 
         let new = driver();
         let mut ram = vec![0; usize::try_from(RAM_BYTES).unwrap()];
@@ -416,14 +416,14 @@ fn a_state_of_something_else_is_refused() {
     assert!(echo.function().restore(&rng.function().state()).is_err());
     let state = rng.function().state();
     rng.function().restore(&state).unwrap();
-    let bytes = rmp_serde::to_vec_named(&echo.function().state()).unwrap();
+    let bytes = echo.function().state().to_bytes().unwrap();
     let changed = |name: &str, from: &[u8], to: &[u8]| {
         let field = [&[0xa0 | u8::try_from(name.len()).unwrap()], name.as_bytes(), from].concat();
         let at = bytes.windows(field.len()).position(|window| window == field).unwrap();
         let mut changed = bytes.clone();
         let at = at + field.len() - from.len();
         changed.splice(at..at + from.len(), to.iter().copied());
-        let state: FunctionState = rmp_serde::from_slice(&changed).unwrap();
+        let state = FunctionState::from_bytes(&changed).unwrap();
         driver().function().restore(&state).unwrap_err().to_string()
     };
     let text = changed("version", &[1], &[2]);
