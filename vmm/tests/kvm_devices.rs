@@ -7,6 +7,7 @@ mod vmm;
 #[path = "vmm/scratch.rs"]
 mod scratch;
 
+use rustix::process::Signal;
 use scratch::Scratch;
 use vmm::{Sevferry, asset, kernels};
 
@@ -78,8 +79,10 @@ fn the_device_moves_with_its_guest() {
         };
         let without = receive("");
         let why = "it has a rng in slot 1, and none was given here: start receive with --rng";
-        migrate().with_code(10).saying(why);
-        drop(without);
+        let stayed = migrate().with_code(10);
+        assert!(stayed.out.contains(why), "{stayed}");
+        without.signal(Signal::TERM);
+        without.end().with_code(0);
         let mut there = receive("--rng=src=/dev/urandom");
         migrate().with_code(0);
         let mut last = before;
