@@ -332,7 +332,7 @@ impl RunArguments {
         let sev = self.platform.map(sev_config).transpose()?;
         let (reboot, paused) = (!self.no_reboot, self.paused.map(Pause));
         let options = RunOptions { reboot, paused, owner: self.owner.options() };
-        let devices = self.devices.devices();
+        let devices = self.devices.of_new_guest();
         let config = Config { devices, ..self.guest.config(self.serial, sev) };
         Ok(Task::Run { config: Box::new(config), options })
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::boot::BootConfig;
+use crate::devices::virtio::{Mac, TapSource};
 use crate::encryption::Design;
 use crate::page::{BadRange, PAGE_SIZE, RamLayout};
 use crate::sev::Policy;
@@ -56,6 +57,15 @@ pub enum DeviceConfig {
     Rng {
         /// Its path.
         source: PathBuf,
+    },
+    /// A network card.
+    Net {
+        /// Its wire.
+        tap: TapSource,
+        /// Its address; one without takes that of the card that comes.
+        mac: Option<Mac>,
+        /// Queue pairs.
+        queues: u16,
     },
 }
 

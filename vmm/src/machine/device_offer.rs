@@ -5,7 +5,7 @@ use thiserror::Error;
 
 use super::chain_of;
 use super::config::DeviceConfig;
-use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::{ANY, VirtioDevice};
 
 /// A device, as far as a destination must be able to make the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,7 +100,10 @@ fn unlike(offer: &DeviceOffer, here: &DeviceOffer) -> Option<String> {
     if offer.queues != here.queues {
         return Some(format!("queues of {:?} entries, and here {:?}", offer.queues, here.queues));
     }
-    let differs = offer.alike.iter().find(|pair| !here.alike.contains(pair));
+    let is_so = |(key, value): &(String, String)| {
+        here.alike.iter().any(|(name, here)| name == key && (here == value || here == ANY))
+    };
+    let differs = offer.alike.iter().find(|pair| !is_so(pair));
     differs.map(|(key, value)| {
         let other = here.alike.iter().find(|(name, _)| name == key);
         format!("{key} {value:?}, and here {:?}", other.map(|(_, value)| value.as_str()))

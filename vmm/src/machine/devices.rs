@@ -15,7 +15,7 @@ use crate::devices::pci::{KvmWires, PciBus, PciFunction, SLOTS, Wires};
 #[cfg(test)]
 use crate::devices::virtio::Driver;
 use crate::devices::virtio::{
-    FunctionState, NoFunction, NoSource, NotRestored, Rng, VirtioDevice, VirtioFunction,
+    FunctionState, Net, NoFunction, NoSource, NoTap, NotRestored, Rng, VirtioDevice, VirtioFunction,
 };
 use crate::memory::{DeviceMemory, GuestRam, RamError};
 use crate::page::FrameSet;
@@ -36,6 +36,7 @@ impl DeviceConfig {
     pub(super) fn kind(&self) -> u16 {
         match self {
             Self::Rng { .. } => Rng::KIND.id,
+            Self::Net { .. } => Net::KIND.id,
         }
     }
 
@@ -46,6 +47,7 @@ impl DeviceConfig {
     pub(super) fn open(&self) -> Result<Box<dyn VirtioDevice>, DevicesError> {
         match self {
             Self::Rng { source } => Ok(Box::new(Rng::open(source)?)),
+            Self::Net { tap, mac, queues } => Ok(Box::new(Net::open(tap, *mac, *queues)?)),
         }
     }
 }
@@ -178,6 +180,9 @@ pub enum DevicesError {
     /// No random numbers.
     #[error(transparent)]
     Source(#[from] NoSource),
+    /// No network.
+    #[error(transparent)]
+    Tap(#[from] NoTap),
 }
 
 /// Devices that cannot go on here.

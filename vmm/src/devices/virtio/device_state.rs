@@ -1,5 +1,7 @@
 //! The serial form of what a device is: whose it is, in which version, and its fields.
 
+use std::io::Error as IoError;
+
 use rmp_serde::decode::Error as DecodeError;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -61,6 +63,12 @@ pub enum BadState {
     /// Fields that are none.
     #[error("reading the state: {0}")]
     Malformed(#[from] DecodeError),
+    /// Fields that make no sense in this device.
+    #[error("the state is that of {0}")]
+    Values(&'static str),
+    /// What it needs of the host.
+    #[error("taking on the state: {0}")]
+    Host(#[source] IoError),
     /// Requests in flight that are nowhere.
     #[error("a request in the state names memory that the guest does not have")]
     NotRam,

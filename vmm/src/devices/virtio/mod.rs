@@ -19,6 +19,7 @@ mod driver;
 mod function;
 mod function_core;
 mod function_state;
+mod net;
 mod queue;
 mod registers;
 mod rng;
@@ -34,10 +35,14 @@ pub use device_state::{BadState, DeviceState};
 pub use driver::{DRIVER_LAYOUT, DRIVER_SLOT, Driver, DriverError, DriverQueue, Returned};
 pub use function::VirtioFunction;
 pub use function_state::{FunctionState, Mismatch, NoFunction, NotRestored};
+pub use net::{BadMac, Mac, Net, NoTap, PAIRS_MAX, Port, TapSource};
 pub use queue::{BadRing, Broken, CHAIN_MAX, Ring, RingState, Virtqueue};
 pub use rng::{NoSource, Rng};
 
 use crate::memory::DeviceView;
+
+/// The value of something in [`VirtioDevice::alike`] that may be anything here.
+pub const ANY: &str = "*";
 
 /// What kind of device, for the guest to find its driver by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +71,8 @@ pub trait VirtioDevice: Debug + Send {
     /// The most entries of each of its queues: powers of two.
     fn queue_sizes(&self) -> Vec<u16>;
 
-    /// What of its configuration must be alike where a guest is moved to, by name.
+    /// What of its configuration must be alike where a guest is moved to, by name; [`ANY`] is like
+    /// anything.
     fn alike(&self) -> Vec<(&'static str, String)> {
         Vec::new()
     }

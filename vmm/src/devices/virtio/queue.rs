@@ -4,7 +4,8 @@
 //! [`Broken`], and the device is broken until it is reset; nothing is read or written that the
 //! driver has not named, and no more than [`CHAIN_MAX`] descriptors are followed at a time.
 
-use std::mem::take;
+use std::mem::{replace, take};
+use std::sync::atomic::{Ordering, fence};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -27,6 +28,8 @@ pub struct Ring {
     is_armed: bool,
     /// Whether something was finished, and the driver not yet told.
     has_finished: bool,
+    /// How much was finished when the driver was last told, or did not want to be.
+    told: u16,
 }
 
 /// A ring and the memory that it is in.
@@ -42,7 +45,7 @@ impl Ring {
     /// # Errors
     /// [`RingError::InvalidMaxSize`].
     pub fn new(size: u16) -> Result<Self, RingError> {
-        Ok(Self { queue: Queue::new(size)?, is_armed: true, has_finished: false })
+        Ok(Self { queue: Queue::new(size)?, is_armed: true, has_finished: false, told: 0 })
     }
 
     /// Goes on where `state` was.
@@ -66,7 +69,7 @@ impl Ring {
         if state.ready && !is_valid(&queue, memory) {
             return Err(BadRing::NotRam);
         }
-        *self = Self { queue, is_armed: true, has_finished: false };
+        *self = Self { queue, is_armed: true, has_finished: false, told: state.next_used };
         Ok(())
     }
 
@@ -124,7 +127,7 @@ impl Ring {
     /// As before the driver set it up.
     pub(super) fn reset(&mut self) {
         self.queue.reset();
-        (self.is_armed, self.has_finished) = (true, false);
+        (self.is_armed, self.has_finished, self.told) = (true, false, 0);
     }
 
     /// The ring, to work on.
@@ -164,14 +167,53 @@ impl<'m> Virtqueue<'_, 'm> {
         Ok(self.ring.queue.add_used(self.memory, head, written)?)
     }
 
+    /// Gives several chains back as [`Virtqueue::finish`] does; the driver sees all of them or none.
+    ///
+    /// # Errors
+    /// [`Broken`] if the ring is none any more.
+    pub fn finish_together(&mut self, chains: &[(u16, u32)]) -> Result<(), Broken> {
+        let Some((&(last, written), before)) = chains.split_last() else { return Ok(()) };
+        let queue = &mut self.ring.queue;
+        let mut next = queue.next_used();
+        for &(head, written) in before {
+            let place = u64::from(next.checked_rem(queue.size()).unwrap_or(0));
+            let entry = u64::from(head) | u64::from(written) << 32;
+            let at = GuestAddress(queue.used_ring() + 4 + 8 * place);
+            self.memory.write_obj(entry.to_le(), at).map_err(RingError::GuestMemory)?;
+            next = next.wrapping_add(1);
+        }
+        queue.set_next_used(next);
+        self.finish(last, written)
+    }
+
+    /// Undoes the last `count` calls of [`Virtqueue::pop`] that gave a chain: they come again.
+    pub fn put_back(&mut self, count: u16) {
+        let queue = &mut self.ring.queue;
+        queue.set_next_avail(queue.next_avail().wrapping_sub(count));
+    }
+
+    /// Entries of the ring.
+    #[must_use]
+    pub fn size(&self) -> u16 {
+        self.ring.queue.size()
+    }
+
     /// Whether the driver wants an interrupt for what was finished since the last call.
     pub(super) fn wants_interrupt(&mut self) -> Result<bool, Broken> {
         if !take(&mut self.ring.has_finished) {
             return Ok(false);
         }
         let queue = &mut self.ring.queue;
+        let new = queue.next_used();
+        let old = replace(&mut self.ring.told, new);
         if queue.event_idx_enabled() {
-            return Ok(queue.needs_notification(self.memory)?);
+            // virtio-queue counts calls of `add_used`, and not what is finished together.
+            fence(Ordering::SeqCst);
+            let event = queue.avail_ring() + 4 + 2 * u64::from(queue.size());
+            let event: u16 =
+                self.memory.read_obj(GuestAddress(event)).map_err(RingError::GuestMemory)?;
+            let since = new.wrapping_sub(u16::from_le(event)).wrapping_sub(1);
+            return Ok(since < new.wrapping_sub(old));
         }
         // virtio-queue does not look at this flag.
         let flags: u16 = self

@@ -1,0 +1,61 @@
+//! From the driver to the tap: one chain is one packet, which the kernel takes from where it lies.
+
+use std::io::ErrorKind;
+
+use super::drops::{Drop, Drops};
+use super::header::{HEADER_BYTES, Header, PACKET_BYTES_MAX, PACKET_BYTES_MIN};
+use super::port::Port;
+use crate::devices::virtio::{Broken, Chain, Segment, Virtqueue};
+use crate::memory::DeviceView;
+
+/// Sends at most `most` packets; returns whether there may be more.
+///
+/// # Errors
+/// [`Broken`] if a chain is none of this device's.
+pub(super) fn transmit(
+    queue: &mut Virtqueue<'_, '_>,
+    (memory, features): (&DeviceView, u64),
+    port: Option<&dyn Port>,
+    drops: &mut Drops,
+    most: usize,
+) -> Result<bool, Broken> {
+    for _ in 0..most {
+        let Some(chain) = queue.pop()? else { return Ok(false) };
+        let head = chain.head();
+        if chain.readable_bytes() < HEADER_BYTES as u64 {
+            return Err(Broken::Request("a packet to send is shorter than its header".to_owned()));
+        }
+        // Without a port the link is down: what is sent is lost, as on a wire that is not plugged in.
+        if let Some(port) = port
+            && let Err(why) = send(chain, (memory, features), port)
+        {
+            drops.count(why);
+        }
+        queue.finish(head, 0)?;
+    }
+    Ok(true)
+}
+
+fn send(
+    mut chain: Chain<'_>,
+    (memory, features): (&DeviceView, u64),
+    port: &dyn Port,
+) -> Result<(), Drop> {
+    let mut header = [0; HEADER_BYTES];
+    chain.read(&mut header);
+    let bytes = usize::try_from(chain.readable_bytes()).unwrap_or(usize::MAX);
+    if !(PACKET_BYTES_MIN..=PACKET_BYTES_MAX).contains(&bytes) {
+        return Err(Drop::Length { bytes });
+    }
+    let header = Header::from_bytes(&header).to_send(features, bytes).ok_or(Drop::Header)?;
+    let request = chain.into_request();
+    let slice = |part: &Segment| part.slice(memory);
+    let packet: Option<Vec<_>> = request.readable.iter().map(slice).collect();
+    let packet = packet.ok_or(Drop::Length { bytes })?;
+    loop {
+        match port.write(&header.to_bytes(), &packet) {
+            Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
+            other => return other.map_err(Drop::Unsent),
+        }
+    }
+}
