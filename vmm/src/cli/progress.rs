@@ -101,6 +101,9 @@ impl Display {
             (_, End::Untold(Outcome::Kept(reason))) => {
                 eprintln!("sevferry: not moved, the guest runs on: {reason}");
             }
+            (_, End::Untold(Outcome::Ended(reason))) => {
+                eprintln!("sevferry: not moved, the guest has ended: {reason}");
+            }
             (_, End::Untold(Outcome::InDoubt(reason))) => eprintln!("sevferry: in doubt: {reason}"),
             (_, End::Untold(Outcome::Failed(reason))) => eprintln!("sevferry: failed: {reason}"),
         }

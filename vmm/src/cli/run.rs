@@ -20,7 +20,8 @@ pub(super) fn run(config: &Config, options: RunOptions) -> Result<Ending, RunErr
     let RunOptions { reboot, paused, owner } = options;
     let format = owner.report;
     let mut owner = Owner::prepare(&config.serial, owner, State::Starting)?;
-    let ended = boot_until_end(config, reboot, paused, &owner);
+    owner.reboots = reboot;
+    let ended = boot_until_end(config, paused, &owner);
     // Before anything else is printed, and whatever the ending.
     owner.leave_terminal();
     let (ending, last) = ended?;
@@ -33,7 +34,6 @@ pub(super) fn run(config: &Config, options: RunOptions) -> Result<Ending, RunErr
 /// A reset boots the same configuration again, up to the pause if there is to be one.
 fn boot_until_end(
     config: &Config,
-    reboot: bool,
     paused: Option<Pause>,
     owner: &Owner,
 ) -> Result<Ended, RunError> {
@@ -51,7 +51,7 @@ fn boot_until_end(
             },
         };
         let ended = owner.wait(machine)?;
-        if ended.0 != Ending::Reset || !reboot {
+        if ended.0 != Ending::Reset || !owner.reboots {
             return Ok(ended);
         }
         info!("the guest asked for a reset: booting again");
