@@ -8,6 +8,7 @@ use super::exit::Ending;
 use super::held::{Held, NotContinued, hold};
 use super::owner::{Ended, Owner, OwnerError, serial_output, warn_about};
 use super::report;
+use super::say::settle;
 use crate::control::api::State;
 use crate::machine::{Config, Machine, MachineError};
 
@@ -42,6 +43,8 @@ fn boot_until_end(
         if let Some(launch) = machine.launch() {
             report::print_launch(launch);
         }
+        // What is said of the guest comes before what it says.
+        settle();
         owner.attach_console(machine.serial());
         let machine = match paused {
             None => machine.run(&owner.events)?,
