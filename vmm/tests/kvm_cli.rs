@@ -110,7 +110,7 @@ fn output_that_nobody_reads_keeps_nobody() {
     let api = scratch.path("api");
     let options = format!("--api-socket={api} --report --platform=sev=software");
     let api = Path::new(&api);
-    for signal in [Some(Signal::TERM), Some(Signal::INT), None] {
+    for signal in [Some(Signal::TERM), None] {
         let process = Unread::start(true, firmware(&options, "count=1000000000"));
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
