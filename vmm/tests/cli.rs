@@ -8,6 +8,7 @@ mod scratch;
 
 use std::fs::read;
 
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use scratch::Scratch;
 use vmm::{Ended, Sevferry};
 
@@ -132,6 +133,17 @@ fn a_bad_file_of_the_guest_owner_is_named_and_explained() {
 #[test]
 fn a_log_file_that_cannot_be_opened_is_an_error() {
     let path = Scratch::new("log").path("missing/log");
+    let ended = sevferry(&format!("--log-file {path} digest --c-bit 51 --kernel nowhere"));
+    ended.with_code(1).saying(&format!("opening the log file {path}"));
+}
+
+/// A log file that is a pipe without a reader is refused, and not waited for.
+#[test]
+fn a_log_that_nobody_reads_is_an_error() {
+    let scratch = Scratch::new("fifo");
+    let path = scratch.path("log");
+    let mode = Mode::RUSR | Mode::WUSR;
+    mknodat(CWD, &path, FileType::Fifo, mode, 0).expect("a FIFO");
     let ended = sevferry(&format!("--log-file {path} digest --c-bit 51 --kernel nowhere"));
     ended.with_code(1).saying(&format!("opening the log file {path}"));
 }

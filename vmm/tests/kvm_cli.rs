@@ -7,18 +7,25 @@ mod vmm;
 mod scratch;
 #[path = "vmm/terminal.rs"]
 mod terminal;
+#[path = "vmm/unread.rs"]
+mod unread;
 
 use std::fs::{read, read_to_string};
 use std::path::Path;
+use std::thread::yield_now;
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use rustix::process::Signal;
 use scratch::Scratch;
+use sevferry::control::api::{Request, Response, State};
+use sevferry::control::ask;
 use sevferry::sev::Policy;
 use sevferry::sev::session::OwnerSession;
 use sevferry::sev::software::Identity;
 use terminal::Terminal;
+use unread::Unread;
 use vmm::{PASS, Sevferry, asset, kernels};
 use zerocopy::IntoBytes;
 
@@ -92,6 +99,34 @@ fn a_signal_reports_while_the_guest_runs() {
     let ended = sevferry.end().with_code(0);
     // Two, and none at the end: nobody asked for it.
     assert_eq!(ended.err.matches("page status:").count(), 2, "{ended}");
+}
+
+/// A guest that prints what nobody reads, on the pipe that the messages go to as well, is ended as any
+/// other.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_cli"]
+fn output_that_nobody_reads_keeps_nobody() {
+    let scratch = Scratch::new("unread");
+    let api = scratch.path("api");
+    let options = format!("--api-socket={api} --report --platform=sev=software");
+    let api = Path::new(&api);
+    for signal in [Some(Signal::TERM), None] {
+        let process = Unread::start(true, firmware(&options, "count=1000000000"));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            match ask(api, &Request::Status) {
+                Ok(Response::Status(status)) if status.state == State::Running => break,
+                other => assert!(Instant::now() < deadline, "it does not run: {other:?}"),
+            }
+            yield_now();
+        }
+        assert!(matches!(ask(api, &Request::Report), Ok(Response::Report(_))));
+        match signal {
+            Some(signal) => process.signal(signal),
+            None => assert_eq!(ask(api, &Request::Quit).expect("an answer"), Response::Accepted),
+        }
+        assert_eq!(process.end(), Some(0));
+    }
 }
 
 /// A file gets what the guest prints, after what was there; nowhere gets nothing.

@@ -4,7 +4,7 @@
 mod vmm;
 
 use std::fs::remove_file;
-use std::io::{Read, Write};
+use std::io::{Read, Write, pipe};
 use std::os::unix::net::UnixListener;
 use std::thread;
 use std::time::Duration;
@@ -176,4 +176,45 @@ fn destinations_that_lie_cost_nothing() {
     source.end().with_code(0);
     let ended = destination.end().with_code(0);
     assert_eq!(ended.out.lines().last(), Some("guest-firmware: PASS"), "{ended}");
+}
+
+/// A guest that ends of its own while it is moved is said to be gone, how it went, and by an exit code of
+/// its own; one that only reboots runs on.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_converge"]
+fn a_guest_that_ends_while_it_is_moved_is_gone() {
+    for (then, options, code, said) in [
+        ("poweroff", "", 14, "has ended: it powered off"),
+        ("triple-fault", "", 14, "has ended: it crashed (triple fault)"),
+        ("reboot", "--no-reboot", 14, "has ended: it was reset"),
+        ("reboot", "", 10, "runs on here: the guest was reset, and boots again here"),
+    ] {
+        let (kernel, api) = (asset("guest-firmware.elf"), path("ends-a"));
+        let words = format!("ready input then={then}");
+        let own = ["run", "--kernel", &kernel, "--cmdline", &words, "--memory", "size=20M"];
+        let more = ["--api-socket", &api, "--platform", SEV];
+        let all = own.into_iter().chain(more).chain(options.split_whitespace());
+        let (keys, mut keyboard) = pipe().expect("a pipe");
+        let mut source = Sevferry::start_with_input(all, keys.into());
+        source.wait_for("input: waiting");
+        // Somebody who listens, and says nothing.
+        let listening = UnixListener::bind(path("ends-b")).expect("a new socket");
+        let mut migration = migrate("ends-a", "ends-b", "--json");
+        migration.wait_for("\"phase\":\"offer\"");
+        keyboard.write_all(b"x").expect("the guest reads");
+        let ended = migration.end().with_code(code);
+        let outcome = if code == 14 { "ended" } else { "kept" };
+        let summary = last_line(&ended);
+        assert_eq!(summary["outcome"], outcome, "{ended}");
+        if code == 14 {
+            source.end().with_code(if then == "triple-fault" { 11 } else { 0 }).saying(said);
+        } else {
+            source.wait_for(said);
+            source.wait_for("input: waiting");
+            ask("quit", "ends-a");
+            source.end().with_code(0);
+        }
+        drop(listening);
+        remove_file(path("ends-b")).expect("ours");
+    }
 }

@@ -3,9 +3,15 @@
 #[expect(dead_code, reason = "each test file uses its part")]
 mod vmm;
 
+#[expect(dead_code, reason = "each test file uses its part")]
+#[path = "vmm/unread.rs"]
+mod unread;
+
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use unread::Unread;
 use vmm::{Ended, PASS, Sevferry, asset, shared_regions};
 
 /// Contents that must survive, then a long while in which to move, then the checks.
@@ -31,25 +37,44 @@ impl Host {
         format!("unix:{}", self.path("listen"))
     }
 
-    /// Boots guest-firmware here and waits until it counts.
-    fn run(&self, platform: &str, words: &str) -> Sevferry {
+    fn run_arguments(&self, words: &str) -> Vec<String> {
         let (kernel, api, journal) =
             (asset("guest-firmware.elf"), self.path("api"), self.path("j"));
         let own = ["run", "--kernel", &kernel, "--cmdline", words, "--memory", "size=20M"];
         let more = ["--api-socket", &api, "--journal", &journal, "--report=json"];
-        let mut guest =
-            Sevferry::start(own.into_iter().chain(more).chain(platform.split_whitespace()));
+        own.into_iter().chain(more).map(str::to_owned).collect()
+    }
+
+    fn receive_arguments(&self) -> Vec<String> {
+        let (listen, api, journal) = (self.endpoint(), self.path("api"), self.path("j"));
+        let own = ["receive", "--listen", &listen, "--api-socket", &api, "--journal", &journal];
+        own.into_iter().chain(["--report=json"]).map(str::to_owned).collect()
+    }
+
+    /// Waits until the process here says that this is what it does.
+    fn wait_until(&self, state: &str) {
+        let (api, deadline) = (self.path("api"), Instant::now() + Duration::from_secs(60));
+        loop {
+            let status = Sevferry::start(["status", "--json", "--api-socket", &api]).end();
+            if status.out.contains(&format!("\"state\":\"{state}\"")) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "not {state}: {status}");
+        }
+    }
+
+    /// Boots guest-firmware here and waits until it counts.
+    fn run(&self, platform: &str, words: &str) -> Sevferry {
+        let platform = platform.split_whitespace().map(str::to_owned);
+        let mut guest = Sevferry::start(self.run_arguments(words).into_iter().chain(platform));
         guest.wait_for("count: 1");
         guest
     }
 
     /// Waits here for a guest.
     fn receive(&self, platform: &str) -> Sevferry {
-        let (listen, api, journal) = (self.endpoint(), self.path("api"), self.path("j"));
-        let own = ["receive", "--listen", &listen, "--api-socket", &api, "--journal", &journal];
-        let mut host = Sevferry::start(
-            own.into_iter().chain(["--report=json"]).chain(platform.split_whitespace()),
-        );
+        let platform = platform.split_whitespace().map(str::to_owned);
+        let mut host = Sevferry::start(self.receive_arguments().into_iter().chain(platform));
         host.wait_for("waiting for a guest");
         host
     }
@@ -89,6 +114,33 @@ fn assert_counted_on(source: &Ended, destination: &Ended, last: u32) {
         assert_eq!(line.parse(), Ok(expected), "{source}\n{destination}");
     }
     assert_eq!(expected, last);
+}
+
+/// A guest moves between hosts whose messages nobody reads; then it runs there as `status` says, and
+/// its process answers, and ends when it is told to.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_migrate"]
+fn a_move_needs_nobody_who_reads_about_it() {
+    let _alone = alone();
+    let (a, b) = (Host("unread-a"), Host("unread-b"));
+    let with_sev = |arguments: Vec<String>| {
+        arguments.into_iter().chain(SEV.split(' ').chain(["--serial=null"]).map(str::to_owned))
+    };
+    let destination = Unread::start(false, with_sev(b.receive_arguments()));
+    let source = Unread::start(false, with_sev(a.run_arguments("ready count=1000000000")));
+    for (host, state) in [(&a, "running"), (&b, "waiting")] {
+        host.wait_until(state);
+    }
+    a.migrate(&b).with_code(0);
+    assert_eq!(source.end(), Some(0));
+    b.wait_until("running");
+    let ask = |request| {
+        let api = b.path("api");
+        Sevferry::start([request, "--api-socket", &api]).end().with_code(0)
+    };
+    assert!(ask("report").out.contains("launch_digest"));
+    ask("quit");
+    assert_eq!(destination.end(), Some(0));
 }
 
 /// An SEV guest goes on in the middle of a line; its private and shared pages arrive as they were,

@@ -10,6 +10,9 @@ use crate::control::Answer;
 use crate::control::api::{AuditReply, Response};
 use crate::machine::{Audit, AuditError, Audited, RunningMachine, chain_of};
 
+/// What is said to whoever asks about a guest that has just ended.
+pub(super) const HAS_ENDED: &str = "the guest has ended";
+
 /// Answers `sevferry audit`.
 ///
 /// # Errors
@@ -19,7 +22,10 @@ pub(super) fn audit_guest(
     answer: &Answer,
     owner: &Owner,
 ) -> Result<Sent, OwnerError> {
-    let Some((machine, audit)) = audit(machine, answer, owner)? else { return Ok(Sent::Ended) };
+    let Some((machine, audit)) = audit(machine, answer, owner)? else {
+        answer.refuse(HAS_ENDED);
+        return Ok(Sent::Ended);
+    };
     match audit {
         Ok(audit) => answer.give(Response::Audited(reply_of(&audit))),
         Err(why) => answer.refuse(chain_of(&why)),
@@ -28,7 +34,7 @@ pub(super) fn audit_guest(
 }
 
 /// Refuses to send a guest whose page tables contradict its reports: what is sent by them would
-/// arrive as noise. `Err` is where the guest is then.
+/// arrive as noise. `Err` is where the guest is then; the asker is not told if it has ended.
 ///
 /// # Errors
 /// [`OwnerError::Vcpu`] if the guest could not go on.
@@ -50,7 +56,7 @@ pub(super) fn audit_before_sending(
 }
 
 /// What the guest's page tables have against its reports, if its policy lets them be read; `None` if
-/// the guest has ended meanwhile.
+/// the guest has ended meanwhile, which the asker is not told.
 ///
 /// # Errors
 /// [`OwnerError::Vcpu`] if the guest could not go on.
@@ -86,10 +92,9 @@ fn audit(
 ) -> Result<Option<Audited>, OwnerError> {
     match machine.audit(&owner.events) {
         Ok(audited) => Ok(Some(audited)),
-        Err(cause @ AuditError::Stopped) => {
+        Err(AuditError::Stopped) => {
             // The event that says how it ended is kept for the owner.
             let _known = owner.inbox.interruption(&owner.board);
-            answer.refuse(cause.to_string());
             Ok(None)
         }
         Err(AuditError::Vcpu(cause)) => {

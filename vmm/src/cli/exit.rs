@@ -6,14 +6,15 @@ use std::process::ExitCode;
 pub(super) const EXIT_CODES: &str = "\
 Exit codes:
   0   the guest powered off or reset, has moved to another host, or was ended as asked
-      (Ctrl-A x, SIGINT, SIGTERM, quit); for other commands: yes
+      (Ctrl-A x, quit, SIGTERM, SIGINT, or any signal that ends a program); for other commands: yes
   1   an error, which is printed
   2   the command line is wrong
   3   check, probe: this host cannot run the guests that were asked for;
       check --to: the guest would not be moved
   10  migrate: the guest did not move, and runs on where it was
   11  the guest crashed (triple fault)
-  12  migrate: in doubt, whether the guest moved; status and resolve at both hosts decide";
+  12  migrate: in doubt, whether the guest moved; status and resolve at both hosts decide
+  14  migrate: the guest powered off, was reset or crashed before it was moved, and runs nowhere";
 
 /// How a guest's run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +49,8 @@ pub(super) enum Exit {
     GuestCrashed = 11,
     /// The guest runs here, or on the other host, or will when that is known.
     InDoubt = 12,
+    /// The guest ended while it was being moved.
+    GuestEnded = 14,
 }
 
 impl From<Ending> for Exit {
@@ -84,6 +87,7 @@ mod tests {
             Exit::Stayed,
             Exit::GuestCrashed,
             Exit::InDoubt,
+            Exit::GuestEnded,
         ];
         assert_eq!(listed, all.map(|exit| exit as u8));
     }

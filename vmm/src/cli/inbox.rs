@@ -44,6 +44,26 @@ pub(super) enum Interruption {
     Resolved(Resolution),
 }
 
+/// How a guest has ended of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// It asked for a reset.
+    Reset,
+    /// It is gone; in words.
+    Gone(String),
+}
+
+impl From<&Stop> for Ended {
+    fn from(stop: &Stop) -> Self {
+        match stop {
+            Stop::Reset => Self::Reset,
+            Stop::PowerOff => Self::Gone("it powered off".to_owned()),
+            Stop::TripleFault => Self::Gone("it crashed (triple fault)".to_owned()),
+            Stop::Failed(cause) => Self::Gone(super::chain_of(cause)),
+        }
+    }
+}
+
 impl Inbox {
     /// What comes through `happened`, in order.
     pub(super) fn new(happened: Receiver<Event>) -> Self {
@@ -74,6 +94,14 @@ impl Inbox {
     /// How the guest ended, if it did.
     pub(super) fn stopped(&self) -> Option<Stop> {
         self.deferred.borrow_mut().stops.pop_front()
+    }
+
+    /// How the guest of a migration that is over has ended meanwhile, if it has; [`Inbox::next`] tells
+    /// the owner.
+    pub(super) fn why_it_ended(&self, board: &StatusBoard) -> Option<Ended> {
+        // What has not been looked at yet may be the guest's end.
+        let _heeded_by_the_owner = self.interruption(board);
+        self.deferred.borrow().stops.front().map(Ended::from)
     }
 
     /// The decision that was passed on cannot be carried out.
@@ -210,6 +238,26 @@ mod tests {
         assert!(matches!(inbox.next(), Event::Quit));
         assert!(matches!(inbox.next(), Event::Report));
         assert_eq!(inbox.interruption(&board), None);
+    }
+
+    /// How a guest ended during its migration is known before the owner takes it, also when nobody has
+    /// looked since.
+    #[test]
+    fn the_end_of_a_guest_is_known_when_its_migration_is_over() {
+        let gone = |how: &str| Some(Ended::Gone(how.to_owned()));
+        for (stop, known) in [
+            (Stop::PowerOff, gone("it powered off")),
+            (Stop::TripleFault, gone("it crashed (triple fault)")),
+            (Stop::Reset, Some(Ended::Reset)),
+        ] {
+            let (events, inbox, board) = migrating(State::Migrating);
+            assert_eq!(inbox.why_it_ended(&board), None);
+            events.send(Event::Quit).unwrap();
+            events.send(Event::Stopped(stop)).unwrap();
+            assert_eq!(inbox.why_it_ended(&board), known);
+            assert!(matches!(inbox.next(), Event::Stopped(_)));
+            assert!(matches!(inbox.next(), Event::Quit));
+        }
     }
 
     /// Waiting with a deadline ends with nothing when that has passed, and with what came before it.

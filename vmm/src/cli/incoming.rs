@@ -76,7 +76,7 @@ pub(super) fn receive_guest(
             }
             Taken::Dropped(anew) => {
                 owner.inbox.settle_decision(Resolution::Discard);
-                eprintln!("sevferry: {transfer} was dropped here; waiting for a guest");
+                notice!("sevferry: {transfer} was dropped here; waiting for a guest");
                 calls_again = anew;
             }
         }
@@ -130,18 +130,18 @@ fn prepare(
             return Some(prepared);
         }
         Ok(Received::Answered(transfer, because)) => {
-            eprintln!("sevferry: the source of {transfer} asks for it: {because}");
+            notice!("sevferry: the source of {transfer} asks for it: {because}");
         }
         Ok(Received::Asked(transfer, against)) => {
             let answer = match against {
                 0 => "it would be taken".to_owned(),
                 count => format!("it would be refused, for {count} reasons"),
             };
-            eprintln!("sevferry: somebody asks about {transfer}: {answer}");
+            notice!("sevferry: somebody asks about {transfer}: {answer}");
         }
-        Err(cause) if cause.is_the_sources_wish() => eprintln!("sevferry: {cause}"),
+        Err(cause) if cause.is_the_sources_wish() => notice!("sevferry: {cause}"),
         Err(cause) => {
-            eprintln!("sevferry: a guest was refused: {}", super::chain_of(&cause));
+            notice!("sevferry: a guest was refused: {}", super::chain_of(&cause));
         }
     }
     None

@@ -114,6 +114,7 @@ fn exit_of(outcome: &Outcome) -> Exit {
     match outcome {
         Outcome::Moved => Exit::Success,
         Outcome::Kept(_) => Exit::Stayed,
+        Outcome::Ended(_) => Exit::GuestEnded,
         Outcome::InDoubt(_) => Exit::InDoubt,
         Outcome::Failed(_) => Exit::Failure,
     }

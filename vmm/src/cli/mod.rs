@@ -16,35 +16,38 @@ mod inbox;
 mod incoming;
 mod journals;
 mod key_values;
+mod logging;
 mod migrate;
 mod migration_arguments;
+mod outbox;
 mod outgoing;
 mod owner;
 mod owner_files;
 mod preflight;
 mod progress;
 mod receive;
+mod repeats;
 mod report;
 mod run;
+mod screen;
 mod terminal;
 mod values;
 
 use std::error::Error;
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::Error as IoError;
 use std::process::ExitCode;
-
-use env_logger::{Builder, Target};
 
 use crate::machine::chain_of;
 use crate::machine::probe;
-use arguments::{ArgumentError, Arguments, LogOptions, Task};
+use arguments::{ArgumentError, Arguments, Task};
 use exit::Exit;
+use logging::start_log;
+use say::Farewell;
 
 /// Does what the arguments (the program's name first) ask for; prints what went wrong.
 #[must_use]
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let _farewell = Farewell::prepare();
     let exit = match Arguments::parse(arguments) {
         Ok(Arguments { log, task }) => match start_log(&log) {
             Ok(()) => perform(task),
@@ -119,14 +122,4 @@ fn failed(error: &dyn Error, exit: Exit) -> Exit {
         cause = error.source();
     }
     exit
-}
-
-fn start_log(log: &LogOptions) -> Result<(), IoError> {
-    let mut builder = Builder::new();
-    builder.filter_level(log.level).format_target(false);
-    if let Some(path) = &log.file {
-        let file = File::options().append(true).create(true).open(path)?;
-        builder.target(Target::Pipe(Box::new(file)));
-    }
-    builder.try_init().map_err(IoError::other)
 }

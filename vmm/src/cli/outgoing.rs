@@ -5,12 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use log::warn;
 
-use super::audit::{audit_before_sending, contradiction};
-use super::inbox::Interruption;
+use super::audit::{HAS_ENDED, audit_before_sending, contradiction};
+use super::inbox::{Ended as How, Interruption};
 use super::journals::open_journal;
 use super::owner::{Owner, OwnerError};
 use crate::control::Answer;
-use crate::control::api::{MigrateRequest, Resolution, Response, State};
+use crate::control::api::{MigrateRequest, Outcome, Resolution, Response, State, Summary};
 use crate::machine::RunningMachine;
 use crate::migration::handing_over::{Ended, send};
 use crate::migration::journal::Side;
@@ -42,7 +42,14 @@ pub(super) fn send_guest(
 ) -> Result<Sent, OwnerError> {
     let machine = match audit_before_sending(machine, answer, owner)? {
         Ok(machine) => machine,
-        Err(where_it_is) => return Ok(where_it_is),
+        Err(Sent::Ended) => {
+            let outcome = outcome_of_its_end(owner)
+                .unwrap_or_else(|| Outcome::Ended("it stopped".to_owned()));
+            let summary = Summary::of_nothing(owner.following_transfer(), Side::Source, outcome);
+            answer.give(Response::Ended(Box::new(summary)));
+            return Ok(Sent::Ended);
+        }
+        Err(stayed) => return Ok(stayed),
     };
     let transfer = owner.next_transfer();
     let mut journal =
@@ -70,7 +77,8 @@ pub(super) fn send_guest(
         }
         owner.inbox.interruption(&owner.board).and_then(wish_of)
     };
-    let (sent, summary) = match send(machine, &options, &mut journal, &owner.events, &mut wish) {
+    let (sent, mut summary) = match send(machine, &options, &mut journal, &owner.events, &mut wish)
+    {
         Ok(Ended::Moved(summary)) => (Sent::Moved, summary),
         Ok(Ended::Stayed { machine, summary }) => {
             (machine.map_or(Sent::Ended, Sent::Stayed), summary)
@@ -80,6 +88,11 @@ pub(super) fn send_guest(
             return Err(OwnerError::Vcpu(cause));
         }
     };
+    if !matches!(sent, Sent::Moved)
+        && let Some(outcome) = outcome_of_its_end(owner)
+    {
+        summary.outcome = outcome;
+    }
     let mut last = progress.lock().unwrap_or_else(PoisonError::into_inner);
     last.phase = Phase::Done;
     // Whoever runs the guest now runs it at full speed.
@@ -89,9 +102,21 @@ pub(super) fn send_guest(
         Sent::Moved => Resolution::Discard,
         Sent::Stayed(_) | Sent::Ended => Resolution::Keep,
     });
-    eprintln!("sevferry: {summary}");
+    let said = format!("sevferry: {summary}");
     answer.give(Response::Ended(summary));
+    eprintln!("{said}");
     Ok(sent)
+}
+
+/// What it means for its migration that the guest has ended of its own; `None` if it has not.
+fn outcome_of_its_end(owner: &Owner) -> Option<Outcome> {
+    Some(match owner.inbox.why_it_ended(&owner.board)? {
+        How::Reset if owner.reboots => {
+            Outcome::Kept("the guest was reset, and boots again here".to_owned())
+        }
+        How::Reset => Outcome::Ended("it was reset".to_owned()),
+        How::Gone(how) => Outcome::Ended(how),
+    })
 }
 
 /// Answers `sevferry check --to` with every reason why [`send_guest`] would not move the guest.
@@ -105,6 +130,7 @@ pub(super) fn check_guest(
     owner: &Owner,
 ) -> Result<Sent, OwnerError> {
     let Some((machine, contradiction)) = contradiction(machine, answer, owner)? else {
+        answer.refuse(HAS_ENDED);
         return Ok(Sent::Ended);
     };
     let own = |subject, cause: &dyn Error| Hindrance::new(At::Source, subject, cause);

@@ -9,8 +9,10 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::Builder;
 
 use getrandom::Error as RandomError;
+use libc::{SIGPWR, SIGRTMAX, SIGRTMIN, SIGSTKFLT};
 use log::debug;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
+use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGTERM};
+use signal_hook::consts::{SIGUSR1, SIGUSR2, SIGVTALRM, SIGXCPU, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use thiserror::Error;
 
@@ -45,6 +47,8 @@ pub(super) struct Owner {
     terminal: Option<RawTerminal>,
     _server: Option<Server>,
     pub(super) options: OwnerOptions,
+    /// Whether a guest that resets boots again.
+    pub(super) reboots: bool,
     /// The guest's identity, and the last attempt to move it.
     transfer: Cell<Transfer>,
 }
@@ -79,7 +83,8 @@ impl Owner {
         let inbox = Inbox::new(happened);
         let vm = VmId::random().map_err(OwnerError::Identity)?;
         let transfer = Cell::new(Transfer { vm, epoch: 0 });
-        Ok(Self { inbox, events, board, console, terminal, _server: server, options, transfer })
+        let (_server, reboots) = (server, false);
+        Ok(Self { inbox, events, board, console, terminal, _server, options, reboots, transfer })
     }
 
     /// The next attempt to move the guest.
@@ -224,10 +229,20 @@ pub(super) fn serial_output(serial: &Serial) -> Result<Box<dyn Write + Send>, Ow
     })
 }
 
-/// SIGTERM, SIGINT and SIGHUP end the guest; SIGUSR1 asks for a report. SIGXFSZ would end it too: a
-/// file that may not grow any more fails its writer and nobody else.
+/// Signals that would end the process at once, and leave the terminal raw and the sockets behind: they
+/// end the guest in order. Those of a program that has gone wrong (SIGSEGV and its like) are not among
+/// them. SIGPWR and SIGSTKFLT have no names in `signal_hook`.
+const ENDING: [i32; 12] = [
+    SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGIO, SIGXCPU, SIGPWR,
+    SIGSTKFLT,
+];
+
+/// [`ENDING`] and the real-time signals end the guest; but the first of these brings vCPUs out of the
+/// guest. SIGUSR1 asks for a report. SIGXFSZ would end it too: a file that may not grow any more fails
+/// its writer and nobody else.
 fn forward_signals(events: Sender<Event>) -> Result<(), IoError> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGXFSZ])?;
+    let real_time = SIGRTMIN() + 1..=SIGRTMAX();
+    let mut signals = Signals::new(ENDING.into_iter().chain(real_time).chain([SIGUSR1, SIGXFSZ]))?;
     let forward = move || {
         for signal in signals.forever() {
             debug!("signal {signal}");

@@ -1,21 +1,39 @@
 //! How a migration is shown while it is waited for: a bar on a terminal, lines elsewhere, or JSON.
+//!
+//! All of it by way of an outbox: whoever waits for a migration also waits for signals.
 
-use std::io::stderr;
+use std::io::{stderr, stdout};
+use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use log::debug;
 use rustix::termios::isatty;
 use serde::Serialize;
 
+use super::outbox::Outbox;
+use super::screen::Screen;
 use crate::control::api::{Outcome, Progress, StatusReply, Summary};
 use crate::migration::progress::Phase;
 
 /// Pages of the round, then all that is known.
 const BAR: &str = "[{bar:24}] {wide_msg}";
 
+/// Draws of the bar a second at most.
+const BAR_HZ: u8 = 20;
+
+/// How long the reader of standard output may take nothing before what is left is given up.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is shown, and where.
+#[derive(Debug)]
+pub(super) struct Display {
+    progress: ProgressDisplay,
+    output: Outbox,
+}
+
 /// Where the progress goes.
 #[derive(Debug)]
-pub(super) enum Display {
+enum ProgressDisplay {
     /// Lines of JSON on standard output.
     Json,
     /// A bar on standard error.
@@ -50,60 +68,80 @@ impl End {
 impl Display {
     /// JSON if it is wanted, else what standard error can show.
     pub(super) fn new(json: bool) -> Self {
-        if json {
-            return Self::Json;
-        }
-        if !isatty(stderr()) {
-            return Self::Lines { last: None };
-        }
-        let bar = ProgressBar::new(0);
-        match ProgressStyle::with_template(BAR) {
-            Ok(style) => bar.set_style(style.progress_chars("=> ")),
-            Err(cause) => debug!("the plain bar: {cause}"),
-        }
-        Self::Bar { bar, round: 0 }
+        Self { progress: ProgressDisplay::new(json), output: Outbox::verbatim(stdout()) }
     }
 
     /// How things stand now.
     pub(super) fn show(&mut self, status: &StatusReply) {
-        match (self, &status.migration) {
-            (Self::Json, _) => print_json(status),
-            (Self::Bar { bar, round }, Some(progress)) => draw(bar, round, progress),
-            (Self::Lines { last }, Some(progress)) => {
+        match (&mut self.progress, &status.migration) {
+            (ProgressDisplay::Json, _) => self.print_json(status),
+            (ProgressDisplay::Bar { bar, round }, Some(progress)) => draw(bar, round, progress),
+            (ProgressDisplay::Lines { last }, Some(progress)) => {
                 let now = Some((progress.phase, progress.round));
                 if *last != now {
                     *last = now;
                     eprintln!("sevferry: {progress}");
                 }
             }
-            (Self::Bar { .. } | Self::Lines { .. }, None) => {}
+            (ProgressDisplay::Bar { .. } | ProgressDisplay::Lines { .. }, None) => {}
         }
     }
 
     /// Something for the user, beside the progress.
     pub(super) fn say(&self, text: &str) {
-        match self {
-            Self::Json | Self::Lines { .. } => eprintln!("sevferry: {text}"),
-            Self::Bar { bar, .. } => bar.suspend(|| eprintln!("sevferry: {text}")),
+        match &self.progress {
+            ProgressDisplay::Json | ProgressDisplay::Lines { .. } => eprintln!("sevferry: {text}"),
+            ProgressDisplay::Bar { bar, .. } => bar.suspend(|| eprintln!("sevferry: {text}")),
         }
     }
 
     /// How it ended; nothing is shown after it.
     pub(super) fn end(&self, end: &End) {
-        if let Self::Bar { bar, .. } = self {
+        if let ProgressDisplay::Bar { bar, .. } = &self.progress {
             bar.finish_and_clear();
         }
-        match (self, end) {
-            (Self::Json, End::Told(summary)) => print_json(summary),
-            (Self::Json, End::Untold(outcome)) => print_json(outcome),
-            (_, End::Told(summary)) => println!("{summary}"),
-            (_, End::Untold(Outcome::Moved)) => println!("moved"),
+        match (&self.progress, end) {
+            (ProgressDisplay::Json, End::Told(summary)) => self.print_json(summary),
+            (ProgressDisplay::Json, End::Untold(outcome)) => self.print_json(outcome),
+            (_, End::Told(summary)) => self.output.say(format!("{summary}\n")),
+            (_, End::Untold(Outcome::Moved)) => self.output.say("moved\n".to_owned()),
             (_, End::Untold(Outcome::Kept(reason))) => {
                 eprintln!("sevferry: not moved, the guest runs on: {reason}");
+            }
+            (_, End::Untold(Outcome::Ended(reason))) => {
+                eprintln!("sevferry: not moved, the guest has ended: {reason}");
             }
             (_, End::Untold(Outcome::InDoubt(reason))) => eprintln!("sevferry: in doubt: {reason}"),
             (_, End::Untold(Outcome::Failed(reason))) => eprintln!("sevferry: failed: {reason}"),
         }
+        if !self.output.flush(PATIENCE) {
+            debug!("nobody reads standard output");
+        }
+    }
+
+    fn print_json(&self, value: &impl Serialize) {
+        match serde_json::to_string(value) {
+            Ok(line) => self.output.say(line + "\n"),
+            Err(cause) => debug!("a status that is not JSON: {cause}"),
+        }
+    }
+}
+
+impl ProgressDisplay {
+    fn new(json: bool) -> Self {
+        if json {
+            return Self::Json;
+        }
+        if !isatty(stderr()) {
+            return Self::Lines { last: None };
+        }
+        let screen = ProgressDrawTarget::term_like_with_hz(Box::<Screen>::default(), BAR_HZ);
+        let bar = ProgressBar::with_draw_target(Some(0), screen);
+        match ProgressStyle::with_template(BAR) {
+            Ok(style) => bar.set_style(style.progress_chars("=> ")),
+            Err(cause) => debug!("the plain bar: {cause}"),
+        }
+        Self::Bar { bar, round: 0 }
     }
 }
 
@@ -118,13 +156,6 @@ fn draw(bar: &ProgressBar, round: &mut u32, progress: &Progress) {
     bar.set_length(total);
     bar.set_position(total - left);
     bar.set_message(progress.to_string());
-}
-
-fn print_json(value: &impl Serialize) {
-    match serde_json::to_string(value) {
-        Ok(line) => println!("{line}"),
-        Err(cause) => debug!("a status that is not JSON: {cause}"),
-    }
 }
 
 #[cfg(test)]

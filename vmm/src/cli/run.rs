@@ -8,6 +8,7 @@ use super::exit::Ending;
 use super::held::{Held, NotContinued, hold};
 use super::owner::{Ended, Owner, OwnerError, serial_output, warn_about};
 use super::report;
+use super::say::settle;
 use crate::control::api::State;
 use crate::machine::{Config, Machine, MachineError};
 
@@ -20,7 +21,8 @@ pub(super) fn run(config: &Config, options: RunOptions) -> Result<Ending, RunErr
     let RunOptions { reboot, paused, owner } = options;
     let format = owner.report;
     let mut owner = Owner::prepare(&config.serial, owner, State::Starting)?;
-    let ended = boot_until_end(config, reboot, paused, &owner);
+    owner.reboots = reboot;
+    let ended = boot_until_end(config, paused, &owner);
     // Before anything else is printed, and whatever the ending.
     owner.leave_terminal();
     let (ending, last) = ended?;
@@ -33,7 +35,6 @@ pub(super) fn run(config: &Config, options: RunOptions) -> Result<Ending, RunErr
 /// A reset boots the same configuration again, up to the pause if there is to be one.
 fn boot_until_end(
     config: &Config,
-    reboot: bool,
     paused: Option<Pause>,
     owner: &Owner,
 ) -> Result<Ended, RunError> {
@@ -42,6 +43,8 @@ fn boot_until_end(
         if let Some(launch) = machine.launch() {
             report::print_launch(launch);
         }
+        // What is said of the guest comes before what it says.
+        settle();
         owner.attach_console(machine.serial());
         let machine = match paused {
             None => machine.run(&owner.events)?,
@@ -51,7 +54,7 @@ fn boot_until_end(
             },
         };
         let ended = owner.wait(machine)?;
-        if ended.0 != Ending::Reset || !reboot {
+        if ended.0 != Ending::Reset || !owner.reboots {
             return Ok(ended);
         }
         info!("the guest asked for a reset: booting again");

@@ -81,6 +81,7 @@ fn responses() -> Vec<Response> {
         Response::Accepted,
         ended(Outcome::Moved),
         ended(Outcome::Kept(reason())),
+        ended(Outcome::Ended(reason())),
         ended(Outcome::InDoubt(reason())),
         Response::Checked(vec![Hindrance::new(At::Source, "policy", &BadConnections { count: 0 })]),
         Response::Refused { reason: reason() },

@@ -3,9 +3,7 @@
 //! Other users are kept out twice: by the socket's mode, and by the kernel's word on who connects.
 
 use std::convert::Infallible;
-use std::fs::{Permissions, set_permissions};
 use std::io::{Error as IoError, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,9 +37,6 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// How long to wait after a connection could not be accepted (no file descriptors left).
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
-/// Only its user may use the socket.
-const MODE: u32 = 0o600;
-
 /// Serves the socket for as long as this lives; then the socket is gone.
 #[derive(Debug)]
 pub struct Server {
@@ -68,9 +63,6 @@ impl Server {
     ) -> Result<Self, ServerError> {
         let no_socket = |cause| ServerError::Socket { path: path.to_owned(), cause };
         let (listener, file) = SocketFile::bind(path).map_err(no_socket)?;
-        // Whoever connects before this is turned away by `is_permitted`.
-        set_permissions(path, Permissions::from_mode(MODE))
-            .map_err(|cause| no_socket(cause.into()))?;
         let listener = Arc::new(listener);
         let (running, ending) = channel();
         let (alive, connections) = channel();

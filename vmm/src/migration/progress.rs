@@ -221,6 +221,8 @@ pub enum Outcome {
     Moved,
     /// The guest runs on at the source; why it was not moved.
     Kept(String),
+    /// The guest has ended of its own while it was being moved, and runs nowhere; how it ended.
+    Ended(String),
     /// Nobody runs the guest until the other side answers, or somebody decides.
     InDoubt(String),
     /// This side has nothing; why.
@@ -254,6 +256,22 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// It was over before anything was done.
+    #[must_use]
+    pub fn of_nothing(transfer: Transfer, side: Side, outcome: Outcome) -> Self {
+        Self {
+            transfer,
+            side,
+            outcome,
+            rounds: 0,
+            throttle_percent_max: 0,
+            connections: 0,
+            carried: Carried::default(),
+            phases: Vec::new(),
+            downtime_us: None,
+        }
+    }
+
     /// From the first phase to the last.
     #[must_use]
     pub fn total_us(&self) -> u64 {
@@ -272,6 +290,9 @@ impl Display for Summary {
             }
             (Outcome::Kept(reason), Side::Destination) => {
                 write!(f, "not moved: the source keeps the guest: {reason}")
+            }
+            (Outcome::Ended(reason), _) => {
+                write!(f, "not moved: the guest has ended: {reason}")
             }
             (Outcome::InDoubt(reason), _) => write!(f, "in doubt: {reason}"),
             (Outcome::Failed(reason), _) => write!(f, "failed: {reason}"),

@@ -198,7 +198,10 @@ impl Migration {
     pub(crate) fn was_kept(self) -> String {
         match self.outcome() {
             Outcome::Kept(reason) => reason,
-            other @ (Outcome::Moved | Outcome::InDoubt(_) | Outcome::Failed(_)) => {
+            other @ (Outcome::Moved
+            | Outcome::Ended(_)
+            | Outcome::InDoubt(_)
+            | Outcome::Failed(_)) => {
                 panic!("not kept: {other:?}")
             }
         }

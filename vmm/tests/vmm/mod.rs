@@ -50,7 +50,7 @@ pub(crate) fn own_view(ended: &Ended) -> Vec<(u64, u64)> {
 }
 
 /// The program under test: what `scripts/build` has built, or else cargo's.
-fn program() -> PathBuf {
+pub(crate) fn program() -> PathBuf {
     env::var_os("SEVFERRY_BIN").map_or_else(|| env!("CARGO_BIN_EXE_sevferry").into(), PathBuf::from)
 }
 
@@ -90,6 +90,14 @@ impl Sevferry {
     pub(crate) fn start_with_environment(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let mut command = Command::new(program());
         command.args(arguments).stdin(Stdio::null()).envs(variables.iter().copied());
+        Self::spawn(command)
+    }
+
+    /// Starts it without input, with this umask.
+    pub(crate) fn start_with_umask(umask: &str, arguments: &[&str]) -> Self {
+        let mut command = Command::new("sh");
+        let script = format!("umask {umask}; exec \"$0\" \"$@\"");
+        command.arg("-c").arg(script).arg(program()).args(arguments).stdin(Stdio::null());
         Self::spawn(command)
     }
 
