@@ -4,7 +4,7 @@
 //! the caller's thread alone decides.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,11 +16,12 @@ use super::convergence::ROUNDS_MAX;
 use super::frame::{Kind, status_bytes_max};
 use super::link::{Due, Link, LinkError};
 use super::message::{Message, Reason, RoundEnd};
+use super::patience::in_all;
 use super::placer::{PagePlacer, PlacerError, Target};
 use super::transport::Stream;
 
-/// Two KiB a second where silence is 30 s: less than any network, more than a peer that only holds
-/// the line.
+/// What must come in twice the silence. A KiB a second where that is 30 s: less than any network, more
+/// than a peer that only holds the line.
 const PACE_BYTES: u64 = 64 << 10;
 
 /// How long all rounds together may take.
@@ -81,7 +82,8 @@ pub(super) fn take_in(
         let over_here = &over;
         let list = Due::region_list(status_bytes_max(&target.ram.layout()));
         let due = target.receiving.map_or(Due::STATE, |_sev| list);
-        scope.spawn(move || read_control(control, due, &queue, over_here));
+        let taken = &target.arrived.taken;
+        scope.spawn(move || read_control(control, due, (&queue, taken), over_here));
         let delivered = collect(link, target, &arrivals, &go, stop);
         over.store(true, Ordering::Relaxed);
         if delivered.is_err() {
@@ -126,11 +128,18 @@ fn place_rounds(
 }
 
 /// The control connection's thread: ends with the machine's state, or when the source gives up.
-fn read_control(mut link: Link, mut due: Due, queue: &SyncSender<Arrival>, over: &AtomicBool) {
-    loop {
-        let mut stop = || over.load(Ordering::Relaxed);
-        let arrival = match link.receive(due, LOOK_UP, &mut stop) {
-            Ok(None) if stop() => return,
+fn read_control(
+    mut link: Link,
+    mut due: Due,
+    (queue, taken): (&SyncSender<Arrival>, &AtomicU64),
+    over: &AtomicBool,
+) {
+    let mut heard = link.heard();
+    while !over.load(Ordering::Relaxed) {
+        let came = link.hear(due, LOOK_UP);
+        taken.fetch_add(link.heard().saturating_sub(heard), Ordering::Relaxed);
+        heard = link.heard();
+        let arrival = match came {
             Ok(None) => continue,
             Ok(Some(message)) => Arrival::Control(message),
             Err(cause) => Arrival::Failed(cause.into()),
@@ -151,12 +160,13 @@ fn collect(
     stop: &mut dyn FnMut() -> bool,
 ) -> Result<Delivered, IntakeError> {
     let (mut ended, mut rounds, mut status) = (BTreeSet::new(), 0, None);
-    let (mut pace, mut looked_up) = (Pace::new(Instant::now(), target.silence), Instant::now());
+    let mut looked_up = Instant::now();
+    let mut pace = Pace::new(looked_up, target.silence);
     loop {
         // Also while the source keeps us busy.
         if looked_up.elapsed() >= LOOK_UP {
             looked_up = Instant::now();
-            pace.check(target.arrived.bytes.load(Ordering::Relaxed), looked_up)?;
+            pace.check(target.arrived.taken.load(Ordering::Relaxed), looked_up)?;
             if stop() {
                 return Err(IntakeError::Stopped);
             }
@@ -177,7 +187,8 @@ fn collect(
                     target.arrivals.end_round();
                     rounds = end.round;
                     target.arrived.rounds.store(rounds, Ordering::Relaxed);
-                    link.send(&Message::RoundOk { round: end.round })?;
+                    // A source that does not read it does not send the next round either.
+                    link.say(&Message::RoundOk { round: end.round })?;
                     for placer in go {
                         // One that has ended says why by itself.
                         placer.send(()).unwrap_or_default();
@@ -225,27 +236,36 @@ fn explained(cause: IntakeError, arrivals: &Receiver<Arrival>) -> IntakeError {
 #[derive(Debug)]
 struct Pace {
     begun: Instant,
-    /// In which time a source that is there sends [`PACE_BYTES`] of pages.
+    /// How long nothing at all may come; in twice that, a source that is there sends [`PACE_BYTES`].
     silence: Duration,
-    /// Bytes of pages that had come at some moment.
+    /// Bytes that had come when one came last.
+    last: (u64, Instant),
+    /// Bytes that had come at some moment.
     then: (u64, Instant),
 }
 
 impl Pace {
     fn new(now: Instant, silence: Duration) -> Self {
-        Self { begun: now, silence, then: (0, now) }
+        Self { begun: now, silence, last: (0, now), then: (0, now) }
     }
 
-    /// `bytes` of pages have come by `now`.
+    /// `bytes` have come by `now`.
     fn check(&mut self, bytes: u64, now: Instant) -> Result<(), IntakeError> {
         if now.duration_since(self.begun) > ROUNDS_TIME_MAX {
             return Err(IntakeError::Endless);
         }
+        if bytes > self.last.0 {
+            self.last = (bytes, now);
+        }
         if bytes.saturating_sub(self.then.0) >= PACE_BYTES {
             self.then = (bytes, now);
         }
-        if now.duration_since(self.then.1) > self.silence {
-            return Err(IntakeError::Slow { patience: self.silence });
+        if now.duration_since(self.last.1) > self.silence {
+            return Err(IntakeError::Silent { patience: self.silence });
+        }
+        let patience = in_all(self.silence, 0);
+        if now.duration_since(self.then.1) > patience {
+            return Err(IntakeError::Slow { patience });
         }
         Ok(())
     }
@@ -269,10 +289,14 @@ pub enum IntakeError {
         /// Why, in its words.
         reason: Reason,
     },
+    /// The source is not there.
+    #[error("the source has sent nothing for {} s", patience.as_secs())]
+    Silent {
+        /// How long.
+        patience: Duration,
+    },
     /// The source is there, but too slow for any network.
-    #[error(
-        "the source sent less than {} KiB of pages in {} s", PACE_BYTES >> 10, patience.as_secs()
-    )]
+    #[error("the source sent less than {} KiB in {} s", PACE_BYTES >> 10, patience.as_secs())]
     Slow {
         /// How long.
         patience: Duration,
@@ -318,16 +342,21 @@ mod tests {
     }
 
     /// Whoever sends steadily may take hours, but not for ever; silence, or a byte now and then, is
-    /// not waited for.
+    /// not waited for. A stall that is shorter than the silence is, wherever it comes.
     #[test]
     fn a_source_keeps_a_pace() {
         let begun = Instant::now();
         let at = |seconds: u64| begun + Duration::from_secs(seconds);
         let mut pace = Pace::new(begun, Duration::from_secs(30));
         pace.check(0, at(30)).unwrap();
-        assert!(matches!(pace.check(0, at(31)), Err(IntakeError::Slow { .. })));
+        assert!(matches!(pace.check(0, at(31)), Err(IntakeError::Silent { .. })));
         let mut pace = Pace::new(begun, Duration::from_secs(30));
-        let trickle = (1..=31).find_map(|second| pace.check(second, at(second)).err());
+        pace.check(PACE_BYTES - 1, at(29)).unwrap();
+        pace.check(PACE_BYTES - 1, at(58)).unwrap();
+        pace.check(PACE_BYTES, at(59)).unwrap();
+        pace.check(PACE_BYTES, at(88)).unwrap();
+        let mut pace = Pace::new(begun, Duration::from_secs(30));
+        let trickle = (1..=61).find_map(|second| pace.check(second, at(second)).err());
         assert!(matches!(trickle, Some(IntakeError::Slow { .. })), "{trickle:?}");
         let mut pace = Pace::new(begun, Duration::from_secs(30));
         for second in (0..=24 * 3600).step_by(30) {

@@ -29,6 +29,7 @@ mod codec_tests;
 pub mod convergence;
 mod cursor;
 pub mod destination;
+mod dialling;
 mod endpoint;
 pub mod frame;
 #[cfg(test)]
@@ -45,11 +46,13 @@ mod lobby;
 mod malformed;
 pub mod message;
 mod offering;
+mod patience;
 mod placer;
 pub mod preflight;
 pub mod progress;
 #[cfg(test)]
 mod race_tests;
+mod reading;
 pub mod reception;
 pub mod recovery;
 mod rounds;

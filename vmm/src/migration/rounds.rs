@@ -7,7 +7,6 @@
 //! status older than the dirty log, a flip between the two reads. `race_tests.rs` has each of them, and
 //! what becomes of it without the rule.
 
-use std::io::Error as IoError;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -18,7 +17,6 @@ use thiserror::Error;
 
 use super::convergence::Left;
 use super::sender::{PageSender, Round, SenderError, Sent};
-use super::transport::Stream;
 use crate::encryption::{Incomplete, PageStatus};
 use crate::machine::ChangeLog;
 use crate::memory::{GuestRam, RamError};
@@ -27,10 +25,6 @@ use crate::sev::send::Sending;
 
 /// How often a running round looks up.
 const LOOK_UP: Duration = Duration::from_millis(20);
-
-/// How long the others may go on after a round has failed, or was given up; who is in the middle of
-/// a window looks up when it is sent, and who is stuck in a peer that does not read never does.
-const STOPPING_MAX: Duration = Duration::from_secs(1);
 
 /// Where rounds learn what has changed: from a machine, or from the script of a test.
 pub(super) trait Changes {
@@ -140,8 +134,6 @@ fn send_on_all(
     round: &Round<'_>,
     look_up: &mut dyn FnMut() -> bool,
 ) -> Result<(), SenderError> {
-    let connections =
-        senders.iter().map(PageSender::connection).collect::<Result<Vec<_>, IoError>>()?;
     thread::scope(|scope| {
         let (done, finished) = channel();
         for sender in senders {
@@ -156,7 +148,7 @@ fn send_on_all(
             });
         }
         drop(done);
-        let (mut failure, mut stopped) = (None, None);
+        let mut failure = None;
         loop {
             match finished.recv_timeout(LOOK_UP) {
                 Ok(Ok(_end)) => {}
@@ -171,12 +163,6 @@ fn send_on_all(
                     }
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
-            }
-            if round.stop.load(Ordering::Relaxed) {
-                let since = *stopped.get_or_insert_with(Instant::now);
-                if since.elapsed() > STOPPING_MAX {
-                    connections.iter().for_each(Stream::shut_down);
-                }
             }
         }
         failure.map_or(Ok(()), Err)

@@ -16,6 +16,7 @@ use super::account::Account;
 use super::certificates::CertificatesError;
 use super::closing::Closing;
 use super::convergence::{Decision, GaveUp, Goal};
+use super::dialling::Dialling;
 use super::endpoint::Endpoint;
 use super::frame::Kind;
 use super::handover::{Refusal, Resolution};
@@ -33,6 +34,9 @@ use crate::sev::launch::Launched;
 use crate::sev::send::{SendError, Sending};
 use crate::sev::target::RefusedTarget;
 use crate::vcpu::{Stop, VcpuError};
+
+/// How long a destination that has closed a page connection may take to say why.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What the user wants meanwhile.
 #[derive(Debug, Clone)]
@@ -112,6 +116,8 @@ pub(super) struct Attempt<'a> {
     pub(super) heard: Instant,
     /// When it was last connected to again.
     pub(super) dialled: Option<Instant>,
+    /// Until that has an outcome.
+    pub(super) dialling: Option<Dialling>,
     /// What the destination has said since it was last asked in the handover.
     pub(super) words: u32,
     /// Why the user's last wish in the handover is not granted.
@@ -132,6 +138,7 @@ impl<'a> Attempt<'a> {
             session: 0,
             heard: Instant::now(),
             dialled: None,
+            dialling: None,
             words: 0,
             refused: None,
         }
@@ -141,14 +148,14 @@ impl<'a> Attempt<'a> {
     pub(super) fn send_all(&mut self, wish: &mut Wishes<'_>) -> Result<(), SourceError> {
         self.account.enter(Phase::Offer);
         self.offer(wish)?;
-        self.join()?;
+        self.join(wish)?;
         self.account.enter(Phase::Rounds);
         self.send_rounds(wish)?;
         self.account.enter(Phase::LastRound);
         self.pause()?;
         self.send_last_round(wish)?;
         self.account.enter(Phase::State);
-        self.send_state()
+        self.send_state(wish)
     }
 
     /// Sends all of RAM, then what changed meanwhile, until the rest fits into the downtime.
@@ -185,7 +192,7 @@ impl<'a> Attempt<'a> {
 
     /// One round on all connections, and the destination's word that it arrived whole.
     fn send_round(&mut self, wish: &mut Wishes<'_>) -> Result<Duration, SourceError> {
-        self.link.as_mut().ok_or(SourceError::Gone)?.nothing_said()?;
+        self.on_link(wish, |link, stop| link.nothing_said(stop))?;
         let rounds = self.rounds.as_mut().ok_or(SourceError::Gone)?;
         self.account.begin_round(rounds.left());
         let (mut ended, account, counters) = (None, &mut self.account, &self.sent);
@@ -212,22 +219,57 @@ impl<'a> Attempt<'a> {
         due: Due,
         wish: &mut Wishes<'_>,
     ) -> Result<Message, SourceError> {
+        let silence = self.options.silence;
+        let answer = self.on_link(wish, |link, stop| link.answer_unless(due, silence, stop))?;
+        answer.ok_or(SourceError::Gone)
+    }
+
+    /// Says what has an answer, likewise.
+    pub(super) fn ask(
+        &mut self,
+        message: &Message,
+        wish: &mut Wishes<'_>,
+    ) -> Result<(), SourceError> {
+        self.on_link(wish, |link, stop| link.ask(message, stop))
+    }
+
+    fn on_link<T>(
+        &mut self,
+        wish: &mut Wishes<'_>,
+        act: impl FnOnce(&mut Link, &mut dyn FnMut() -> bool) -> Result<T, LinkError>,
+    ) -> Result<T, SourceError> {
+        self.unless_ended(wish, |link, _, stop| {
+            Ok(act(link.as_mut().ok_or(SourceError::Gone)?, stop)?)
+        })
+    }
+
+    /// Does what waits for the destination; why the attempt is to end, if it is by then.
+    pub(super) fn unless_ended<T>(
+        &mut self,
+        wish: &mut Wishes<'_>,
+        act: impl FnOnce(
+            &mut Option<Link>,
+            &Options,
+            &mut dyn FnMut() -> bool,
+        ) -> Result<T, SourceError>,
+    ) -> Result<T, SourceError> {
         let (mut ended, account, counters) = (None, &mut self.account, &self.sent);
         let guest = &self.guest;
-        let link = self.link.as_mut().ok_or(SourceError::Gone)?;
-        let mut look_up = || {
-            ended = reason_to_end(guest, account, counters, wish);
+        let mut stop = || {
+            ended = ended.take().or_else(|| reason_to_end(guest, account, counters, wish));
             ended.is_some()
         };
-        let answer = link.answer_unless(due, self.options.silence, &mut look_up)?;
-        answer.ok_or_else(|| ended.unwrap_or(SourceError::Gone))
+        let done = act(&mut self.link, self.options, &mut stop);
+        ended.map_or(done, Err)
     }
 
     /// A destination that refuses closes its connections after it has said why.
     fn explain(&mut self, cause: SenderError) -> SourceError {
-        let said = self.link.as_mut().map(|link| link.answer(Due::REFUSAL, Duration::from_secs(1)));
+        let said = self.link.as_mut().map(|link| link.hear(Due::REFUSAL, LAST_WORDS));
         match said {
-            Some(Err(LinkError::Refused(reason))) => LinkError::Refused(reason).into(),
+            Some(Ok(Some(Message::Refuse { reason } | Message::Abandon { reason, .. }))) => {
+                LinkError::Refused(reason).into()
+            }
             _ => cause.into(),
         }
     }
@@ -263,18 +305,18 @@ impl<'a> Attempt<'a> {
     }
 
     /// The region list, and what the machine is beside its memory.
-    fn send_state(&mut self) -> Result<(), SourceError> {
+    fn send_state(&mut self, wish: &mut Wishes<'_>) -> Result<(), SourceError> {
         let Guest::Paused(machine) = &self.guest else { return Err(SourceError::Gone) };
         let state = machine.save()?.to_bytes()?;
         let status = machine.page_status().map(|status| status.to_bytes());
         let (session, round) = (self.session, self.rounds.as_ref().map_or(0, Rounds::number));
         let closing = |kind, bytes| Closing::new(kind, session, round, bytes);
-        let link = self.link.as_mut().ok_or(SourceError::Gone)?;
-        link.nothing_said()?;
-        if let Some(status) = status {
-            link.send(&Message::StatusList(closing(Kind::StatusList, status)))?;
-        }
-        Ok(link.send(&Message::State(closing(Kind::State, state)))?)
+        let list = status.map(|list| Message::StatusList(closing(Kind::StatusList, list)));
+        let state = Message::State(closing(Kind::State, state));
+        self.on_link(wish, |link, stop| {
+            link.nothing_said(stop)?;
+            list.iter().chain([&state]).try_for_each(|message| link.send(message, stop))
+        })
     }
 
     /// The one way out before the handover: the guest runs on here, and the firmware and the
@@ -292,7 +334,7 @@ impl<'a> Attempt<'a> {
             let transfer = self.options.transfer;
             let abandon = Message::Abandon { transfer, reason: Reason::new(reason) };
             // It may be gone: then it gives up by itself.
-            link.send(&abandon).unwrap_or_default();
+            link.say(&abandon).unwrap_or_default();
         }
         Ok(machine)
     }
