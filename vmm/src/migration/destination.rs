@@ -199,12 +199,13 @@ fn phases(
         silence: host.silence,
     };
     let mut stop = || look_up(reception.progress(&arrived));
-    let Delivered { status, state, rounds } = take_in(link, &mut placers, &target, &mut stop)?;
+    let Delivered { status, state, saved, rounds } =
+        take_in(link, &mut placers, &target, &mut stop)?;
     reception.enter(Phase::State);
     let status = check(&description, status, &arrivals)?;
     let state = MachineState::from_bytes(&state)?;
     let launched = receiving.map(Receiving::finish).transpose()?;
-    let machine = machine.finish(&state, status, launched)?;
+    let machine = machine.finish((&state, saved), status, launched)?;
     reception.all_arrived(&arrived, rounds);
     info!("{}: all arrived in {rounds} rounds", offer.transfer);
     Ok((machine, journal, reception))

@@ -19,6 +19,7 @@ use super::message::{Message, Reason, RoundEnd};
 use super::patience::in_all;
 use super::placer::{PagePlacer, PlacerError, Target};
 use super::transport::Stream;
+use crate::machine::SavedBetween;
 
 /// What must come in twice the silence. A KiB a second where that is 30 s: less than any network, more
 /// than a peer that only holds the line.
@@ -43,6 +44,8 @@ pub(super) struct Delivered {
     pub(super) status: Option<Vec<u8>>,
     /// The machine's state.
     pub(super) state: Vec<u8>,
+    /// When the source saved that: after the last round was acknowledged.
+    pub(super) saved: SavedBetween,
     /// Rounds that arrived.
     pub(super) rounds: u32,
 }
@@ -160,7 +163,7 @@ fn collect(
     stop: &mut dyn FnMut() -> bool,
 ) -> Result<Delivered, IntakeError> {
     let (mut ended, mut rounds, mut status) = (BTreeSet::new(), 0, None);
-    let mut looked_up = Instant::now();
+    let (mut acknowledged, mut looked_up) = (Instant::now(), Instant::now());
     let mut pace = Pace::new(looked_up, target.silence);
     loop {
         // Also while the source keeps us busy.
@@ -187,6 +190,7 @@ fn collect(
                     target.arrivals.end_round();
                     rounds = end.round;
                     target.arrived.rounds.store(rounds, Ordering::Relaxed);
+                    acknowledged = Instant::now();
                     // A source that does not read it does not send the next round either.
                     link.say(&Message::RoundOk { round: end.round })?;
                     for placer in go {
@@ -202,7 +206,8 @@ fn collect(
                 let open = |list: Closing| list.open(Kind::StatusList, target.session, rounds);
                 let status = status.map(open).transpose()?;
                 let state = state.open(Kind::State, target.session, rounds)?;
-                return Ok(Delivered { status, state, rounds });
+                let saved = SavedBetween { earliest: acknowledged, latest: Instant::now() };
+                return Ok(Delivered { status, state, saved, rounds });
             }
             Arrival::Control(Message::Abandon { reason, .. } | Message::Refuse { reason }) => {
                 return Err(IntakeError::Abandoned { reason });
