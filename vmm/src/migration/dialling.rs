@@ -12,7 +12,7 @@ use super::endpoint::Endpoint;
 use super::transport::Stream;
 
 /// How long a name may be looked up. That is not the other host's time.
-const LOOK_UP_MAX: Duration = Duration::from_secs(30);
+pub const LOOK_UP_MAX: Duration = Duration::from_secs(30);
 
 /// A connection that is being made.
 #[derive(Debug)]

@@ -4,9 +4,10 @@
 //! the caller's thread alone decides.
 
 use std::collections::BTreeSet;
+use std::io::Error as IoError;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
-use std::thread;
+use std::thread::{self, Builder};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
@@ -75,19 +76,22 @@ pub(super) fn take_in(
     thread::scope(|scope| {
         // A source that says more than it may waits until the last thing was looked at.
         let (queue, arrivals) = sync_channel(1);
-        let mut go = Vec::new();
-        for (index, placer) in placers.iter_mut().enumerate() {
+        let (mut go, over_here) = (Vec::new(), &over);
+        let mut started = placers.iter_mut().enumerate().try_for_each(|(index, placer)| {
             let (proceed, may_proceed) = channel();
             go.push(proceed);
-            let (queue, over) = (queue.clone(), &over);
-            scope.spawn(move || place_rounds(index, placer, target, (&queue, &may_proceed), over));
-        }
-        let over_here = &over;
+            let queue = queue.clone();
+            let place =
+                move || place_rounds(index, placer, target, (&queue, &may_proceed), over_here);
+            Builder::new().spawn_scoped(scope, place).map(drop)
+        });
         let list = Due::region_list(status_bytes_max(&target.ram.layout()));
         let due = target.receiving.map_or(Due::STATE, |_sev| list);
         let taken = &target.arrived.taken;
-        scope.spawn(move || read_control(control, due, (&queue, taken), over_here));
-        let delivered = collect(link, target, &arrivals, &go, stop);
+        let read = move || read_control(control, due, (&queue, taken), over_here);
+        started = started.and_then(|()| Builder::new().spawn_scoped(scope, read).map(drop));
+        let started = started.map_err(IntakeError::Thread);
+        let delivered = started.and_then(|()| collect(link, target, &arrivals, &go, stop));
         over.store(true, Ordering::Relaxed);
         if delivered.is_err() {
             // Nobody finishes what is of no use; the source is still told why.
@@ -315,6 +319,9 @@ pub enum IntakeError {
     /// The state came too early.
     #[error("the source sent the machine's state in the middle of a round of pages")]
     Unfinished,
+    /// The host has no thread to give.
+    #[error("starting a thread for a connection")]
+    Thread(#[source] IoError),
     /// We were told to stop.
     #[error("receiving was stopped")]
     Stopped,

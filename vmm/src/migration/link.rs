@@ -107,6 +107,32 @@ impl Link {
         self.stream.send(&mut [IoSlice::new(&bytes)], &mut wait).map_err(LinkError::Lost)
     }
 
+    /// Waits until the peer has taken all that was sent, `others` bytes on other connections among it, or
+    /// says something: a network may be slower than the buffers of this host.
+    pub(super) fn until_taken(
+        &mut self,
+        others: &dyn Fn() -> usize,
+        stop: &mut dyn FnMut() -> bool,
+    ) -> Result<(), LinkError> {
+        let not_taken = |stream: &Stream| stream.not_taken().saturating_add(others());
+        let mut left = not_taken(&self.stream);
+        let mut wait = Wait::new(self.silence, left, stop);
+        while left > 0 {
+            let step = wait.step().map_err(|cause| LinkError::Lost(cause.into()))?;
+            let begun = Instant::now();
+            if self.stream.readable(step).map_err(LinkError::Lost)? {
+                return Ok(());
+            }
+            wait.waited(begun.elapsed());
+            let now = not_taken(&self.stream);
+            if now < left {
+                wait.moved(left - now);
+            }
+            left = now;
+        }
+        Ok(())
+    }
+
     /// Says something short at once: a peer that has left no room for it has read nothing for long,
     /// and is not waited for.
     pub(super) fn say(&mut self, message: &Message) -> Result<(), LinkError> {
@@ -273,5 +299,69 @@ pub enum LinkError {
 impl LinkError {
     pub(super) fn unexpected(wanted: &'static str) -> Self {
         Self::Unexpected { wanted }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+
+    use super::*;
+    use crate::migration::closing::Closing;
+
+    const SILENCE: Duration = Duration::from_secs(1);
+
+    /// What a peer takes slowly, but steadily, may take longer than the silence; what it does not take
+    /// may not, and whoever wants no more is heard meanwhile.
+    #[test]
+    fn what_was_sent_is_waited_for_while_it_is_taken() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        let mut link = Link::new(Stream::Unix(near), SILENCE);
+        let state = Message::State(Closing::new(Kind::State, 1, 1, vec![7; 120 << 10]));
+        let len = state.encode().unwrap().len();
+        link.send(&state, &mut || false).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut part = [0; 8 << 10];
+                for _ in 0..len / part.len() {
+                    far.read_exact(&mut part).unwrap();
+                    thread::park_timeout(SILENCE / 10);
+                }
+                far.read_exact(&mut vec![0; len % part.len()]).unwrap();
+            });
+            let begun = Instant::now();
+            link.until_taken(&|| 0, &mut || false).unwrap();
+            assert!(begun.elapsed() > SILENCE, "it was taken at once");
+        });
+        link.send(&state, &mut || false).unwrap();
+        let begun = Instant::now();
+        link.until_taken(&|| 0, &mut || begun.elapsed() > SILENCE / 10).unwrap_err();
+        assert!(begun.elapsed() < SILENCE, "{:?}", begun.elapsed());
+        let lost = link.until_taken(&|| 0, &mut || false).unwrap_err();
+        assert!(begun.elapsed() >= SILENCE, "{lost}");
+    }
+
+    /// A message that comes byte by byte does not keep its reader: what has come is kept, and nothing
+    /// of what follows is taken with it.
+    #[test]
+    fn a_message_may_come_in_pieces() {
+        let (near, far) = UnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        let mut link = Link::new(Stream::Unix(near), SILENCE * 60);
+        let ok = Message::RoundOk { round: 7 };
+        let (bytes, moment) = (ok.encode().unwrap(), Duration::from_millis(1));
+        let mut far = Stream::Unix(far);
+        for byte in &bytes[..bytes.len() - 1] {
+            far.send_at_once(&[*byte]).unwrap();
+            let begun = Instant::now();
+            assert_eq!(link.hear(Due::ROUND_OK, moment).unwrap(), None);
+            assert!(begun.elapsed() < SILENCE * 10, "{:?}", begun.elapsed());
+        }
+        far.send_at_once(&[&bytes[bytes.len() - 1..], &bytes].concat()).unwrap();
+        assert_eq!(link.hear(Due::ROUND_OK, SILENCE).unwrap(), Some(ok.clone()));
+        assert_eq!(link.hear(Due::ROUND_OK, SILENCE).unwrap(), Some(ok));
     }
 }

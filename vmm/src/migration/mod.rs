@@ -19,6 +19,7 @@
 
 mod account;
 mod arrivals;
+mod asking;
 mod assessment;
 mod caller;
 mod certificates;
@@ -45,6 +46,7 @@ mod link;
 mod lobby;
 mod malformed;
 pub mod message;
+mod not_taken;
 mod offering;
 mod patience;
 mod placer;
@@ -64,6 +66,7 @@ mod transport;
 
 use crate::machine::chain_of;
 pub use caller::Caller;
+pub use dialling::LOOK_UP_MAX;
 pub use endpoint::{BadEndpoint, Endpoint};
 pub use link::LinkError;
 pub use lobby::Lobby;

@@ -10,7 +10,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::thread;
+use std::thread::{self, Builder};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
@@ -136,19 +136,23 @@ fn send_on_all(
 ) -> Result<(), SenderError> {
     thread::scope(|scope| {
         let (done, finished) = channel();
-        for sender in senders {
+        let started = senders.iter_mut().try_for_each(|sender| {
             let done = done.clone();
-            scope.spawn(move || {
+            let send = move || {
                 let result = sender.send_round(round);
                 if result.is_err() {
                     round.stop.store(true, Ordering::Relaxed);
                 }
                 // Fails only if nobody counts any more.
                 done.send(result).unwrap_or_default();
-            });
-        }
+            };
+            Builder::new().spawn_scoped(scope, send).map(drop)
+        });
         drop(done);
-        let mut failure = None;
+        let mut failure = started.map_err(SenderError::Thread).err();
+        if failure.is_some() {
+            round.stop.store(true, Ordering::Relaxed);
+        }
         loop {
             match finished.recv_timeout(LOOK_UP) {
                 Ok(Ok(_end)) => {}

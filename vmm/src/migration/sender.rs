@@ -111,6 +111,11 @@ impl PageSender {
         })
     }
 
+    /// Bytes of what was sent that the destination has not taken yet.
+    pub(super) fn not_taken(&self) -> usize {
+        self.stream.not_taken()
+    }
+
     /// Sends this connection's part of a round, then its end.
     pub(super) fn send_round(&mut self, round: &Round<'_>) -> Result<RoundEnd, SenderError> {
         while let Some(window) = round.take_window() {
@@ -253,6 +258,9 @@ pub enum SenderError {
     /// The connection.
     #[error("sending pages to the destination")]
     Send(#[from] IoError),
+    /// The host has no thread to give.
+    #[error("starting a thread for a connection")]
+    Thread(#[source] IoError),
     /// A message of ours beyond its own cap.
     #[error(transparent)]
     Encode(#[from] Malformed),

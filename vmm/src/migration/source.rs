@@ -13,6 +13,7 @@ use rmp_serde::encode::Error as EncodeError;
 use thiserror::Error;
 
 use super::account::Account;
+use super::asking::reason_to_end;
 use super::certificates::CertificatesError;
 use super::closing::Closing;
 use super::convergence::{Decision, GaveUp, Goal};
@@ -91,7 +92,7 @@ pub(super) enum Guest {
 
 impl Guest {
     /// Whether it allows a migration now.
-    fn migratable(&self) -> Result<(), NotMigratable> {
+    pub(super) fn migratable(&self) -> Result<(), NotMigratable> {
         match self {
             Self::Running(machine) => machine.migratable(),
             Self::Paused(machine) => machine.migratable(),
@@ -207,60 +208,11 @@ impl<'a> Attempt<'a> {
         }
         let elapsed = sent.map_err(|cause| self.explain(cause))?;
         let number = self.rounds.as_ref().map_or(0, Rounds::number);
+        self.until_taken(wish)?;
         if self.answer(Due::ROUND_OK, wish)? == (Message::RoundOk { round: number }) {
             return Ok(elapsed);
         }
         Err(LinkError::unexpected("the end of this round").into())
-    }
-
-    /// The destination's next word, unless the user wants no more or the time is over meanwhile.
-    pub(super) fn answer(
-        &mut self,
-        due: Due,
-        wish: &mut Wishes<'_>,
-    ) -> Result<Message, SourceError> {
-        let silence = self.options.silence;
-        let answer = self.on_link(wish, |link, stop| link.answer_unless(due, silence, stop))?;
-        answer.ok_or(SourceError::Gone)
-    }
-
-    /// Says what has an answer, likewise.
-    pub(super) fn ask(
-        &mut self,
-        message: &Message,
-        wish: &mut Wishes<'_>,
-    ) -> Result<(), SourceError> {
-        self.on_link(wish, |link, stop| link.ask(message, stop))
-    }
-
-    fn on_link<T>(
-        &mut self,
-        wish: &mut Wishes<'_>,
-        act: impl FnOnce(&mut Link, &mut dyn FnMut() -> bool) -> Result<T, LinkError>,
-    ) -> Result<T, SourceError> {
-        self.unless_ended(wish, |link, _, stop| {
-            Ok(act(link.as_mut().ok_or(SourceError::Gone)?, stop)?)
-        })
-    }
-
-    /// Does what waits for the destination; why the attempt is to end, if it is by then.
-    pub(super) fn unless_ended<T>(
-        &mut self,
-        wish: &mut Wishes<'_>,
-        act: impl FnOnce(
-            &mut Option<Link>,
-            &Options,
-            &mut dyn FnMut() -> bool,
-        ) -> Result<T, SourceError>,
-    ) -> Result<T, SourceError> {
-        let (mut ended, account, counters) = (None, &mut self.account, &self.sent);
-        let guest = &self.guest;
-        let mut stop = || {
-            ended = ended.take().or_else(|| reason_to_end(guest, account, counters, wish));
-            ended.is_some()
-        };
-        let done = act(&mut self.link, self.options, &mut stop);
-        ended.map_or(done, Err)
     }
 
     /// A destination that refuses closes its connections after it has said why.
@@ -316,7 +268,8 @@ impl<'a> Attempt<'a> {
         self.on_link(wish, |link, stop| {
             link.nothing_said(stop)?;
             list.iter().chain([&state]).try_for_each(|message| link.send(message, stop))
-        })
+        })?;
+        self.until_taken(wish)
     }
 
     /// The one way out before the handover: the guest runs on here, and the firmware and the
@@ -374,23 +327,6 @@ impl<'a> Attempt<'a> {
         match &mut self.guest {
             Guest::Running(machine) => Ok(machine),
             Guest::Paused(_) | Guest::Nowhere => Err(SourceError::Gone),
-        }
-    }
-}
-
-/// What the user wants, the time, or what the guest says, if that ends the attempt.
-fn reason_to_end(
-    guest: &Guest,
-    account: &mut Account,
-    counters: &Sent,
-    wish: &mut Wishes<'_>,
-) -> Option<SourceError> {
-    let progress = account.progress(counters);
-    match wish(Look { progress, in_doubt: false, refused: None }) {
-        Some(Wish::Cancel(reason)) => Some(SourceError::Cancelled(reason)),
-        Some(Wish::Resolve(_)) | None => {
-            let late = account.check().err().map(SourceError::from);
-            late.or_else(|| guest.migratable().err().map(SourceError::from))
         }
     }
 }

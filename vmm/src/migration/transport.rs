@@ -13,6 +13,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 use super::endpoint::Endpoint;
+use super::not_taken::not_taken;
 use super::patience::{Overdue, Wait};
 use super::socket_file::{NoSocket, SocketFile};
 
@@ -178,6 +179,11 @@ impl Stream {
     /// From `poll`.
     pub fn readable(&self, patience: Duration) -> Result<bool, IoError> {
         ready(self.descriptor(), PollFlags::IN, patience)
+    }
+
+    /// Bytes of what was sent that the peer has not taken yet.
+    pub(super) fn not_taken(&self) -> usize {
+        not_taken(self.descriptor())
     }
 
     /// Fills `buffer`; `false` if the stream ended before its first byte.
