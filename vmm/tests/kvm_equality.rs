@@ -175,7 +175,7 @@ fn moved(machine: RunningMachine, console: &Console, mut road: Road, goal: Goal)
             journal: &mut journal,
             silence: PATIENCE,
         };
-        let caller = Lobby::new().hear(&road.listener, PATIENCE).expect("a socket");
+        let caller = Lobby::new(PATIENCE).hear(&road.listener, PATIENCE);
         let caller = caller.expect("the source").expect("an offer");
         let received = receive(caller, &road.listener, &mut host, &mut |_| false);
         let Ok(Received::Guest(prepared)) = received else {

@@ -13,7 +13,9 @@ use guest::{Console, Output, as_sev, asset, firmware, software, type_line};
 use sevferry::encryption::{Overflow, PageStatus, Status};
 use sevferry::machine::compatibility::{HostOffer, MachineOffer, compare};
 use sevferry::machine::config::ram_layout;
-use sevferry::machine::{Config, Machine, MachineState, PausedMachine, ReceivingMachine, Unpaused};
+use sevferry::machine::{
+    Config, Machine, MachineState, PausedMachine, ReceivingMachine, SavedBetween, Unpaused,
+};
 use sevferry::page::{Frame, FrameSet, PAGE_SIZE, PageRange};
 use sevferry::sev::launch::Launched;
 use sevferry::sev::send::PAGE_LEN;
@@ -37,6 +39,7 @@ fn moved(mut from: PausedMachine, console: &Console) -> PausedMachine {
             to.ram().write_pages(one(frame), &page).expect("RAM");
         }
     }
+    let earliest = Instant::now();
     let bytes = from.save().expect("the state can be read").to_bytes().expect("and encoded");
     let state = MachineState::from_bytes(&bytes).expect("a state can be decoded");
     let pages = status.map(|status| {
@@ -44,7 +47,8 @@ fn moved(mut from: PausedMachine, console: &Console) -> PausedMachine {
             .expect("page status can be decoded")
     });
     drop(from);
-    to.finish(&state, pages, launched).expect("the state can be restored")
+    let saved = SavedBetween { earliest, latest: Instant::now() };
+    to.finish((&state, saved), pages, launched).expect("the state can be restored")
 }
 
 /// Sends every private page through the firmware of both sides.

@@ -56,7 +56,8 @@ pub(super) struct CheckArguments {
     /// With --to: take also a guest whose policy lets the firmware send it to any destination
     #[arg(long, requires = "to")]
     allow_unchecked: bool,
-    /// With --to: seconds that the other host may be silent before it counts as gone
+    /// With --to: seconds for which the other host may neither send nor take a byte before it counts
+    /// as gone
     #[arg(
         long,
         value_name = "N",

@@ -28,20 +28,20 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// stays where it is, and the next one is waited for.
 ///
 /// # Errors
-/// [`ReceiveError`] if this host cannot wait, or the guest that it owns cannot run.
+/// [`ReceiveError`] if the guest that this host owns cannot run.
 pub(super) fn receive_guest(
     listener: &Listener,
     options: &ReceiveOptions,
     owner: &Owner,
 ) -> Result<Option<(RunningMachine, Destination)>, ReceiveError> {
-    let (mut calls_again, mut lobby) = (None, Lobby::new());
+    let (mut calls_again, mut lobby) = (None, Lobby::new(options.silence));
     loop {
         if owner.inbox.interruption(&owner.board).is_some() {
             return Ok(None);
         }
         let caller = match calls_again.take() {
             Some(caller) => caller,
-            None => match greet_next(listener, &mut lobby)? {
+            None => match greet_next(listener, &mut lobby) {
                 Some(caller) => caller,
                 None => continue,
             },
@@ -85,13 +85,12 @@ pub(super) fn receive_guest(
 }
 
 /// The next to connect and say something; `None` if nobody does for a while.
-fn greet_next(listener: &Listener, lobby: &mut Lobby) -> Result<Option<Caller>, ReceiveError> {
-    match lobby.hear(listener, LOOK_EVERY).map_err(ReceiveError::Accept)? {
-        None => Ok(None),
-        Some(Ok(caller)) => Ok(Some(caller)),
-        Some(Err(cause)) => {
+fn greet_next(listener: &Listener, lobby: &mut Lobby) -> Option<Caller> {
+    match lobby.hear(listener, LOOK_EVERY)? {
+        Ok(caller) => Some(caller),
+        Err(cause) => {
             info!("somebody connected: {}", super::chain_of(&cause));
-            Ok(None)
+            None
         }
     }
 }

@@ -77,7 +77,7 @@ pub(super) struct ReceiveArguments {
         long_help = RECEIVING_PLATFORM_HELP
     )]
     platform: Option<ReceivingPlatform>,
-    /// Seconds that the other host may be silent before it counts as gone
+    /// Seconds for which the other host may neither send nor take a byte before it counts as gone
     #[arg(long, value_name = "N", default_value_t = MigrateRequest::default_silence_s())]
     silence_s: NonZeroU32,
     #[command(flatten)]
@@ -124,7 +124,7 @@ pub(super) struct MigrateArguments {
     /// Connections that carry pages, 1 to 128 [default: one for each processor, up to 8]
     #[arg(long, value_name = "N", value_parser = values::connections)]
     connections: Option<Connections>,
-    /// Seconds that the other host may be silent before it counts as gone
+    /// Seconds for which the other host may neither send nor take a byte before it counts as gone
     #[arg(long, value_name = "N", default_value_t = MigrateRequest::default_silence_s())]
     silence_s: NonZeroU32,
     /// Leave the guest at full speed even if it writes faster than its pages can be sent

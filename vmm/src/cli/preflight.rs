@@ -13,9 +13,9 @@ use super::outgoing::options_of;
 use crate::control::api::{Hindrance, MigrateRequest, Request, Response};
 use crate::control::{Client, ClientError, PATIENCE};
 use crate::machine::{MachineError, Prospect};
-use crate::migration::Endpoint;
 use crate::migration::message::{Transfer, VmId};
 use crate::migration::preflight::{Candidate, Side};
+use crate::migration::{Endpoint, LOOK_UP_MAX};
 
 /// Which migration.
 #[derive(Debug)]
@@ -59,8 +59,10 @@ fn ask_owner(
     request: &MigrateRequest,
 ) -> Result<Vec<Hindrance>, PreflightError> {
     let request = MigrateRequest { to: as_the_owner_sees(&request.to)?, ..request.clone() };
-    // The destination has this long, and the guest's process the rest.
-    let patience = PATIENCE.saturating_add(request.silence());
+    // The destination has as long to be found, to accept the connection and to answer; the guest's
+    // process has the rest.
+    let destination = LOOK_UP_MAX.saturating_add(request.silence().saturating_mul(3));
+    let patience = PATIENCE.saturating_add(destination);
     let client = Client::ask(api_socket, &Request::Check(request))?;
     match client.responses().next(Some(patience))? {
         Response::Checked(hindrances) => Ok(hindrances),

@@ -30,7 +30,7 @@ pub(super) fn receive(options: &ReceiveOptions) -> Result<Ending, ReceiveError> 
     };
     // The source may not have heard that its guest runs here. The next guest is another process's.
     let _removed_in_the_end = listener.take_file();
-    keep_answering(listener, side).map_err(ReceiveError::Accept)?;
+    keep_answering(listener, side, options.silence).map_err(ReceiveError::Thread)?;
     owner.attach_console(machine.serial());
     let ended = owner.wait(machine);
     // Before anything else is printed, and whatever the ending.
@@ -60,9 +60,9 @@ pub(super) enum ReceiveError {
     /// The console, the signals, the API socket, or a vCPU.
     #[error(transparent)]
     Owner(#[from] OwnerError),
-    /// The listener is of no use any more.
-    #[error("accepting connections")]
-    Accept(#[source] IoError),
+    /// The host has no thread to give.
+    #[error("starting a thread that answers the source")]
+    Thread(#[source] IoError),
     /// No journal.
     #[error(transparent)]
     Journal(#[from] NoJournal),

@@ -140,7 +140,7 @@ pub struct MigrateRequest {
     /// How many connections carry pages.
     #[serde(default)]
     pub connections: Connections,
-    /// Seconds that the other host may be silent before it counts as gone.
+    /// Seconds for which the other host may neither send nor take a byte before it counts as gone.
     #[serde(default = "MigrateRequest::default_silence_s")]
     pub silence_s: NonZeroU32,
     /// Slow the guest down if it writes faster than its pages can be sent.

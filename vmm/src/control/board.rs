@@ -119,10 +119,17 @@ impl StatusBoard {
                 let reason = format!("too late: {}", why_not_cancelled(shown.state));
                 Response::Refused { reason }
             }
+            State::Migrating => {
+                let seconds = patience.as_secs();
+                let reason = format!(
+                    "the migration was told to end, and after {seconds} s it has not ended yet; \
+                     `sevferry status` shows when it has"
+                );
+                Response::Refused { reason }
+            }
             State::Starting
             | State::Paused
             | State::Running
-            | State::Migrating
             | State::Waiting
             | State::Receiving => Response::Accepted,
         }
@@ -225,7 +232,12 @@ mod tests {
         let board = StatusBoard::new(State::Starting);
         let progress = progress();
         board.show_migration(State::Migrating, Arc::clone(&progress));
-        assert_eq!(board.cancel_and_wait(Duration::from_millis(1)), Response::Accepted);
+        // Nobody is told that it has ended before it has.
+        let Response::Refused { reason } = board.cancel_and_wait(Duration::from_millis(1)) else {
+            panic!("it has not ended");
+        };
+        assert!(reason.contains("has not ended yet"), "{reason}");
+        assert!(board.is_cancelled());
         for too_late in [false, true] {
             board.show_migration(State::Migrating, Arc::clone(&progress));
             let response = scope(|scope| {

@@ -8,6 +8,7 @@ use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
 
+use super::clock::SavedBetween;
 use super::compatibility::{MachineOffer, SevOffer};
 use super::config::PlatformKind;
 use super::encrypted::{Encrypted, LaunchRecord, RunningGuest, vouch};
@@ -119,13 +120,14 @@ impl ReceivingMachine {
     }
 
     /// Makes it the machine that was paused elsewhere, paused here, its clocks going on: its RAM is
-    /// filled, `pages` is its page status and `guest` what the firmware has received.
+    /// filled, `pages` is its page status and `guest` what the firmware has received; `state` was
+    /// saved then.
     ///
     /// # Errors
     /// [`ReceiveError`]; there is no machine then.
     pub fn finish(
         self,
-        state: &MachineState,
+        (state, saved): (&MachineState, SavedBetween),
         pages: Option<PageStatus>,
         guest: Option<Launched>,
     ) -> Result<PausedMachine, ReceiveError> {
@@ -145,7 +147,7 @@ impl ReceivingMachine {
             }
             ram.show_restored(pages)?;
         }
-        state.restore(&vm, &vcpus, &serial)?;
+        state.restore(&vm, &vcpus, &serial, saved)?;
         let pages = pages.map(|status| Mutex::new(Pages::arrived(status, Arc::clone(&ram))));
         let board = Arc::new(Board { ram, ports: Ports::new(Arc::clone(&serial)), pages });
         let assembly = Assembly { vm, board, serial, guest, cpuid, msrs, tsc_khz };

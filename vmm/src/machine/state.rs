@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vmm_sys_util::errno::Error as Errno;
 
-use super::clock::{ClockState, Elapsed};
+use super::clock::{ClockState, Elapsed, SavedBetween};
 use super::encrypted::LaunchRecord;
 use super::wire::{MACHINE_VERSION, Undecodable, decode};
 use crate::devices::{SerialError, SerialPort, SerialState};
@@ -64,7 +64,7 @@ impl MachineState {
         })
     }
 
-    /// Gives all of it to a machine that has never run; its clocks go on.
+    /// Gives all of it to a machine that has never run; its clocks go on since it was saved.
     ///
     /// The interrupt controllers come after the LAPICs, because restoring them delivers what waits
     /// in them; the serial port comes after both, because it raises its interrupt again.
@@ -73,9 +73,10 @@ impl MachineState {
         vm: &VmFd,
         vcpus: &[VcpuFd],
         serial: &SerialPort,
+        saved: SavedBetween,
     ) -> Result<(), RestoreError> {
         let step = |what| move |cause| RestoreError::Kvm { what, cause };
-        let elapsed = Elapsed::since(&self.clock);
+        let elapsed = Elapsed::since(&self.clock, saved);
         for (index, (state, vcpu)) in self.vcpus.iter().zip(vcpus).enumerate() {
             state
                 .restore(vcpu, elapsed.nanoseconds())

@@ -15,6 +15,6 @@ impl Caller {
     /// Turns it away.
     pub(super) fn refuse(mut self, why: &str) {
         // It may be gone: then it needs no reason.
-        self.link.send(&Message::Refuse { reason: Reason::new(why) }).unwrap_or_default();
+        self.link.say(&Message::Refuse { reason: Reason::new(why) }).unwrap_or_default();
     }
 }

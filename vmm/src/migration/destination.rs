@@ -17,7 +17,7 @@ use super::certificates::{CertificatesError, to_wire};
 use super::handover::{Destination, DestinationInput, DestinationOutput, DestinationState};
 use super::intake::{Delivered, IntakeError, take_in};
 use super::joining::accept_connections;
-use super::journal::{Journal, last};
+use super::journal::{Journal, Side, last};
 use super::link::{Due, Link, LinkError};
 use super::message::{Message, NotRunning, Offer, Reason, SessionBytes, Transfer, VmId};
 use super::placer::Target;
@@ -103,7 +103,8 @@ pub fn receive(
     if let Message::Inquiry(offer) = &first {
         let assessment = assess(offer, host);
         let against = assessment.objections.len();
-        link.send(&Message::Assessment(assessment))?;
+        let progress = Progress::new(offer.transfer, Side::Destination);
+        link.send(&Message::Assessment(assessment), &mut || look_up(&progress))?;
         return Ok(Received::Asked(offer.transfer, against));
     }
     let received = match &first {
@@ -135,7 +136,7 @@ pub fn receive(
         Err(cause) => {
             let reason = Reason::new(&super::chain_of(&cause));
             // The source may be gone: then it needs no reason.
-            link.send(&Message::Refuse { reason }).unwrap_or_default();
+            link.say(&Message::Refuse { reason }).unwrap_or_default();
             Err(cause)
         }
     }
@@ -153,7 +154,7 @@ fn recall(
     let (side, outputs) = side.on(DestinationInput::Commit(transfer));
     for output in outputs {
         if let DestinationOutput::Send(say) = output {
-            link.send(&say.into())?;
+            link.say(&say.into())?;
         }
     }
     let because = match side.state {
@@ -183,10 +184,10 @@ fn phases(
     reception.enter(Phase::Attest);
     let output = (host.output)().map_err(DestinationError::Output)?;
     let mut machine = ReceivingMachine::build(&description, host.platform, output)?;
-    let receiving = start(link, &mut machine, &description, host.silence)?;
-    let arrivals = Arrivals::new(machine.ram().layout()).ok_or(DestinationError::Memory)?;
     let arrived = Arrived::default();
     let mut stop = || look_up(reception.progress(&arrived));
+    let receiving = start((link, host.silence), &mut machine, &description, &mut stop)?;
+    let arrivals = Arrivals::new(machine.ram().layout()).ok_or(DestinationError::Memory)?;
     let mut placers = accept_connections(listener, offer, host.silence, &mut stop)?;
     reception.enter(Phase::Rounds);
     let target = Target {
@@ -198,12 +199,13 @@ fn phases(
         silence: host.silence,
     };
     let mut stop = || look_up(reception.progress(&arrived));
-    let Delivered { status, state, rounds } = take_in(link, &mut placers, &target, &mut stop)?;
+    let Delivered { status, state, saved, rounds } =
+        take_in(link, &mut placers, &target, &mut stop)?;
     reception.enter(Phase::State);
     let status = check(&description, status, &arrivals)?;
     let state = MachineState::from_bytes(&state)?;
     let launched = receiving.map(Receiving::finish).transpose()?;
-    let machine = machine.finish(&state, status, launched)?;
+    let machine = machine.finish((&state, saved), status, launched)?;
     reception.all_arrived(&arrived, rounds);
     info!("{}: all arrived in {rounds} rounds", offer.transfer);
     Ok((machine, journal, reception))
@@ -211,16 +213,17 @@ fn phases(
 
 /// Says what this platform is, and takes the session that the source has made for it.
 fn start(
-    link: &mut Link,
+    (link, silence): (&mut Link, Duration),
     machine: &mut ReceivingMachine,
     description: &MachineOffer,
-    silence: Duration,
+    stop: &mut dyn FnMut() -> bool,
 ) -> Result<Option<Receiving>, DestinationError> {
     let own = machine.platform_certificates().map_err(CertificatesError::Own)?;
     let platform = own.as_ref().map(to_wire);
     let encrypted = platform.is_some();
-    link.send(&Message::Accept { platform })?;
-    let Message::Start { encryption } = link.answer(Due::START, silence)? else {
+    link.send(&Message::Accept { platform }, stop)?;
+    let started = link.answer_unless(Due::START, silence, stop)?;
+    let Message::Start { encryption } = started.ok_or(IntakeError::Stopped)? else {
         return Err(LinkError::unexpected("a start").into());
     };
     let receiving = match (encryption, encrypted) {
@@ -232,7 +235,7 @@ fn start(
         }
         _ => return Err(DestinationError::Platform),
     };
-    link.send(&Message::Started)?;
+    link.say(&Message::Started)?;
     Ok(receiving)
 }
 
@@ -358,7 +361,6 @@ mod tests {
 
     use super::*;
     use crate::migration::handover::Step;
-    use crate::migration::journal::Side;
     use crate::migration::link::Due;
     use crate::migration::lobby::Lobby;
     use crate::migration::transport::Stream;
@@ -392,9 +394,10 @@ mod tests {
             let socket = format!("unix:{}", directory.as_path().join("socket").display());
             let endpoint = socket.parse().unwrap();
             let listener = Listener::bind(&endpoint).unwrap();
-            let mut source = Link::new(Stream::connect(&endpoint).unwrap());
-            source.send(&Message::Commit(transfer)).unwrap();
-            let caller = Lobby::new().hear(&listener, SILENCE).unwrap().unwrap().unwrap();
+            let stream = Stream::connect(&endpoint, silence, &|| true).unwrap();
+            let mut source = Link::new(stream, silence);
+            source.say(&Message::Commit(transfer)).unwrap();
+            let caller = Lobby::new(silence).hear(&listener, silence).unwrap().unwrap();
             let received = receive(caller, &listener, &mut host, &mut |_| false).unwrap();
             assert!(
                 matches!(received, Received::Answered(of, why) if (of, why) == (transfer, because))

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use log::{info, warn};
 
+use super::dialling::Dialling;
 use super::handover::{Resolution, Source, SourceInput, SourceOutput, SourceState};
 use super::journal::Journal;
 use super::link::{Due, Link, LinkError};
 use super::message::{Message, NotRunning, Reason};
 use super::progress::{Outcome, Phase, Summary};
 use super::source::{Attempt, Guest, Look, Options, SourceError, Wish, Wishes};
-use super::transport::Stream;
 use crate::machine::RunningMachine;
 use crate::vcpu::{Stop, VcpuError};
 
@@ -157,15 +157,17 @@ fn next_input(
         Some(Wish::Resolve(resolution)) => return Some(SourceInput::Resolve(resolution)),
         None => {}
     }
-    if !in_doubt && attempt.heard.elapsed() > attempt.options.silence {
+    let is_silent = attempt.heard.elapsed() > attempt.options.silence;
+    // One that has begun to say something has the link's deadlines.
+    let is_speaking = attempt.link.as_ref().is_some_and(Link::is_in_a_message);
+    if !in_doubt && is_silent && !is_speaking {
         let reason = "the destination did not get ready in time";
         return Some(SourceInput::Abort(Reason::new(reason)));
     }
     let Some(link) = &mut attempt.link else {
-        park_timeout(LOOK_UP);
-        return (since.elapsed() > RETRY).then_some(SourceInput::ConnectionLost);
+        return attempt.await_connection(since);
     };
-    let message = match link.receive(Due::VERDICT, LOOK_UP, &mut || false) {
+    let message = match link.hear(Due::VERDICT, LOOK_UP) {
         Ok(Some(message)) => {
             attempt.words = attempt.words.saturating_add(1);
             // Until then only what is due keeps the guest paused.
@@ -212,9 +214,7 @@ fn next_input(
             Some(SourceInput::ConnectionLost)
         }
         // A connection can be stuck for ever: another may get through.
-        None if in_doubt && attempt.heard.elapsed() > attempt.options.silence => {
-            Some(SourceInput::ConnectionLost)
-        }
+        None if in_doubt && is_silent && !is_speaking => Some(SourceInput::ConnectionLost),
         None if in_doubt && since.elapsed() > RETRY => Some(SourceInput::Retry),
         None => None,
     }
@@ -251,7 +251,7 @@ impl Attempt<'_> {
             }
             SourceOutput::Send(say) => {
                 self.words = 0;
-                let sent = self.link.as_mut().map(|link| link.send(&say.into()));
+                let sent = self.link.as_mut().map(|link| link.say(&say.into()));
                 (!matches!(sent, Some(Ok(())))).then_some(SourceInput::ConnectionLost)
             }
             SourceOutput::Reconnect => self.reconnect(),
@@ -279,15 +279,31 @@ impl Attempt<'_> {
     /// hangs up at once is tried no more often than one that is not there.
     fn reconnect(&mut self) -> Option<SourceInput> {
         self.link = None;
-        if self.dialled.is_some_and(|dialled| dialled.elapsed() < RETRY) {
+        let is_early = self.dialled.is_some_and(|dialled| dialled.elapsed() < RETRY);
+        if is_early || self.dialling.is_some() {
             return None;
         }
         self.dialled = Some(Instant::now());
-        self.heard = Instant::now();
-        match Stream::connect(&self.options.to) {
+        match Dialling::start(&self.options.to, self.options.silence) {
+            Ok(dialling) => self.dialling = Some(dialling),
+            Err(cause) => warn!("connecting to {} again: {cause}", self.options.to),
+        }
+        None
+    }
+
+    /// The connection that is being made, if it is there after a moment.
+    fn await_connection(&mut self, since: Instant) -> Option<SourceInput> {
+        let Some(dialling) = &self.dialling else {
+            park_timeout(LOOK_UP);
+            return (since.elapsed() > RETRY).then_some(SourceInput::ConnectionLost);
+        };
+        let outcome = dialling.outcome(LOOK_UP)?;
+        self.dialling = None;
+        match outcome {
             Ok(stream) => {
                 info!("connected to {} again", self.options.to);
-                self.link = Some(Link::new(stream));
+                self.link = Some(Link::new(stream, self.options.silence));
+                self.heard = Instant::now();
                 Some(SourceInput::Connected)
             }
             Err(cause) => {

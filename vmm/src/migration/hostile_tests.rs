@@ -19,7 +19,7 @@ use super::arrivals::Arrivals;
 use super::chain_of;
 use super::closing::Closing;
 use super::endpoint::Endpoint;
-use super::frame::{FRAME_HEADER_LEN, Kind};
+use super::frame::{FRAME_HEADER_LEN, Kind, PageKind, PagesHeader, PayloadDigest};
 use super::intake::take_in;
 use super::joining::accept_connections;
 use super::link::Link;
@@ -85,7 +85,9 @@ impl Golden {
         let tapes: Vec<_> = tapes.into_iter().map(|tape| thread::spawn(|| played(tape))).collect();
         let mut senders: Vec<_> = (0..)
             .zip(ends)
-            .map(|(index, end)| PageSender::join(Stream::Unix(end), SESSION, index).unwrap())
+            .map(|(index, end)| {
+                PageSender::join(Stream::Unix(end), (SESSION, index), LATE).unwrap()
+            })
             .collect();
         let (sent, stop) = (Sent::default(), AtomicBool::new(false));
         let rounds: [&[&[u64]]; 2] = [&[&[0, PRIVATE], &[2, 3, 4, 5, 6, 7]], &[&[PRIVATE], &[3]]];
@@ -123,16 +125,27 @@ impl Golden {
         streams: &[Vec<u8>; 3],
         patience: Duration,
     ) -> Result<Vec<u8>, String> {
+        self.receive_and(listener, streams, patience, drop)
+    }
+
+    /// The same; the second page connection goes on with `after`, on a thread of its own.
+    fn receive_and(
+        &self,
+        listener: &Host,
+        streams: &[Vec<u8>; 3],
+        patience: Duration,
+        after: impl FnOnce(UnixStream) + Send,
+    ) -> Result<Vec<u8>, String> {
         let layout = self.target.memory.layout();
         for frame in 0..PAGES {
             self.target.memory.host().write_slice(&[0; PAGE_LEN], at(frame)).unwrap();
         }
         let (near, far) = UnixStream::pair().unwrap();
-        let pages = [&streams[1], &streams[2]].map(|bytes| {
+        let [_, second] = [&streams[1], &streams[2]].map(|bytes| {
             let mut stream = UnixStream::connect(&listener.path).unwrap();
             stream.write_all(bytes).unwrap();
+            stream
         });
-        let [(), ()] = pages;
         let (arrivals, arrived) = (Arrivals::new(layout).unwrap(), Arrived::default());
         let target = Target {
             ram: &self.target.memory,
@@ -147,8 +160,9 @@ impl Golden {
         let begun = Instant::now();
         thread::scope(|scope| {
             scope.spawn(|| say_after_two_rounds(far, &streams[0]));
+            scope.spawn(|| after(second));
             let mut stop = || begun.elapsed() > patience;
-            let mut link = Link::new(Stream::Unix(near));
+            let mut link = Link::new(Stream::Unix(near), LATE);
             let text = |cause: &dyn std::error::Error| chain_of(cause);
             let mut placers = accept_connections(&listener.socket, &offer, LATE, &mut stop)
                 .map_err(|cause| text(&cause))?;
@@ -234,6 +248,34 @@ fn every_truncation_is_refused() {
     }
     assert_eq!(golden.receive(&host, &golden.streams, LATE).as_deref(), Ok(STATE));
     golden.assert_equal();
+}
+
+/// A source that has sent the state, and then keeps a page connection readable with frames that are
+/// fast enough for every deadline, holds nobody.
+#[test]
+fn pages_after_the_state_hold_nobody() {
+    let (golden, host) = (Golden::record(), Host::new());
+    let begun = Instant::now();
+    let drip = |mut stream: UnixStream| {
+        let frame = |sequence: u64| {
+            let numbers = (sequence % PAGES).to_le_bytes();
+            let kind = PageKind::Zero;
+            let digest = PayloadDigest::of(&numbers, &[], &[]);
+            let (session, round, count) = (SESSION, 3, 1);
+            let header = PagesHeader { session, sequence, round, kind, count, digest };
+            [&header.encode()[..], &numbers].concat()
+        };
+        // A frame takes five seconds, and there are more than fit into the time.
+        for byte in (3..3 + PAGES).flat_map(frame) {
+            if stream.write_all(&[byte]).is_err() {
+                return;
+            }
+            thread::park_timeout(Duration::from_millis(100));
+        }
+    };
+    let refused = golden.receive_and(&host, &golden.streams, LATE, drip).unwrap_err();
+    assert_eq!(refused, "a page connection went on after the last round");
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
 }
 
 /// One way to spoil bytes.

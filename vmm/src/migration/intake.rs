@@ -4,9 +4,10 @@
 //! the caller's thread alone decides.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::io::Error as IoError;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
-use std::thread;
+use std::thread::{self, Builder};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
@@ -16,11 +17,13 @@ use super::convergence::ROUNDS_MAX;
 use super::frame::{Kind, status_bytes_max};
 use super::link::{Due, Link, LinkError};
 use super::message::{Message, Reason, RoundEnd};
+use super::patience::in_all;
 use super::placer::{PagePlacer, PlacerError, Target};
 use super::transport::Stream;
+use crate::machine::SavedBetween;
 
-/// Two KiB a second where silence is 30 s: less than any network, more than a peer that only holds
-/// the line.
+/// What must come in twice the silence. A KiB a second where that is 30 s: less than any network, more
+/// than a peer that only holds the line.
 const PACE_BYTES: u64 = 64 << 10;
 
 /// How long all rounds together may take.
@@ -42,6 +45,8 @@ pub(super) struct Delivered {
     pub(super) status: Option<Vec<u8>>,
     /// The machine's state.
     pub(super) state: Vec<u8>,
+    /// When the source saved that: after the last round was acknowledged.
+    pub(super) saved: SavedBetween,
     /// Rounds that arrived.
     pub(super) rounds: u32,
 }
@@ -71,18 +76,22 @@ pub(super) fn take_in(
     thread::scope(|scope| {
         // A source that says more than it may waits until the last thing was looked at.
         let (queue, arrivals) = sync_channel(1);
-        let mut go = Vec::new();
-        for (index, placer) in placers.iter_mut().enumerate() {
+        let (mut go, over_here) = (Vec::new(), &over);
+        let mut started = placers.iter_mut().enumerate().try_for_each(|(index, placer)| {
             let (proceed, may_proceed) = channel();
             go.push(proceed);
-            let (queue, over) = (queue.clone(), &over);
-            scope.spawn(move || place_rounds(index, placer, target, (&queue, &may_proceed), over));
-        }
-        let over_here = &over;
+            let queue = queue.clone();
+            let place =
+                move || place_rounds(index, placer, target, (&queue, &may_proceed), over_here);
+            Builder::new().spawn_scoped(scope, place).map(drop)
+        });
         let list = Due::region_list(status_bytes_max(&target.ram.layout()));
         let due = target.receiving.map_or(Due::STATE, |_sev| list);
-        scope.spawn(move || read_control(control, due, &queue, over_here));
-        let delivered = collect(link, target, &arrivals, &go, stop);
+        let taken = &target.arrived.taken;
+        let read = move || read_control(control, due, (&queue, taken), over_here);
+        started = started.and_then(|()| Builder::new().spawn_scoped(scope, read).map(drop));
+        let started = started.map_err(IntakeError::Thread);
+        let delivered = started.and_then(|()| collect(link, target, &arrivals, &go, stop));
         over.store(true, Ordering::Relaxed);
         if delivered.is_err() {
             // Nobody finishes what is of no use; the source is still told why.
@@ -126,11 +135,18 @@ fn place_rounds(
 }
 
 /// The control connection's thread: ends with the machine's state, or when the source gives up.
-fn read_control(mut link: Link, mut due: Due, queue: &SyncSender<Arrival>, over: &AtomicBool) {
-    loop {
-        let mut stop = || over.load(Ordering::Relaxed);
-        let arrival = match link.receive(due, LOOK_UP, &mut stop) {
-            Ok(None) if stop() => return,
+fn read_control(
+    mut link: Link,
+    mut due: Due,
+    (queue, taken): (&SyncSender<Arrival>, &AtomicU64),
+    over: &AtomicBool,
+) {
+    let mut heard = link.heard();
+    while !over.load(Ordering::Relaxed) {
+        let came = link.hear(due, LOOK_UP);
+        taken.fetch_add(link.heard().saturating_sub(heard), Ordering::Relaxed);
+        heard = link.heard();
+        let arrival = match came {
             Ok(None) => continue,
             Ok(Some(message)) => Arrival::Control(message),
             Err(cause) => Arrival::Failed(cause.into()),
@@ -151,12 +167,13 @@ fn collect(
     stop: &mut dyn FnMut() -> bool,
 ) -> Result<Delivered, IntakeError> {
     let (mut ended, mut rounds, mut status) = (BTreeSet::new(), 0, None);
-    let (mut pace, mut looked_up) = (Pace::new(Instant::now(), target.silence), Instant::now());
+    let (mut acknowledged, mut looked_up) = (Instant::now(), Instant::now());
+    let mut pace = Pace::new(looked_up, target.silence);
     loop {
         // Also while the source keeps us busy.
         if looked_up.elapsed() >= LOOK_UP {
             looked_up = Instant::now();
-            pace.check(target.arrived.bytes.load(Ordering::Relaxed), looked_up)?;
+            pace.check(target.arrived.taken.load(Ordering::Relaxed), looked_up)?;
             if stop() {
                 return Err(IntakeError::Stopped);
             }
@@ -177,7 +194,9 @@ fn collect(
                     target.arrivals.end_round();
                     rounds = end.round;
                     target.arrived.rounds.store(rounds, Ordering::Relaxed);
-                    link.send(&Message::RoundOk { round: end.round })?;
+                    acknowledged = Instant::now();
+                    // A source that does not read it does not send the next round either.
+                    link.say(&Message::RoundOk { round: end.round })?;
                     for placer in go {
                         // One that has ended says why by itself.
                         placer.send(()).unwrap_or_default();
@@ -191,7 +210,8 @@ fn collect(
                 let open = |list: Closing| list.open(Kind::StatusList, target.session, rounds);
                 let status = status.map(open).transpose()?;
                 let state = state.open(Kind::State, target.session, rounds)?;
-                return Ok(Delivered { status, state, rounds });
+                let saved = SavedBetween { earliest: acknowledged, latest: Instant::now() };
+                return Ok(Delivered { status, state, saved, rounds });
             }
             Arrival::Control(Message::Abandon { reason, .. } | Message::Refuse { reason }) => {
                 return Err(IntakeError::Abandoned { reason });
@@ -225,27 +245,36 @@ fn explained(cause: IntakeError, arrivals: &Receiver<Arrival>) -> IntakeError {
 #[derive(Debug)]
 struct Pace {
     begun: Instant,
-    /// In which time a source that is there sends [`PACE_BYTES`] of pages.
+    /// How long nothing at all may come; in twice that, a source that is there sends [`PACE_BYTES`].
     silence: Duration,
-    /// Bytes of pages that had come at some moment.
+    /// Bytes that had come when one came last.
+    last: (u64, Instant),
+    /// Bytes that had come at some moment.
     then: (u64, Instant),
 }
 
 impl Pace {
     fn new(now: Instant, silence: Duration) -> Self {
-        Self { begun: now, silence, then: (0, now) }
+        Self { begun: now, silence, last: (0, now), then: (0, now) }
     }
 
-    /// `bytes` of pages have come by `now`.
+    /// `bytes` have come by `now`.
     fn check(&mut self, bytes: u64, now: Instant) -> Result<(), IntakeError> {
         if now.duration_since(self.begun) > ROUNDS_TIME_MAX {
             return Err(IntakeError::Endless);
         }
+        if bytes > self.last.0 {
+            self.last = (bytes, now);
+        }
         if bytes.saturating_sub(self.then.0) >= PACE_BYTES {
             self.then = (bytes, now);
         }
-        if now.duration_since(self.then.1) > self.silence {
-            return Err(IntakeError::Slow { patience: self.silence });
+        if now.duration_since(self.last.1) > self.silence {
+            return Err(IntakeError::Silent { patience: self.silence });
+        }
+        let patience = in_all(self.silence, 0);
+        if now.duration_since(self.then.1) > patience {
+            return Err(IntakeError::Slow { patience });
         }
         Ok(())
     }
@@ -269,10 +298,14 @@ pub enum IntakeError {
         /// Why, in its words.
         reason: Reason,
     },
+    /// The source is not there.
+    #[error("the source has sent nothing for {} s", patience.as_secs())]
+    Silent {
+        /// How long.
+        patience: Duration,
+    },
     /// The source is there, but too slow for any network.
-    #[error(
-        "the source sent less than {} KiB of pages in {} s", PACE_BYTES >> 10, patience.as_secs()
-    )]
+    #[error("the source sent less than {} KiB in {} s", PACE_BYTES >> 10, patience.as_secs())]
     Slow {
         /// How long.
         patience: Duration,
@@ -286,6 +319,9 @@ pub enum IntakeError {
     /// The state came too early.
     #[error("the source sent the machine's state in the middle of a round of pages")]
     Unfinished,
+    /// The host has no thread to give.
+    #[error("starting a thread for a connection")]
+    Thread(#[source] IoError),
     /// We were told to stop.
     #[error("receiving was stopped")]
     Stopped,
@@ -318,16 +354,21 @@ mod tests {
     }
 
     /// Whoever sends steadily may take hours, but not for ever; silence, or a byte now and then, is
-    /// not waited for.
+    /// not waited for. A stall that is shorter than the silence is, wherever it comes.
     #[test]
     fn a_source_keeps_a_pace() {
         let begun = Instant::now();
         let at = |seconds: u64| begun + Duration::from_secs(seconds);
         let mut pace = Pace::new(begun, Duration::from_secs(30));
         pace.check(0, at(30)).unwrap();
-        assert!(matches!(pace.check(0, at(31)), Err(IntakeError::Slow { .. })));
+        assert!(matches!(pace.check(0, at(31)), Err(IntakeError::Silent { .. })));
         let mut pace = Pace::new(begun, Duration::from_secs(30));
-        let trickle = (1..=31).find_map(|second| pace.check(second, at(second)).err());
+        pace.check(PACE_BYTES - 1, at(29)).unwrap();
+        pace.check(PACE_BYTES - 1, at(58)).unwrap();
+        pace.check(PACE_BYTES, at(59)).unwrap();
+        pace.check(PACE_BYTES, at(88)).unwrap();
+        let mut pace = Pace::new(begun, Duration::from_secs(30));
+        let trickle = (1..=61).find_map(|second| pace.check(second, at(second)).err());
         assert!(matches!(trickle, Some(IntakeError::Slow { .. })), "{trickle:?}");
         let mut pace = Pace::new(begun, Duration::from_secs(30));
         for second in (0..=24 * 3600).step_by(30) {

@@ -5,34 +5,37 @@ use std::time::{Duration, Instant};
 use log::info;
 
 use super::destination::DestinationError;
+use super::intake::IntakeError;
 use super::link::Due;
 use super::lobby::Lobby;
 use super::message::{Message, Offer};
+use super::patience::in_all;
 use super::placer::PagePlacer;
 use super::transport::Listener;
-
-/// How long the source may take until all of its page connections have joined.
-pub(super) const JOINING_MAX: Duration = Duration::from_secs(10);
 
 /// How often waiting looks up.
 const LOOK_UP: Duration = Duration::from_millis(20);
 
-/// Waits until every page connection has introduced itself.
+/// Waits until every page connection has introduced itself: for `silence` since the last word, and
+/// for all of them together as long as for one message.
 pub(super) fn accept_connections(
     listener: &Listener,
     offer: &Offer,
     silence: Duration,
     stop: &mut dyn FnMut() -> bool,
 ) -> Result<Vec<PagePlacer>, DestinationError> {
-    let deadline = Instant::now() + JOINING_MAX.min(silence);
+    let begun = Instant::now();
     let mut joined: Vec<Option<PagePlacer>> = Vec::new();
     joined.resize_with(usize::from(offer.connections), || None);
-    let mut lobby = Lobby::of(Due::JOIN);
+    let mut lobby = Lobby::of(Due::JOIN, silence);
     while joined.iter().any(Option::is_none) {
-        if stop() || Instant::now() > deadline {
+        if stop() {
+            return Err(IntakeError::Stopped.into());
+        }
+        if lobby.last_word().elapsed() > silence || begun.elapsed() > in_all(silence, 0) {
             return Err(DestinationError::Connections { wanted: offer.connections });
         }
-        let caller = match lobby.hear(listener, LOOK_UP)? {
+        let caller = match lobby.hear(listener, LOOK_UP) {
             None => continue,
             Some(Ok(caller)) => caller,
             Some(Err(cause)) => {

@@ -1,17 +1,16 @@
 //! The control connection: whole messages, with deadlines.
 
-use std::io::{Error as IoError, ErrorKind, IoSlice};
+use std::io::{Error as IoError, IoSlice};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use super::frame::{CLOSING_HEADER_LEN, FRAME_HEADER_LEN, FrameHeader, Kind, STATUS_BYTES_MAX};
+use super::frame::{CLOSING_HEADER_LEN, FrameHeader, Kind, STATUS_BYTES_MAX};
 use super::malformed::Malformed;
 use super::message::{Message, Reason};
+use super::patience::{Patience, Wait};
+use super::reading::Reading;
 use super::transport::Stream;
-
-/// How long a message may take from its first byte to its last.
-const MESSAGE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How often waiting for a message looks up.
 const STEP: Duration = Duration::from_millis(50);
@@ -82,33 +81,112 @@ impl Due {
 #[derive(Debug)]
 pub(super) struct Link {
     stream: Stream,
+    /// How long the peer may be silent in the middle of a message, or not read one of ours.
+    silence: Duration,
+    /// What has come of the next message.
+    reading: Reading,
+    patience: Patience,
+    /// Bytes that have come.
+    heard: u64,
 }
 
 impl Link {
-    pub(super) fn new(stream: Stream) -> Self {
-        Self { stream }
+    pub(super) fn new(stream: Stream, silence: Duration) -> Self {
+        let (reading, patience) = (Reading::new(), Patience::new(silence));
+        Self { stream, silence, reading, patience, heard: 0 }
     }
 
-    /// Sends one message.
-    pub(super) fn send(&mut self, message: &Message) -> Result<(), LinkError> {
-        let bytes = message.encode()?;
-        self.stream.send(&mut [IoSlice::new(&bytes)]).map_err(LinkError::Lost)
-    }
-
-    /// Waits for what is due for up to `patience`; `None` if nothing began, or `look_up` said stop.
-    pub(super) fn receive(
+    /// Sends one message, as long as the peer takes it and `stop` does not say otherwise.
+    pub(super) fn send(
         &mut self,
-        due: Due,
-        patience: Duration,
-        look_up: &mut dyn FnMut() -> bool,
-    ) -> Result<Option<Message>, LinkError> {
-        let until = Instant::now() + patience;
-        while !self.stream.readable(STEP.min(patience)).map_err(LinkError::Lost)? {
-            if look_up() || Instant::now() > until {
+        message: &Message,
+        stop: &mut dyn FnMut() -> bool,
+    ) -> Result<(), LinkError> {
+        let bytes = message.encode()?;
+        let mut wait = Wait::new(self.silence, bytes.len(), stop);
+        self.stream.send(&mut [IoSlice::new(&bytes)], &mut wait).map_err(LinkError::Lost)
+    }
+
+    /// Waits until the peer has taken all that was sent, `others` bytes on other connections among it, or
+    /// says something: a network may be slower than the buffers of this host.
+    pub(super) fn until_taken(
+        &mut self,
+        others: &dyn Fn() -> usize,
+        stop: &mut dyn FnMut() -> bool,
+    ) -> Result<(), LinkError> {
+        let not_taken = |stream: &Stream| stream.not_taken().saturating_add(others());
+        let mut left = not_taken(&self.stream);
+        let mut wait = Wait::new(self.silence, left, stop);
+        while left > 0 {
+            let step = wait.step().map_err(|cause| LinkError::Lost(cause.into()))?;
+            let begun = Instant::now();
+            if self.stream.readable(step).map_err(LinkError::Lost)? {
+                return Ok(());
+            }
+            wait.waited(begun.elapsed());
+            let now = not_taken(&self.stream);
+            if now < left {
+                wait.moved(left - now);
+            }
+            left = now;
+        }
+        Ok(())
+    }
+
+    /// Says something short at once: a peer that has left no room for it has read nothing for long,
+    /// and is not waited for.
+    pub(super) fn say(&mut self, message: &Message) -> Result<(), LinkError> {
+        let bytes = message.encode()?;
+        self.stream.send_at_once(&bytes).map_err(LinkError::Lost)
+    }
+
+    /// The next message, if it is what is due and whole within `step`. What has come of it is kept
+    /// for the next time.
+    pub(super) fn hear(&mut self, due: Due, step: Duration) -> Result<Option<Message>, LinkError> {
+        let until = Instant::now() + step;
+        loop {
+            let now = Instant::now();
+            let left = until.saturating_duration_since(now);
+            let is_readable = self.stream.readable(left).map_err(LinkError::Lost)?;
+            if self.is_in_a_message() {
+                self.patience.wait(now.elapsed());
+            }
+            if is_readable {
+                let before = self.reading.said();
+                if let Some(message) = self.reading.take(&mut self.stream, due)? {
+                    self.heard = self.heard.saturating_add(1);
+                    self.patience = Patience::new(self.silence);
+                    return Ok(Some(message));
+                }
+                let came = self.reading.said().saturating_sub(before);
+                if came > 0 {
+                    self.heard = self.heard.saturating_add(came as u64);
+                    self.patience.moved();
+                }
+            }
+            if self.is_in_a_message() {
+                let overdue = self.patience.left(self.reading.len());
+                overdue.map_err(|cause| LinkError::Lost(cause.into()))?;
+            }
+            if Instant::now() >= until {
                 return Ok(None);
             }
         }
-        self.read(due).map(Some)
+    }
+
+    /// How long the peer may be silent.
+    pub(super) fn silence(&self) -> Duration {
+        self.silence
+    }
+
+    /// Whether a message has begun to arrive, and is not whole.
+    pub(super) fn is_in_a_message(&self) -> bool {
+        self.reading.said() > 0
+    }
+
+    /// Grows whenever something comes.
+    pub(super) fn heard(&self) -> u64 {
+        self.heard
     }
 
     /// Sends a message that has an answer.
@@ -116,23 +194,24 @@ impl Link {
     /// # Errors
     /// [`LinkError::Refused`] if the peer has refused or given up meanwhile; [`LinkError::Early`] if
     /// it has said anything else, which can only be an answer to what it has not read.
-    pub(super) fn ask(&mut self, message: &Message) -> Result<(), LinkError> {
-        self.nothing_said()?;
-        self.send(message)
+    pub(super) fn ask(
+        &mut self,
+        message: &Message,
+        stop: &mut dyn FnMut() -> bool,
+    ) -> Result<(), LinkError> {
+        self.nothing_said(stop)?;
+        self.send(message, stop)
     }
 
     /// Whatever has arrived by now came too early.
     ///
     /// # Errors
     /// As [`Link::ask`].
-    pub(super) fn nothing_said(&mut self) -> Result<(), LinkError> {
+    pub(super) fn nothing_said(&mut self, stop: &mut dyn FnMut() -> bool) -> Result<(), LinkError> {
         if !self.stream.readable(Duration::ZERO).map_err(LinkError::Lost)? {
             return Ok(());
         }
-        match self.read(Due::REFUSAL) {
-            Ok(Message::Refuse { reason } | Message::Abandon { reason, .. }) => {
-                Err(LinkError::Refused(reason))
-            }
+        match self.answer_unless(Due::REFUSAL, self.silence, stop) {
             Ok(_) | Err(LinkError::Unexpected { .. }) => Err(LinkError::Early),
             Err(cause) => Err(cause),
         }
@@ -154,36 +233,20 @@ impl Link {
         patience: Duration,
         stop: &mut dyn FnMut() -> bool,
     ) -> Result<Option<Message>, LinkError> {
-        let mut stopped = false;
-        let mut look_up = || {
-            stopped = stop();
-            stopped
-        };
-        match self.receive(due, patience, &mut look_up)? {
-            None if stopped => Ok(None),
-            None => Err(due.silent(patience)),
-            Some(Message::Refuse { reason } | Message::Abandon { reason, .. }) => {
-                Err(LinkError::Refused(reason))
+        let until = Instant::now() + patience;
+        loop {
+            match self.hear(due, STEP.min(patience))? {
+                Some(Message::Refuse { reason } | Message::Abandon { reason, .. }) => {
+                    return Err(LinkError::Refused(reason));
+                }
+                Some(message) => return Ok(Some(message)),
+                None if stop() => return Ok(None),
+                None if !self.is_in_a_message() && Instant::now() > until => {
+                    return Err(due.silent(patience));
+                }
+                None => {}
             }
-            Some(message) => Ok(Some(message)),
         }
-    }
-
-    /// Reads the message that has begun to arrive.
-    fn read(&mut self, due: Due) -> Result<Message, LinkError> {
-        let deadline = Instant::now() + MESSAGE_DEADLINE;
-        let mut header = [0; FRAME_HEADER_LEN];
-        if !self.stream.fill(&mut header, deadline).map_err(LinkError::Lost)? {
-            return Err(LinkError::Lost(ErrorKind::UnexpectedEof.into()));
-        }
-        let header = FrameHeader::decode(&header)?;
-        due.check(header)?;
-        // The header's length has its cap.
-        let mut bytes = vec![0; header.length()];
-        if !bytes.is_empty() && !self.stream.fill(&mut bytes, deadline).map_err(LinkError::Lost)? {
-            return Err(LinkError::Lost(ErrorKind::UnexpectedEof.into()));
-        }
-        Ok(Message::decode(header, bytes)?)
     }
 
     /// Nothing more is read here, by any handle; whoever waits to read stops.
@@ -198,7 +261,7 @@ impl Link {
 
     /// Another handle on the connection, for a thread of its own.
     pub(super) fn try_clone(&self) -> Result<Self, IoError> {
-        self.stream.try_clone().map(Self::new)
+        Ok(Self::new(self.stream.try_clone()?, self.silence))
     }
 }
 
@@ -236,5 +299,69 @@ pub enum LinkError {
 impl LinkError {
     pub(super) fn unexpected(wanted: &'static str) -> Self {
         Self::Unexpected { wanted }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+
+    use super::*;
+    use crate::migration::closing::Closing;
+
+    const SILENCE: Duration = Duration::from_secs(1);
+
+    /// What a peer takes slowly, but steadily, may take longer than the silence; what it does not take
+    /// may not, and whoever wants no more is heard meanwhile.
+    #[test]
+    fn what_was_sent_is_waited_for_while_it_is_taken() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        let mut link = Link::new(Stream::Unix(near), SILENCE);
+        let state = Message::State(Closing::new(Kind::State, 1, 1, vec![7; 120 << 10]));
+        let len = state.encode().unwrap().len();
+        link.send(&state, &mut || false).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut part = [0; 8 << 10];
+                for _ in 0..len / part.len() {
+                    far.read_exact(&mut part).unwrap();
+                    thread::park_timeout(SILENCE / 10);
+                }
+                far.read_exact(&mut vec![0; len % part.len()]).unwrap();
+            });
+            let begun = Instant::now();
+            link.until_taken(&|| 0, &mut || false).unwrap();
+            assert!(begun.elapsed() > SILENCE, "it was taken at once");
+        });
+        link.send(&state, &mut || false).unwrap();
+        let begun = Instant::now();
+        link.until_taken(&|| 0, &mut || begun.elapsed() > SILENCE / 10).unwrap_err();
+        assert!(begun.elapsed() < SILENCE, "{:?}", begun.elapsed());
+        let lost = link.until_taken(&|| 0, &mut || false).unwrap_err();
+        assert!(begun.elapsed() >= SILENCE, "{lost}");
+    }
+
+    /// A message that comes byte by byte does not keep its reader: what has come is kept, and nothing
+    /// of what follows is taken with it.
+    #[test]
+    fn a_message_may_come_in_pieces() {
+        let (near, far) = UnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        let mut link = Link::new(Stream::Unix(near), SILENCE * 60);
+        let ok = Message::RoundOk { round: 7 };
+        let (bytes, moment) = (ok.encode().unwrap(), Duration::from_millis(1));
+        let mut far = Stream::Unix(far);
+        for byte in &bytes[..bytes.len() - 1] {
+            far.send_at_once(&[*byte]).unwrap();
+            let begun = Instant::now();
+            assert_eq!(link.hear(Due::ROUND_OK, moment).unwrap(), None);
+            assert!(begun.elapsed() < SILENCE * 10, "{:?}", begun.elapsed());
+        }
+        far.send_at_once(&[&bytes[bytes.len() - 1..], &bytes].concat()).unwrap();
+        assert_eq!(link.hear(Due::ROUND_OK, SILENCE).unwrap(), Some(ok.clone()));
+        assert_eq!(link.hear(Due::ROUND_OK, SILENCE).unwrap(), Some(ok));
     }
 }

@@ -1,19 +1,23 @@
 //! Connections that have not said their first message yet. All are heard at once, so that nobody who
 //! says nothing, or little, keeps the others waiting; how many there are, how much they may say, and
-//! how long they may take, is bounded.
+//! how long they may take, is bounded. That the host lacks a descriptor or memory for the next one
+//! passes: it is tried again.
 
 use std::collections::VecDeque;
-use std::io::{Error as IoError, ErrorKind, Read};
+use std::io::{Error as IoError, ErrorKind};
+use std::thread::park_timeout;
 use std::time::{Duration, Instant};
 
+use log::warn;
+use rustix::io::Errno;
+
 use super::caller::Caller;
-use super::frame::{CONNECTIONS_MAX, FRAME_HEADER_LEN, FrameHeader};
+use super::frame::CONNECTIONS_MAX;
 use super::link::{Due, Link, LinkError};
 use super::message::{Message, Reason};
+use super::patience::{Overdue, in_all};
+use super::reading::Reading;
 use super::transport::{Listener, Stream, wait_for_any};
-
-/// How long a first message may take, from the connection to its last byte.
-pub(super) const GREETING_MAX: Duration = Duration::from_secs(10);
 
 /// Connections at a time; beyond, the oldest is closed. A migration's own come all at once.
 const ROOM: usize = 2 * CONNECTIONS_MAX as usize;
@@ -22,74 +26,118 @@ const ROOM: usize = 2 * CONNECTIONS_MAX as usize;
 /// offer has some tens of KiB, and one may have a mebibyte.
 const BYTES_MAX: usize = 2 << 20;
 
-/// How much is read from a connection at a time.
-const STEP: usize = 64 << 10;
+/// How long to wait after a connection could not be accepted.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// How often the user hears of that.
+const COMPLAIN_AGAIN: Duration = Duration::from_secs(60);
 
 /// Who has connected and is not known yet.
 #[derive(Debug)]
 pub struct Lobby {
     due: Due,
+    /// How long a newcomer may be silent.
+    silence: Duration,
     newcomers: VecDeque<Newcomer>,
     /// Those who have said something, or were turned away, and were not told of yet.
     heard: VecDeque<Result<Caller, LinkError>>,
+    /// Nobody is accepted before this.
+    closed_until: Option<Instant>,
+    /// When that was last said to the user.
+    complained: Option<Instant>,
+    /// When anybody was heard last, or came.
+    last_word: Instant,
 }
 
 impl Lobby {
-    /// Of a host that receives guests: a source offers one, or asks for an earlier one.
+    /// Of a host that receives guests: a source offers one, or asks for an earlier one. Nobody may
+    /// be silent for longer than `silence`.
     #[must_use]
-    pub fn new() -> Self {
-        Self::of(Due::GREETING)
+    pub fn new(silence: Duration) -> Self {
+        Self::of(Due::GREETING, silence)
     }
 
     /// Whoever says anything but what is due is turned away.
-    pub(super) fn of(due: Due) -> Self {
-        Self { due, newcomers: VecDeque::new(), heard: VecDeque::new() }
+    pub(super) fn of(due: Due, silence: Duration) -> Self {
+        let (newcomers, heard) = (VecDeque::new(), VecDeque::new());
+        let last_word = Instant::now();
+        Self { due, silence, newcomers, heard, closed_until: None, complained: None, last_word }
+    }
+
+    /// When anybody was heard last, or came.
+    pub(super) fn last_word(&self) -> Instant {
+        self.last_word
     }
 
     /// The next who has said a whole first message, or why somebody was turned away; `None` if there
     /// is nobody within `patience`.
-    ///
-    /// # Errors
-    /// If nobody can be listened to.
     pub fn hear(
         &mut self,
         listener: &Listener,
         patience: Duration,
-    ) -> Result<Option<Result<Caller, LinkError>>, IoError> {
+    ) -> Option<Result<Caller, LinkError>> {
         let until = Instant::now() + patience;
         loop {
             // Before anything is read: who has given up long ago is no caller.
             self.turn_late_ones_away();
             if let Some(heard) = self.heard.pop_front() {
-                return Ok(Some(heard));
+                return Some(heard);
             }
-            let mut left = until.saturating_duration_since(Instant::now());
-            if let Some(first) = self.newcomers.front() {
-                left = left.min(first.until.saturating_duration_since(Instant::now()));
-            }
+            let now = Instant::now();
+            self.closed_until = self.closed_until.filter(|closed| *closed > now);
+            let next = self.newcomers.iter().map(|newcomer| newcomer.until(self.silence));
+            let next = next.chain(self.closed_until).chain([until]).min().unwrap_or(until);
+            let left = next.saturating_duration_since(now);
             let streams = self.newcomers.iter().map(|newcomer| &newcomer.stream);
-            if wait_for_any(listener, streams, left)? {
-                self.let_in(listener)?;
-                self.listen();
+            let open = self.closed_until.is_none().then_some(listener);
+            match wait_for_any(open, streams, left) {
+                Ok(true) => {
+                    if self.closed_until.is_none() {
+                        self.let_in(listener);
+                    }
+                    self.listen();
+                }
+                Ok(false) => {}
+                Err(cause) => {
+                    self.close_for_a_while(&cause);
+                    park_timeout(ACCEPT_AGAIN.min(patience));
+                }
             }
             if self.heard.is_empty() && Instant::now() >= until {
-                return Ok(None);
+                return None;
             }
         }
     }
 
     /// Accepts all who knock now.
-    fn let_in(&mut self, listener: &Listener) -> Result<(), IoError> {
+    fn let_in(&mut self, listener: &Listener) {
         for _ in 0..ROOM {
-            let Some(stream) = listener.accept(Duration::ZERO)? else { break };
-            if self.newcomers.len() == ROOM
-                && let Some(oldest) = self.newcomers.pop_front()
-            {
-                self.turn_away(oldest, crowded());
+            let stream = match listener.accept(Duration::ZERO) {
+                Ok(Some(stream)) => stream,
+                Ok(None) => return,
+                Err(cause) => return self.close_for_a_while(&cause),
+            };
+            if self.newcomers.len() == ROOM {
+                self.turn_oldest_away();
             }
             self.newcomers.push_back(Newcomer::new(stream));
+            self.last_word = Instant::now();
         }
-        Ok(())
+    }
+
+    /// Somebody could not be accepted. Either who came is gone, or descriptors or memory are short;
+    /// then the strangers here may have what is missing.
+    fn close_for_a_while(&mut self, cause: &IoError) {
+        let now = Instant::now();
+        self.closed_until = Some(now + ACCEPT_AGAIN);
+        if self.complained.is_none_or(|complained| now - complained > COMPLAIN_AGAIN) {
+            self.complained = Some(now);
+            warn!("accepting a connection failed, and is tried again: {cause}");
+        }
+        let short = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS];
+        if Errno::from_io_error(cause).is_some_and(|errno| short.contains(&errno)) {
+            self.turn_oldest_away();
+        }
     }
 
     /// Takes in what everybody has said meanwhile.
@@ -98,46 +146,51 @@ impl Lobby {
             match newcomer.listen(self.due) {
                 Ok(None) => self.newcomers.push_back(newcomer),
                 Ok(Some(first)) => {
-                    let link = Link::new(newcomer.stream);
+                    self.last_word = Instant::now();
+                    let link = Link::new(newcomer.stream, self.silence);
                     self.heard.push_back(Ok(Caller { link, first }));
                 }
                 Err(cause) => self.turn_away(newcomer, cause),
             }
         }
-        while self.newcomers.iter().map(|newcomer| newcomer.body.len()).sum::<usize>() > BYTES_MAX {
+        let last_words = self.newcomers.iter().map(|newcomer| newcomer.last_word);
+        self.last_word = last_words.chain([self.last_word]).max().unwrap_or(self.last_word);
+        while self.newcomers.iter().map(Newcomer::held).sum::<usize>() > BYTES_MAX {
             let longest = (0..self.newcomers.len())
-                .max_by_key(|&at| self.newcomers.get(at).map(|newcomer| newcomer.body.len()));
+                .max_by_key(|&at| self.newcomers.get(at).map(Newcomer::held));
             let Some(newcomer) = longest.and_then(|at| self.newcomers.remove(at)) else { break };
             self.turn_away(newcomer, crowded());
         }
     }
 
+    fn turn_oldest_away(&mut self) {
+        if let Some(oldest) = self.newcomers.pop_front() {
+            self.turn_away(oldest, crowded());
+        }
+    }
+
     fn turn_late_ones_away(&mut self) {
         let now = Instant::now();
-        while self.newcomers.front().is_some_and(|first| first.until <= now)
-            && let Some(late) = self.newcomers.pop_front()
-        {
-            let cause = match late.said {
-                0 => self.due.silent(GREETING_MAX),
-                _ => LinkError::Lost(IoError::new(ErrorKind::TimedOut, "the peer is too slow")),
-            };
-            self.turn_away(late, cause);
+        let is_late = |newcomer: &Newcomer| newcomer.until(self.silence) <= now;
+        if !self.newcomers.iter().any(is_late) {
+            return;
+        }
+        let newcomers = std::mem::take(&mut self.newcomers);
+        let (late, others) = newcomers.into_iter().partition::<VecDeque<_>, _>(is_late);
+        self.newcomers = others;
+        for newcomer in late {
+            let cause = newcomer.overdue(self.due, self.silence);
+            self.turn_away(newcomer, cause);
         }
     }
 
     /// A source of another version learns so, if it is one at all.
     fn turn_away(&mut self, newcomer: Newcomer, cause: LinkError) {
         let reason = Reason::new(&super::chain_of(&cause));
-        let mut link = Link::new(newcomer.stream);
+        let mut link = Link::new(newcomer.stream, self.silence);
         // It may be gone: then it needs no reason.
-        link.send(&Message::Refuse { reason }).unwrap_or_default();
+        link.say(&Message::Refuse { reason }).unwrap_or_default();
         self.heard.push_back(Err(cause));
-    }
-}
-
-impl Default for Lobby {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -150,58 +203,51 @@ fn crowded() -> LinkError {
 #[derive(Debug)]
 struct Newcomer {
     stream: Stream,
-    until: Instant,
-    /// What has come of its first message.
-    said: usize,
-    head: [u8; FRAME_HEADER_LEN],
-    /// Grows with what has come.
-    body: Vec<u8>,
+    came: Instant,
+    last_word: Instant,
+    /// Its first message, which holds no more than what has come.
+    reading: Reading,
 }
 
 impl Newcomer {
     fn new(stream: Stream) -> Self {
-        let until = Instant::now() + GREETING_MAX;
-        Self { stream, until, said: 0, head: [0; FRAME_HEADER_LEN], body: Vec::new() }
+        let now = Instant::now();
+        Self { stream, came: now, last_word: now, reading: Reading::sparing() }
     }
 
     /// Takes what has come of its first message, and no byte more; the message, if it is whole.
     /// Never waits.
     fn listen(&mut self, due: Due) -> Result<Option<Message>, LinkError> {
-        while let Some(rest @ [_, ..]) = self.head.get_mut(self.said..) {
-            match read(&mut self.stream, rest)? {
-                None => return Ok(None),
-                Some(count) => self.said += count,
-            }
+        let before = self.reading.said();
+        let message = self.reading.take(&mut self.stream, due)?;
+        if self.reading.said() > before {
+            self.last_word = Instant::now();
         }
-        let header = FrameHeader::decode(&self.head)?;
-        due.check(header)?;
-        let missing = header.length().saturating_sub(self.body.len()).min(STEP);
-        if missing > 0 {
-            let before = self.body.len();
-            self.body.reserve_exact(missing);
-            self.body.resize(before + missing, 0);
-            let count = read(&mut self.stream, self.body.get_mut(before..).unwrap_or_default());
-            let count = count?.unwrap_or(0);
-            self.body.truncate(before + count);
-            self.said += count;
-        }
-        if self.body.len() < header.length() {
-            return Ok(None);
-        }
-        Ok(Some(Message::decode(header, std::mem::take(&mut self.body))?))
+        Ok(message)
     }
-}
 
-/// Reads what there is; `None` if there is nothing yet.
-fn read(stream: &mut Stream, into: &mut [u8]) -> Result<Option<usize>, LinkError> {
-    loop {
-        match stream.read(into) {
-            Ok(0) => return Err(LinkError::Lost(ErrorKind::UnexpectedEof.into())),
-            Ok(count) => return Ok(Some(count)),
-            Err(cause) if cause.kind() == ErrorKind::WouldBlock => return Ok(None),
-            Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
-            Err(cause) => return Err(LinkError::Lost(cause)),
-        }
+    /// How long it may take, if it says no more.
+    fn until(&self, silence: Duration) -> Instant {
+        (self.last_word + silence).min(self.came + in_all(silence, self.reading.len()))
+    }
+
+    /// Why it is late.
+    fn overdue(&self, due: Due, silence: Duration) -> LinkError {
+        let seconds = silence.as_secs();
+        let cause = match (self.reading.said(), self.last_word.elapsed() >= silence) {
+            (0, _) => return due.silent(silence),
+            (_, true) => Overdue::Silent { seconds },
+            (_, false) => {
+                let len = self.reading.len();
+                Overdue::Slow { len, seconds: in_all(silence, len).as_secs() }
+            }
+        };
+        LinkError::Lost(cause.into())
+    }
+
+    /// Bytes that it makes this host hold.
+    fn held(&self) -> usize {
+        self.reading.held()
     }
 }
 

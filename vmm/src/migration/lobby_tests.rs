@@ -12,6 +12,9 @@ use crate::migration::message::{Offer, Transfer, VmId};
 /// Any of these connections is heard within it; far below what a first message may take.
 const SOON: Duration = Duration::from_secs(5);
 
+/// How long a stranger may be silent.
+const SILENCE: Duration = Duration::from_secs(30);
+
 struct Host {
     _directory: TempDir,
     path: std::path::PathBuf,
@@ -42,7 +45,7 @@ fn offer(machine: usize) -> Message {
 /// The next who is a caller; whoever was turned away before is passed over.
 fn caller(lobby: &mut Lobby, host: &Host) -> Caller {
     loop {
-        let heard = lobby.hear(&host.listener, SOON).unwrap();
+        let heard = lobby.hear(&host.listener, SOON);
         if let Ok(caller) = heard.expect("somebody is heard before the strangers' time is over") {
             return caller;
         }
@@ -52,7 +55,7 @@ fn caller(lobby: &mut Lobby, host: &Host) -> Caller {
 /// However many say nothing, or half a message, a source is heard at once.
 #[test]
 fn strangers_keep_nobody_waiting() {
-    let (host, mut lobby) = (Host::new(), Lobby::new());
+    let (host, mut lobby) = (Host::new(), Lobby::new(SILENCE));
     let whole = offer(100).encode().unwrap();
     let mut strangers: Vec<_> = (0..60).map(|_| host.says(b"")).collect();
     strangers.extend((0..60).map(|len| host.says(&whole[..len])));
@@ -67,26 +70,55 @@ fn strangers_keep_nobody_waiting() {
 /// Whoever says something else is told why, and whoever goes away is forgotten.
 #[test]
 fn others_are_turned_away() {
-    let (host, mut lobby) = (Host::new(), Lobby::new());
+    let (host, mut lobby) = (Host::new(), Lobby::new(SILENCE));
     let http = host.says(b"GET / HTTP/1.1\r\nHost: b\r\n\r\n");
-    let heard = lobby.hear(&host.listener, SOON).unwrap().unwrap();
+    let heard = lobby.hear(&host.listener, SOON).unwrap();
     assert!(matches!(heard, Err(LinkError::Malformed(_))), "{heard:?}");
-    let told = Link::new(Stream::Unix(http)).answer(Due::REFUSAL, SOON);
+    let told = Link::new(Stream::Unix(http), SOON).answer(Due::REFUSAL, SOON);
     assert!(matches!(&told, Err(LinkError::Refused(why)) if why.as_str().contains("protocol")));
     let _started = host.says(&Message::Started.encode().unwrap());
-    let heard = lobby.hear(&host.listener, SOON).unwrap().unwrap();
+    let heard = lobby.hear(&host.listener, SOON).unwrap();
     assert!(matches!(heard, Err(LinkError::Unexpected { .. })), "{heard:?}");
     drop(host.says(b"SV"));
-    let heard = lobby.hear(&host.listener, SOON).unwrap().unwrap();
+    let heard = lobby.hear(&host.listener, SOON).unwrap();
     assert!(matches!(heard, Err(LinkError::Lost(_))), "{heard:?}");
     assert!(lobby.newcomers.is_empty());
-    assert!(lobby.hear(&host.listener, Duration::ZERO).unwrap().is_none());
+    assert!(lobby.hear(&host.listener, Duration::ZERO).is_none());
+}
+
+/// A stranger has its time since its last byte, and for a whole message twice that; a source that
+/// stalls for less is heard.
+#[test]
+fn a_stall_is_waited_for_and_silence_is_not() {
+    let silence = Duration::from_millis(1500);
+    let (host, mut lobby) = (Host::new(), Lobby::new(silence));
+    let whole = offer(100).encode().unwrap();
+    let begun = Instant::now();
+    let _mute = host.says(b"");
+    let mut source = host.says(&whole[..30]);
+    let _half = host.says(&whole[..5]);
+    assert!(lobby.hear(&host.listener, silence / 2).is_none());
+    source.write_all(&whole[30..60]).unwrap();
+    let (mut late, mut heard) = (Vec::new(), None);
+    while late.len() < 2 {
+        match lobby.hear(&host.listener, SOON).unwrap() {
+            Ok(caller) => heard = Some(caller.first),
+            Err(cause) => late.push(cause.to_string()),
+        }
+        if late.len() == 1 {
+            source.write_all(&whole[60..]).unwrap_or_default();
+        }
+    }
+    assert!(begun.elapsed() >= silence, "{:?}", begun.elapsed());
+    let heard = heard.unwrap_or_else(|| caller(&mut lobby, &host).first);
+    assert_eq!(heard, offer(100));
+    assert!(late.iter().any(|cause| cause.contains("has not sent its first message")), "{late:?}");
 }
 
 /// Nothing of what follows the first message is read with it.
 #[test]
 fn what_follows_is_left() {
-    let (host, mut lobby) = (Host::new(), Lobby::new());
+    let (host, mut lobby) = (Host::new(), Lobby::new(SILENCE));
     let next = Message::Start { encryption: None };
     let both = [offer(3).encode().unwrap(), next.encode().unwrap()].concat();
     let _source = host.says(&both);
@@ -97,12 +129,12 @@ fn what_follows_is_left() {
 /// The oldest of too many goes first, and so a source that comes last is heard.
 #[test]
 fn there_is_room_for_so_many() {
-    let (host, mut lobby) = (Host::new(), Lobby::new());
+    let (host, mut lobby) = (Host::new(), Lobby::new(SILENCE));
     let mut strangers = Vec::new();
     for _ in 0..ROOM + 20 {
         strangers.push(host.says(b"S"));
         if strangers.len() % 50 == 0 {
-            let _crowded = lobby.hear(&host.listener, Duration::ZERO).unwrap();
+            let _crowded = lobby.hear(&host.listener, Duration::ZERO);
         }
     }
     let _source = host.says(&offer(3).encode().unwrap());
@@ -114,7 +146,7 @@ fn there_is_room_for_so_many() {
 /// short one is heard all the same.
 #[test]
 fn long_messages_do_not_add_up() {
-    let (host, mut lobby) = (Host::new(), Lobby::new());
+    let (host, mut lobby) = (Host::new(), Lobby::new(SILENCE));
     let long = offer(1 << 20).encode().unwrap();
     let mut strangers: Vec<_> = (0..8).map(|_| (host.says(b""), 0)).collect();
     let _source = host.says(&offer(3).encode().unwrap()[..30]);
@@ -122,12 +154,12 @@ fn long_messages_do_not_add_up() {
         for (stranger, said) in &mut strangers {
             // All but the last byte; it may have been turned away, and the socket may be full.
             let rest = &long[*said..long.len() - 1];
-            *said += stranger.write(&rest[..rest.len().min(STEP)]).unwrap_or(0);
+            *said += stranger.write(&rest[..rest.len().min(1 << 16)]).unwrap_or(0);
         }
-        if let Some(Ok(caller)) = lobby.hear(&host.listener, Duration::ZERO).unwrap() {
+        if let Some(Ok(caller)) = lobby.hear(&host.listener, Duration::ZERO) {
             panic!("{caller:?} has not said all");
         }
-        let held: usize = lobby.newcomers.iter().map(|newcomer| newcomer.body.capacity()).sum();
+        let held: usize = lobby.newcomers.iter().map(|newcomer| newcomer.held()).sum();
         assert!(held <= BYTES_MAX + ROOM * 64, "{held} bytes");
     }
     assert!(strangers.iter().any(|(_, said)| *said > 1 << 19), "they say much");
@@ -141,7 +173,7 @@ proptest! {
     /// In whatever pieces a first message comes, it is the same.
     #[test]
     fn pieces_make_a_message(len in 0..200_000_usize, mut cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6)) {
-        let (host, mut lobby) = (Host::new(), Lobby::new());
+        let (host, mut lobby) = (Host::new(), Lobby::new(SILENCE));
         let (message, mut source) = (offer(len), host.says(b""));
         let bytes = message.encode().unwrap();
         let mut at: Vec<_> = cuts.drain(..).map(|cut| cut.index(bytes.len())).collect();
@@ -153,11 +185,11 @@ proptest! {
             while !rest.is_empty() {
                 prop_assert!(heard.is_none());
                 rest = &rest[source.write(rest).unwrap_or(0)..];
-                heard = lobby.hear(&host.listener, Duration::ZERO).unwrap();
+                heard = lobby.hear(&host.listener, Duration::ZERO);
             }
         }
         while heard.is_none() {
-            heard = lobby.hear(&host.listener, SOON).unwrap();
+            heard = lobby.hear(&host.listener, SOON);
         }
         prop_assert_eq!(heard.unwrap().unwrap().first, message);
     }

@@ -19,6 +19,7 @@
 
 mod account;
 mod arrivals;
+mod asking;
 mod assessment;
 mod caller;
 mod certificates;
@@ -29,6 +30,7 @@ mod codec_tests;
 pub mod convergence;
 mod cursor;
 pub mod destination;
+mod dialling;
 mod endpoint;
 pub mod frame;
 #[cfg(test)]
@@ -44,12 +46,15 @@ mod link;
 mod lobby;
 mod malformed;
 pub mod message;
+mod not_taken;
 mod offering;
+mod patience;
 mod placer;
 pub mod preflight;
 pub mod progress;
 #[cfg(test)]
 mod race_tests;
+mod reading;
 pub mod reception;
 pub mod recovery;
 mod rounds;
@@ -61,6 +66,7 @@ mod transport;
 
 use crate::machine::chain_of;
 pub use caller::Caller;
+pub use dialling::LOOK_UP_MAX;
 pub use endpoint::{BadEndpoint, Endpoint};
 pub use link::LinkError;
 pub use lobby::Lobby;

@@ -1,12 +1,16 @@
 //! The outgoing half before the first page: offer -> verify the destination -> `SEND_START` -> page
 //! connections.
 
+use std::time::Duration;
+
 use log::warn;
 use zerocopy::IntoBytes;
 
 use super::certificates::{CertificatesError, from_wire};
+use super::dialling::Dialling;
 use super::link::{Due, Link, LinkError};
 use super::message::{Message, Offer, PlatformBytes, SessionBytes};
+use super::patience::Overdue;
 use super::progress::Phase;
 use super::sender::PageSender;
 use super::source::{Attempt, Guest, Options, SourceError, Wishes};
@@ -16,6 +20,9 @@ use crate::sev::Policy;
 use crate::sev::session::random;
 use crate::sev::target::{PlatformCertificates, RefusedTarget, verify_target};
 
+/// How often waiting for a connection looks up.
+const LOOK_UP: Duration = Duration::from_millis(50);
+
 impl Attempt<'_> {
     /// Offers the guest; the destination says what it is, and is verified before anything is sent.
     pub(super) fn offer(&mut self, wish: &mut Wishes<'_>) -> Result<(), SourceError> {
@@ -24,15 +31,16 @@ impl Attempt<'_> {
         let machine = machine.offer();
         let offer = described(&machine, self.options)?;
         let session = offer.session;
-        let link = self.link.insert(Link::new(connect(self.options)?));
-        link.ask(&Message::Offer(offer))?;
+        let stream = self.unless_ended(wish, |_, options, stop| connect(options, stop))?;
+        self.link = Some(Link::new(stream, self.options.silence));
+        self.ask(&Message::Offer(offer), wish)?;
         let Message::Accept { platform } = self.answer(Due::ACCEPT, wish)? else {
             return Err(LinkError::unexpected("an acceptance").into());
         };
         self.session = session;
         self.account.enter(Phase::Attest);
         let encryption = self.attest(machine.sev.as_ref(), platform.as_ref())?;
-        self.link.as_mut().ok_or(SourceError::Gone)?.ask(&Message::Start { encryption })?;
+        self.ask(&Message::Start { encryption }, wish)?;
         if self.answer(Due::STARTED, wish)? == Message::Started {
             return Ok(());
         }
@@ -91,10 +99,11 @@ impl Attempt<'_> {
     }
 
     /// Opens the page connections.
-    pub(super) fn join(&mut self) -> Result<(), SourceError> {
+    pub(super) fn join(&mut self, wish: &mut Wishes<'_>) -> Result<(), SourceError> {
         for index in 0..self.options.connections {
-            let stream = connect(self.options)?;
-            self.senders.push(PageSender::join(stream, self.session, index)?);
+            let stream = self.unless_ended(wish, |_, options, stop| connect(options, stop))?;
+            let place = (self.session, index);
+            self.senders.push(PageSender::join(stream, place, self.options.silence)?);
         }
         Ok(())
     }
@@ -107,7 +116,61 @@ pub(super) fn described(machine: &MachineOffer, options: &Options) -> Result<Off
     Ok(Offer { transfer, session, connections, machine: machine.to_bytes()? })
 }
 
-pub(super) fn connect(options: &Options) -> Result<Stream, SourceError> {
+/// Connects, unless `stop` says so meanwhile.
+pub(super) fn connect(
+    options: &Options,
+    stop: &mut dyn FnMut() -> bool,
+) -> Result<Stream, SourceError> {
     let to = &options.to;
-    Stream::connect(to).map_err(|cause| SourceError::Connect { to: to.clone(), cause })
+    let failed = |cause| SourceError::Connect { to: to.clone(), cause };
+    let dialling = Dialling::start(to, options.silence).map_err(failed)?;
+    loop {
+        match dialling.outcome(LOOK_UP) {
+            Some(outcome) => return outcome.map_err(failed),
+            None if stop() => return Err(failed(Overdue::Unwanted.into())),
+            None => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::time::Instant;
+
+    use super::*;
+    use crate::migration::convergence::{Goal, TimeoutStrategy};
+    use crate::migration::message::{Transfer, VmId};
+
+    /// A host whose queue is full answers nobody, like one that is not there; whoever wants no more
+    /// is heard all the same.
+    #[test]
+    fn a_host_that_does_not_answer_is_given_up_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let address = listener.local_addr().unwrap();
+        let moment = Duration::from_millis(200);
+        let mut waiting = Vec::new();
+        while let Ok(stream) = TcpStream::connect_timeout(&address, moment) {
+            waiting.push(stream);
+            assert!(waiting.len() < 10, "the queue takes everybody");
+        }
+        let options = Options {
+            to: format!("tcp:{address}").parse().unwrap(),
+            connections: 1,
+            goal: Goal { downtime: moment, timeout: moment, strategy: TimeoutStrategy::Cancel },
+            throttle: true,
+            silence: Duration::from_secs(300),
+            transfer: Transfer { vm: VmId([3; 16]), epoch: 1 },
+            allow_unchecked: false,
+        };
+        let begun = Instant::now();
+        let given_up = connect(&options, &mut || begun.elapsed() > moment).unwrap_err();
+        assert!(matches!(given_up, SourceError::Connect { .. }), "{given_up}");
+        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+        let silent = Options { silence: moment, ..options };
+        let failed = connect(&silent, &mut || false).unwrap_err();
+        assert!(matches!(failed, SourceError::Connect { .. }), "{failed}");
+        assert!(begun.elapsed() < Duration::from_secs(40), "{:?}", begun.elapsed());
+    }
 }

@@ -4,7 +4,7 @@
 
 use std::io::{Error as IoError, ErrorKind};
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -15,15 +15,13 @@ use super::frame::{
 };
 use super::malformed::Malformed;
 use super::message::{Message, RoundEnd};
+use super::patience::Wait;
 use super::reception::Arrived;
 use super::transport::Stream;
 use crate::encryption::Status;
 use crate::memory::{GuestRam, RamError};
 use crate::page::{Frame, PageRange};
 use crate::sev::receive::{ReceiveError, Receiving};
-
-/// How long one frame may take from its first byte to its last.
-pub(super) const FRAME_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How often an idle connection looks whether it is still wanted.
 const IDLE_STEP: Duration = Duration::from_millis(200);
@@ -97,43 +95,63 @@ impl PagePlacer {
                     return Ok(None);
                 }
             }
-            let deadline = Instant::now() + FRAME_DEADLINE;
-            let mut head = [0; PAGES_HEAD_LEN];
-            let (frame_part, pages_part) = head.split_at_mut(FRAME_HEADER_LEN);
-            if !self.stream.fill(frame_part, deadline)? {
-                let cut = PlacerError::Cut { round: self.round };
-                return if self.is_in_a_round() { Err(cut) } else { Ok(None) };
+            let mut stop = unwanted;
+            let taken = &target.arrived.taken;
+            let mut wait = Wait::new(target.silence, PAGES_HEAD_LEN, &mut stop).counting(taken);
+            match self.place_frame(target, &mut wait) {
+                // Its own error, if it has one, comes from having been given up.
+                Ok(Placed::Pages) | Err(_) if unwanted() => return Err(PlacerError::Unwanted),
+                Ok(Placed::Pages) => {}
+                Ok(Placed::RoundEnd(end)) => return Ok(Some(end)),
+                Ok(Placed::End) => return Ok(None),
+                Err(cause) => return Err(cause),
             }
-            let frame = FrameHeader::decode(&as_array(frame_part))?;
-            if frame.kind() == Kind::RoundEnd {
-                return self.end_round(frame, deadline).map(Some);
-            }
-            if frame.kind() != Kind::Pages {
-                return Err(PlacerError::Unexpected { kind: frame.kind() });
-            }
-            self.fill_lists(pages_part.len(), deadline)?;
-            pages_part.copy_from_slice(self.lists.get(..PAGES_HEADER_LEN).unwrap_or(&[]));
-            let header = PagesHeader::decode(frame, &as_array(pages_part))?;
-            self.check(&header, target)?;
-            self.digest.add(&head);
-            self.sequence += 1;
-            self.place(&header, target, deadline)?;
         }
     }
 
+    /// Takes what has begun to arrive, whole.
+    fn place_frame(
+        &mut self,
+        target: &Target<'_>,
+        wait: &mut Wait<'_>,
+    ) -> Result<Placed, PlacerError> {
+        let mut head = [0; PAGES_HEAD_LEN];
+        let (frame_part, pages_part) = head.split_at_mut(FRAME_HEADER_LEN);
+        if !self.stream.fill(frame_part, wait)? {
+            let cut = PlacerError::Cut { round: self.round };
+            return if self.is_in_a_round() { Err(cut) } else { Ok(Placed::End) };
+        }
+        let frame = FrameHeader::decode(&as_array(frame_part))?;
+        wait.expect(FRAME_HEADER_LEN + frame.length());
+        if frame.kind() == Kind::RoundEnd {
+            return self.end_round(frame, wait).map(Placed::RoundEnd);
+        }
+        if frame.kind() != Kind::Pages {
+            return Err(PlacerError::Unexpected { kind: frame.kind() });
+        }
+        self.fill_lists(pages_part.len(), wait)?;
+        pages_part.copy_from_slice(self.lists.get(..PAGES_HEADER_LEN).unwrap_or(&[]));
+        let header = PagesHeader::decode(frame, &as_array(pages_part))?;
+        self.check(&header, target)?;
+        self.digest.add(&head);
+        self.sequence += 1;
+        self.place(&header, target, wait)?;
+        Ok(Placed::Pages)
+    }
+
     /// Reads `len` bytes into the buffer for what is short.
-    fn fill_lists(&mut self, len: usize, deadline: Instant) -> Result<(), PlacerError> {
+    fn fill_lists(&mut self, len: usize, wait: &mut Wait<'_>) -> Result<(), PlacerError> {
         let buffer = self.lists.get_mut(..len).ok_or(IoError::from(ErrorKind::InvalidData))?;
         let cut = PlacerError::Cut { round: self.round };
-        if self.stream.fill(buffer, deadline)? { Ok(()) } else { Err(cut) }
+        if self.stream.fill(buffer, wait)? { Ok(()) } else { Err(cut) }
     }
 
     /// Reads the next `count` pages, no more than have room.
-    fn fill_pages(&mut self, count: usize, deadline: Instant) -> Result<(), PlacerError> {
+    fn fill_pages(&mut self, count: usize, wait: &mut Wait<'_>) -> Result<(), PlacerError> {
         let buffer = self.pages.get_mut(..count * PAGE_LEN);
         let buffer = buffer.ok_or(IoError::from(ErrorKind::InvalidData))?;
         let cut = PlacerError::Cut { round: self.round };
-        if self.stream.fill(buffer, deadline)? { Ok(()) } else { Err(cut) }
+        if self.stream.fill(buffer, wait)? { Ok(()) } else { Err(cut) }
     }
 
     /// The firmware's packets bind neither the session's order nor the round: these numbers do.
@@ -157,11 +175,11 @@ impl PagePlacer {
         &mut self,
         header: &PagesHeader,
         target: &Target<'_>,
-        deadline: Instant,
+        wait: &mut Wait<'_>,
     ) -> Result<(), PlacerError> {
         let parts = header.payload();
         let lists = parts.numbers + parts.packet_headers;
-        self.fill_lists(lists, deadline)?;
+        self.fill_lists(lists, wait)?;
         let (numbers, packets) =
             self.lists.get(..lists).unwrap_or_default().split_at(parts.numbers);
         let mut digest = PayloadDigest::new(numbers);
@@ -182,7 +200,7 @@ impl PagePlacer {
             let at_a_time = self.pages.len() / PAGE_LEN;
             let packets = packet_headers.chunks(at_a_time);
             for (frames, packets) in frames.chunks(at_a_time).zip(packets) {
-                self.fill_pages(frames.len(), deadline)?;
+                self.fill_pages(frames.len(), wait)?;
                 let (pages, _) = self.pages.as_chunks::<PAGE_LEN>();
                 for ((&frame, page), packet) in frames.iter().zip(pages).zip(packets) {
                     digest = digest.and(page);
@@ -204,9 +222,9 @@ impl PagePlacer {
     fn end_round(
         &mut self,
         frame: FrameHeader,
-        deadline: Instant,
+        wait: &mut Wait<'_>,
     ) -> Result<RoundEnd, PlacerError> {
-        self.fill_lists(frame.length(), deadline)?;
+        self.fill_lists(frame.length(), wait)?;
         let bytes = self.lists.get(..frame.length()).unwrap_or_default();
         let Message::RoundEnd(theirs) = Message::decode(frame, bytes.to_vec())? else {
             return Err(PlacerError::Unexpected { kind: frame.kind() });
@@ -222,6 +240,16 @@ impl PagePlacer {
         self.round = self.round.saturating_add(1);
         Ok(ours)
     }
+}
+
+/// What has come.
+enum Placed {
+    /// A frame of pages.
+    Pages,
+    /// The round's end.
+    RoundEnd(RoundEnd),
+    /// The connection's end, between rounds.
+    End,
 }
 
 /// A run of pages comes that the host has not mapped yet: it had better be mapped at once.
@@ -300,6 +328,9 @@ pub enum PlacerError {
     /// The connection.
     #[error("receiving pages from the source")]
     Receive(#[from] IoError),
+    /// All is there, or nothing more is wanted.
+    #[error("a page connection went on after the last round")]
+    Unwanted,
     /// The connection ended inside a round.
     #[error("a page connection ended in the middle of round {round}")]
     Cut {

@@ -140,16 +140,29 @@ fn ask(
     stop: &mut dyn FnMut() -> bool,
 ) -> Result<Assessment, SourceError> {
     let inquiry = Message::Inquiry(described(machine, options)?);
-    let mut link = Link::new(connect(options)?);
-    link.ask(&inquiry)?;
-    match link.receive(Due::ASSESSMENT, options.silence, stop)? {
-        Some(Message::Assessment(assessment)) => Ok(assessment),
-        Some(Message::Refuse { reason } | Message::Abandon { reason, .. }) => {
-            Err(LinkError::Refused(reason).into())
-        }
-        Some(_) => Err(LinkError::unexpected("an assessment").into()),
-        None => Err(Due::ASSESSMENT.silent(options.silence).into()),
+    let mut stopped = false;
+    let mut stop = || {
+        stopped = stopped || stop();
+        stopped
+    };
+    let answer = inquire(&inquiry, options, &mut stop);
+    if stopped {
+        return Err(SourceError::Cancelled(Reason::new("the question was given up")));
     }
+    match answer? {
+        Some(Message::Assessment(assessment)) => Ok(assessment),
+        Some(_) | None => Err(LinkError::unexpected("an assessment").into()),
+    }
+}
+
+fn inquire(
+    inquiry: &Message,
+    options: &Options,
+    stop: &mut dyn FnMut() -> bool,
+) -> Result<Option<Message>, SourceError> {
+    let mut link = Link::new(connect(options, stop)?, options.silence);
+    link.ask(inquiry, stop)?;
+    Ok(link.answer_unless(Due::ASSESSMENT, options.silence, stop)?)
 }
 
 fn theirs(subject: &str, reason: &dyn Error) -> Hindrance {
@@ -230,10 +243,10 @@ mod tests {
         thread::scope(|scope| {
             scope.spawn(|| {
                 let (Some(listener), Some(answer)) = (listener, answer) else { return };
-                let caller = Lobby::new().hear(&listener, Duration::from_secs(60)).unwrap();
+                let caller = Lobby::new(SOON).hear(&listener, SOON);
                 let mut caller = caller.unwrap().unwrap();
                 assert!(matches!(caller.first, Message::Inquiry(_)), "{:?}", caller.first);
-                caller.link.send(&answer).unwrap();
+                caller.link.send(&answer, &mut || false).unwrap();
             });
             candidate.hindrances(&options, &mut || false)
         })
@@ -243,6 +256,7 @@ mod tests {
         hindrances.iter().map(|found| (found.by, found.subject.as_str())).collect()
     }
 
+    const SOON: Duration = Duration::from_secs(60);
     const HERE: Side = Side::Source;
     const THERE: Side = Side::Destination;
 

@@ -44,6 +44,9 @@ const FRAMES: [u64; 6] = [3, 4, 0x100, 0x101, 0x102, 0x10f];
 
 const SESSION: u64 = 7;
 
+/// How long either side may be silent.
+const SILENCE: Duration = Duration::from_secs(30);
+
 /// [`PAGE_SIZE`] as a length.
 const PAGE_LEN: usize = 4096;
 
@@ -219,10 +222,10 @@ impl Connection {
         let sending = launched.start_send(&destination.certificates(), own.pdh).unwrap();
         let receiving = destination.initialised().start_receive(sending.session()).unwrap();
         let (here, there) = UnixStream::pair().unwrap();
-        let sender = PageSender::join(Stream::Unix(here), SESSION, 0).unwrap();
+        let sender = PageSender::join(Stream::Unix(here), (SESSION, 0), SILENCE).unwrap();
         let join = Message::Join { session: SESSION, index: 0 }.encode().unwrap();
         let (mut stream, mut came) = (Stream::Unix(there), vec![0; join.len()]);
-        stream.fill(&mut came, Instant::now() + Duration::from_secs(10)).unwrap();
+        std::io::Read::read_exact(&mut stream, &mut came).unwrap();
         assert_eq!(came, join);
         let placer = PagePlacer::new(stream, 1);
         let arrivals = Arrivals::new(source.memory.layout()).unwrap();
@@ -233,7 +236,7 @@ impl Connection {
     fn send_round(&mut self, rounds: &mut Rounds<Scripted>, into: &GuestRam) {
         let Self { sender, placer, sending, receiving, arrivals, arrived, sent } = self;
         let receiving = Some(&*receiving);
-        let silence = Duration::from_secs(30);
+        let silence = SILENCE;
         let target = Target { ram: into, arrivals, receiving, session: SESSION, arrived, silence };
         let deadline = Instant::now() + Duration::from_secs(60);
         thread::scope(|scope| {

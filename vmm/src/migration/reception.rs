@@ -14,6 +14,8 @@ pub(super) struct Arrived {
     pub(super) zero: AtomicU64,
     pub(super) private: AtomicU64,
     pub(super) bytes: AtomicU64,
+    /// Bytes of any kind on any connection, whole or not: it grows while the source is there.
+    pub(super) taken: AtomicU64,
     /// Rounds that have arrived whole.
     pub(super) rounds: AtomicU32,
 }

@@ -95,8 +95,9 @@ impl Unfinished {
     fn ask_once(&mut self, to: &Endpoint) -> Option<Fate> {
         let transfer = self.record.transfer;
         let mut side = Source::recovered(transfer, self.record.step)?;
-        let mut link = match Stream::connect(to) {
-            Ok(stream) => Link::new(stream),
+        // On this thread, which nobody waits for.
+        let mut link = match Stream::connect(to, ANSWER_MAX, &|| true) {
+            Ok(stream) => Link::new(stream, ANSWER_MAX),
             Err(cause) => {
                 debug!("connecting to {to} for {transfer}: {cause}");
                 return None;
@@ -137,7 +138,7 @@ impl Unfinished {
 
     fn perform(&mut self, output: SourceOutput, link: &mut Link) -> Option<()> {
         match output {
-            SourceOutput::Send(say) => link.send(&say.into()).ok(),
+            SourceOutput::Send(say) => link.say(&say.into()).ok(),
             SourceOutput::WriteJournal(step) => {
                 let written = self.journal.append(self.record.transfer, step, &self.record.peer);
                 if let Err(cause) = written {
@@ -217,7 +218,7 @@ mod tests {
             found.finish(move |_, fate| told.send(fate).unwrap()).unwrap();
             // The first connection breaks before it is answered.
             drop(listener.accept(SOON).unwrap().unwrap());
-            let mut caller = Lobby::new().hear(&listener, SOON).unwrap().unwrap().unwrap();
+            let mut caller = Lobby::new(SOON).hear(&listener, SOON).unwrap().unwrap();
             assert_eq!(caller.first, Message::Commit(transfer(number)));
             let say = match answer {
                 None => Message::Running(transfer(number)),
@@ -228,7 +229,7 @@ mod tests {
                     say.clone().into()
                 }
             };
-            caller.link.send(&say).unwrap();
+            caller.link.say(&say).unwrap();
             assert_eq!(heard.recv_timeout(SOON), Ok(fate));
             let read = Journal::read(directory.as_path(), transfer(number).vm, Side::Source);
             assert_eq!(read.unwrap().last().unwrap().step, last);

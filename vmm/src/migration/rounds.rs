@@ -7,18 +7,16 @@
 //! status older than the dirty log, a flip between the two reads. `race_tests.rs` has each of them, and
 //! what becomes of it without the rule.
 
-use std::io::Error as IoError;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::thread;
+use std::thread::{self, Builder};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
 use super::convergence::Left;
 use super::sender::{PageSender, Round, SenderError, Sent};
-use super::transport::Stream;
 use crate::encryption::{Incomplete, PageStatus};
 use crate::machine::ChangeLog;
 use crate::memory::{GuestRam, RamError};
@@ -27,10 +25,6 @@ use crate::sev::send::Sending;
 
 /// How often a running round looks up.
 const LOOK_UP: Duration = Duration::from_millis(20);
-
-/// How long the others may go on after a round has failed, or was given up; who is in the middle of
-/// a window looks up when it is sent, and who is stuck in a peer that does not read never does.
-const STOPPING_MAX: Duration = Duration::from_secs(1);
 
 /// Where rounds learn what has changed: from a machine, or from the script of a test.
 pub(super) trait Changes {
@@ -140,23 +134,25 @@ fn send_on_all(
     round: &Round<'_>,
     look_up: &mut dyn FnMut() -> bool,
 ) -> Result<(), SenderError> {
-    let connections =
-        senders.iter().map(PageSender::connection).collect::<Result<Vec<_>, IoError>>()?;
     thread::scope(|scope| {
         let (done, finished) = channel();
-        for sender in senders {
+        let started = senders.iter_mut().try_for_each(|sender| {
             let done = done.clone();
-            scope.spawn(move || {
+            let send = move || {
                 let result = sender.send_round(round);
                 if result.is_err() {
                     round.stop.store(true, Ordering::Relaxed);
                 }
                 // Fails only if nobody counts any more.
                 done.send(result).unwrap_or_default();
-            });
-        }
+            };
+            Builder::new().spawn_scoped(scope, send).map(drop)
+        });
         drop(done);
-        let (mut failure, mut stopped) = (None, None);
+        let mut failure = started.map_err(SenderError::Thread).err();
+        if failure.is_some() {
+            round.stop.store(true, Ordering::Relaxed);
+        }
         loop {
             match finished.recv_timeout(LOOK_UP) {
                 Ok(Ok(_end)) => {}
@@ -171,12 +167,6 @@ fn send_on_all(
                     }
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
-            }
-            if round.stop.load(Ordering::Relaxed) {
-                let since = *stopped.get_or_insert_with(Instant::now);
-                if since.elapsed() > STOPPING_MAX {
-                    connections.iter().for_each(Stream::shut_down);
-                }
             }
         }
         failure.map_or(Ok(()), Err)

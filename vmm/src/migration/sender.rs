@@ -5,7 +5,7 @@
 
 use std::io::{Error as IoError, IoSlice};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
@@ -15,6 +15,7 @@ use super::frame::{
 };
 use super::malformed::Malformed;
 use super::message::{Message, RoundEnd};
+use super::patience::Wait;
 use super::transport::Stream;
 use crate::memory::{GuestRam, RamError, is_zero};
 use crate::page::{Frame, FrameSet, PAGE_SIZE, PageRange, RamLayout};
@@ -79,6 +80,8 @@ impl Round<'_> {
 #[derive(Debug)]
 pub(super) struct PageSender {
     stream: Stream,
+    /// How long the destination may take nothing.
+    silence: Duration,
     session: u64,
     sequence: u64,
     digest: RoundDigest,
@@ -89,11 +92,16 @@ pub(super) struct PageSender {
 
 impl PageSender {
     /// Introduces the connection as `index` of `session`.
-    pub(super) fn join(mut stream: Stream, session: u64, index: u16) -> Result<Self, SenderError> {
-        let join = Message::Join { session, index }.encode()?;
-        stream.send(&mut [IoSlice::new(&join)])?;
+    pub(super) fn join(
+        mut stream: Stream,
+        (session, index): (u64, u16),
+        silence: Duration,
+    ) -> Result<Self, SenderError> {
+        // The first on its connection, which has room for it.
+        stream.send_at_once(&Message::Join { session, index }.encode()?)?;
         Ok(Self {
             stream,
+            silence,
             session,
             sequence: 0,
             digest: RoundDigest::default(),
@@ -103,9 +111,9 @@ impl PageSender {
         })
     }
 
-    /// Another handle on the connection, to shut it down from elsewhere.
-    pub(super) fn connection(&self) -> Result<Stream, IoError> {
-        self.stream.try_clone()
+    /// Bytes of what was sent that the destination has not taken yet.
+    pub(super) fn not_taken(&self) -> usize {
+        self.stream.not_taken()
     }
 
     /// Sends this connection's part of a round, then its end.
@@ -127,7 +135,7 @@ impl PageSender {
         }
         let end = self.digest.end(round.number);
         let message = Message::RoundEnd(end).encode()?;
-        self.stream.send(&mut [IoSlice::new(&message)])?;
+        send(&mut self.stream, &mut [IoSlice::new(&message)], self.silence, round)?;
         Ok(end)
     }
 
@@ -177,7 +185,7 @@ impl PageSender {
         };
         let head = header.encode();
         let parts = [head.as_slice(), &batch.numbers, packet_headers, pages];
-        self.stream.send(&mut parts.map(IoSlice::new))?;
+        send(&mut self.stream, &mut parts.map(IoSlice::new), self.silence, round)?;
         self.digest.add(&head);
         self.sequence += 1;
         counter.fetch_add(u64::from(count), Ordering::Relaxed);
@@ -186,6 +194,19 @@ impl PageSender {
         batch.frames.clear();
         Ok(())
     }
+}
+
+/// Sends a frame, unless the round is given up meanwhile.
+fn send(
+    stream: &mut Stream,
+    parts: &mut [IoSlice<'_>],
+    silence: Duration,
+    round: &Round<'_>,
+) -> Result<(), SenderError> {
+    let len = parts.iter().map(|part| part.len()).sum();
+    let mut stop = || round.stop.load(Ordering::Relaxed);
+    let sent = stream.send(parts, &mut Wait::new(silence, len, &mut stop));
+    sent.map_err(|cause| if stop() { SenderError::Stopped } else { cause.into() })
 }
 
 /// Pages of one kind on their way into one frame. They are read, or sealed, right into their places.
@@ -237,6 +258,9 @@ pub enum SenderError {
     /// The connection.
     #[error("sending pages to the destination")]
     Send(#[from] IoError),
+    /// The host has no thread to give.
+    #[error("starting a thread for a connection")]
+    Thread(#[source] IoError),
     /// A message of ours beyond its own cap.
     #[error(transparent)]
     Encode(#[from] Malformed),

@@ -13,9 +13,11 @@ use rmp_serde::encode::Error as EncodeError;
 use thiserror::Error;
 
 use super::account::Account;
+use super::asking::reason_to_end;
 use super::certificates::CertificatesError;
 use super::closing::Closing;
 use super::convergence::{Decision, GaveUp, Goal};
+use super::dialling::Dialling;
 use super::endpoint::Endpoint;
 use super::frame::Kind;
 use super::handover::{Refusal, Resolution};
@@ -33,6 +35,9 @@ use crate::sev::launch::Launched;
 use crate::sev::send::{SendError, Sending};
 use crate::sev::target::RefusedTarget;
 use crate::vcpu::{Stop, VcpuError};
+
+/// How long a destination that has closed a page connection may take to say why.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What the user wants meanwhile.
 #[derive(Debug, Clone)]
@@ -87,7 +92,7 @@ pub(super) enum Guest {
 
 impl Guest {
     /// Whether it allows a migration now.
-    fn migratable(&self) -> Result<(), NotMigratable> {
+    pub(super) fn migratable(&self) -> Result<(), NotMigratable> {
         match self {
             Self::Running(machine) => machine.migratable(),
             Self::Paused(machine) => machine.migratable(),
@@ -112,6 +117,8 @@ pub(super) struct Attempt<'a> {
     pub(super) heard: Instant,
     /// When it was last connected to again.
     pub(super) dialled: Option<Instant>,
+    /// Until that has an outcome.
+    pub(super) dialling: Option<Dialling>,
     /// What the destination has said since it was last asked in the handover.
     pub(super) words: u32,
     /// Why the user's last wish in the handover is not granted.
@@ -132,6 +139,7 @@ impl<'a> Attempt<'a> {
             session: 0,
             heard: Instant::now(),
             dialled: None,
+            dialling: None,
             words: 0,
             refused: None,
         }
@@ -141,14 +149,14 @@ impl<'a> Attempt<'a> {
     pub(super) fn send_all(&mut self, wish: &mut Wishes<'_>) -> Result<(), SourceError> {
         self.account.enter(Phase::Offer);
         self.offer(wish)?;
-        self.join()?;
+        self.join(wish)?;
         self.account.enter(Phase::Rounds);
         self.send_rounds(wish)?;
         self.account.enter(Phase::LastRound);
         self.pause()?;
         self.send_last_round(wish)?;
         self.account.enter(Phase::State);
-        self.send_state()
+        self.send_state(wish)
     }
 
     /// Sends all of RAM, then what changed meanwhile, until the rest fits into the downtime.
@@ -185,7 +193,7 @@ impl<'a> Attempt<'a> {
 
     /// One round on all connections, and the destination's word that it arrived whole.
     fn send_round(&mut self, wish: &mut Wishes<'_>) -> Result<Duration, SourceError> {
-        self.link.as_mut().ok_or(SourceError::Gone)?.nothing_said()?;
+        self.on_link(wish, |link, stop| link.nothing_said(stop))?;
         let rounds = self.rounds.as_mut().ok_or(SourceError::Gone)?;
         self.account.begin_round(rounds.left());
         let (mut ended, account, counters) = (None, &mut self.account, &self.sent);
@@ -200,34 +208,20 @@ impl<'a> Attempt<'a> {
         }
         let elapsed = sent.map_err(|cause| self.explain(cause))?;
         let number = self.rounds.as_ref().map_or(0, Rounds::number);
+        self.until_taken(wish)?;
         if self.answer(Due::ROUND_OK, wish)? == (Message::RoundOk { round: number }) {
             return Ok(elapsed);
         }
         Err(LinkError::unexpected("the end of this round").into())
     }
 
-    /// The destination's next word, unless the user wants no more or the time is over meanwhile.
-    pub(super) fn answer(
-        &mut self,
-        due: Due,
-        wish: &mut Wishes<'_>,
-    ) -> Result<Message, SourceError> {
-        let (mut ended, account, counters) = (None, &mut self.account, &self.sent);
-        let guest = &self.guest;
-        let link = self.link.as_mut().ok_or(SourceError::Gone)?;
-        let mut look_up = || {
-            ended = reason_to_end(guest, account, counters, wish);
-            ended.is_some()
-        };
-        let answer = link.answer_unless(due, self.options.silence, &mut look_up)?;
-        answer.ok_or_else(|| ended.unwrap_or(SourceError::Gone))
-    }
-
     /// A destination that refuses closes its connections after it has said why.
     fn explain(&mut self, cause: SenderError) -> SourceError {
-        let said = self.link.as_mut().map(|link| link.answer(Due::REFUSAL, Duration::from_secs(1)));
+        let said = self.link.as_mut().map(|link| link.hear(Due::REFUSAL, LAST_WORDS));
         match said {
-            Some(Err(LinkError::Refused(reason))) => LinkError::Refused(reason).into(),
+            Some(Ok(Some(Message::Refuse { reason } | Message::Abandon { reason, .. }))) => {
+                LinkError::Refused(reason).into()
+            }
             _ => cause.into(),
         }
     }
@@ -263,18 +257,19 @@ impl<'a> Attempt<'a> {
     }
 
     /// The region list, and what the machine is beside its memory.
-    fn send_state(&mut self) -> Result<(), SourceError> {
+    fn send_state(&mut self, wish: &mut Wishes<'_>) -> Result<(), SourceError> {
         let Guest::Paused(machine) = &self.guest else { return Err(SourceError::Gone) };
         let state = machine.save()?.to_bytes()?;
         let status = machine.page_status().map(|status| status.to_bytes());
         let (session, round) = (self.session, self.rounds.as_ref().map_or(0, Rounds::number));
         let closing = |kind, bytes| Closing::new(kind, session, round, bytes);
-        let link = self.link.as_mut().ok_or(SourceError::Gone)?;
-        link.nothing_said()?;
-        if let Some(status) = status {
-            link.send(&Message::StatusList(closing(Kind::StatusList, status)))?;
-        }
-        Ok(link.send(&Message::State(closing(Kind::State, state)))?)
+        let list = status.map(|list| Message::StatusList(closing(Kind::StatusList, list)));
+        let state = Message::State(closing(Kind::State, state));
+        self.on_link(wish, |link, stop| {
+            link.nothing_said(stop)?;
+            list.iter().chain([&state]).try_for_each(|message| link.send(message, stop))
+        })?;
+        self.until_taken(wish)
     }
 
     /// The one way out before the handover: the guest runs on here, and the firmware and the
@@ -292,7 +287,7 @@ impl<'a> Attempt<'a> {
             let transfer = self.options.transfer;
             let abandon = Message::Abandon { transfer, reason: Reason::new(reason) };
             // It may be gone: then it gives up by itself.
-            link.send(&abandon).unwrap_or_default();
+            link.say(&abandon).unwrap_or_default();
         }
         Ok(machine)
     }
@@ -332,23 +327,6 @@ impl<'a> Attempt<'a> {
         match &mut self.guest {
             Guest::Running(machine) => Ok(machine),
             Guest::Paused(_) | Guest::Nowhere => Err(SourceError::Gone),
-        }
-    }
-}
-
-/// What the user wants, the time, or what the guest says, if that ends the attempt.
-fn reason_to_end(
-    guest: &Guest,
-    account: &mut Account,
-    counters: &Sent,
-    wish: &mut Wishes<'_>,
-) -> Option<SourceError> {
-    let progress = account.progress(counters);
-    match wish(Look { progress, in_doubt: false, refused: None }) {
-        Some(Wish::Cancel(reason)) => Some(SourceError::Cancelled(reason)),
-        Some(Wish::Resolve(_)) | None => {
-            let late = account.check().err().map(SourceError::from);
-            late.or_else(|| guest.migratable().err().map(SourceError::from))
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io::Error as IoError;
 use std::sync::mpsc::Sender;
-use std::thread::{Builder, park_timeout};
+use std::thread::Builder;
 use std::time::Duration;
 
 use log::{debug, info, warn};
@@ -53,7 +53,8 @@ where
 {
     let Prepared { machine, link, mut journal, transfer, .. } = prepared;
     let (mut paused, mut running, mut refused) = (Some(machine), None, None);
-    let mut source = Source { link: Some(link), lobby: Lobby::new(), anew: None };
+    let lobby = Lobby::new(link.silence());
+    let mut source = Source { link: Some(link), lobby, anew: None };
     let (mut side, outputs) = Destination::new(transfer);
     let (mut outputs, mut inputs) = (VecDeque::from(outputs), VecDeque::new());
     loop {
@@ -112,7 +113,7 @@ struct Source {
 
 impl Source {
     fn tell(&mut self, say: Say) {
-        let sent = self.link.as_mut().map(|link| link.send(&say.into()));
+        let sent = self.link.as_mut().map(|link| link.say(&say.into()));
         if !matches!(sent, Some(Ok(()))) {
             debug!("the source is not there to be told; it will ask again");
             self.link = None;
@@ -122,7 +123,7 @@ impl Source {
     /// What it says next, on its connection or on a new one: the old one may be stuck for ever.
     fn next_input(&mut self, listener: &Listener, transfer: Transfer) -> Option<DestinationInput> {
         if let Some(link) = &mut self.link {
-            match link.receive(Due::COMMIT, LOOK_UP, &mut || false) {
+            match link.hear(Due::COMMIT, LOOK_UP) {
                 Ok(None) => {}
                 Ok(Some(Message::Commit(named))) => return Some(DestinationInput::Commit(named)),
                 Ok(Some(Message::Abandon { transfer, reason })) => {
@@ -141,15 +142,10 @@ impl Source {
         }
         let patience = if self.link.is_some() { Duration::ZERO } else { LOOK_UP };
         match self.lobby.hear(listener, patience) {
-            Ok(None) => None,
-            Ok(Some(Ok(caller))) => self.hear(caller, transfer),
-            Ok(Some(Err(cause))) => {
+            None => None,
+            Some(Ok(caller)) => self.hear(caller, transfer),
+            Some(Err(cause)) => {
                 info!("somebody connected: {cause}");
-                None
-            }
-            Err(cause) => {
-                warn!("accepting a connection: {cause}");
-                park_timeout(LOOK_UP);
                 None
             }
         }
@@ -165,7 +161,7 @@ impl Source {
             }
             let answer = Say::NotRunning(named, NotRunning::Unknown);
             // Whoever it is asks again.
-            caller.link.send(&answer.into()).unwrap_or_default();
+            caller.link.say(&answer.into()).unwrap_or_default();
             return None;
         }
         if let Message::Abandon { transfer: named, .. } = caller.first {
@@ -188,22 +184,22 @@ impl Source {
 }
 
 /// Goes on answering a source that did not hear that its guest runs here, on a thread of its own
-/// that ends with the process.
+/// that ends with the process. Who connects may be silent for `silence`.
 ///
 /// # Errors
 /// If the host has no thread to give.
-pub fn keep_answering(listener: Listener, side: Destination) -> Result<(), IoError> {
+pub fn keep_answering(
+    listener: Listener,
+    side: Destination,
+    silence: Duration,
+) -> Result<(), IoError> {
     let answer = move || {
-        let mut lobby = Lobby::new();
+        let mut lobby = Lobby::new(silence);
         loop {
             match lobby.hear(&listener, Duration::from_secs(3600)) {
-                Ok(None) => {}
-                Ok(Some(Ok(caller))) => answer_one(caller, side),
-                Ok(Some(Err(cause))) => debug!("somebody connected: {cause}"),
-                Err(cause) => {
-                    warn!("accepting a connection: {cause}");
-                    return;
-                }
+                None => {}
+                Some(Ok(caller)) => answer_one(caller, side),
+                Some(Err(cause)) => debug!("somebody connected: {cause}"),
             }
         }
     };
@@ -218,9 +214,97 @@ fn answer_one(mut caller: Caller, side: Destination) {
     let (_, outputs) = side.on(DestinationInput::Commit(transfer));
     for output in outputs {
         if let DestinationOutput::Send(say) = output
-            && let Err(cause) = caller.link.send(&say.into())
+            && let Err(cause) = caller.link.say(&say.into())
         {
             debug!("{cause}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::env::{current_exe, var};
+    use std::fs::read_dir;
+    use std::process::{Child, Command, Stdio};
+    use std::time::Instant;
+
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    use vmm_sys_util::tempdir::TempDir;
+
+    use super::*;
+    use crate::migration::endpoint::Endpoint;
+    use crate::migration::handover::Step;
+    use crate::migration::message::VmId;
+    use crate::migration::transport::Stream;
+
+    const SOON: Duration = Duration::from_secs(60);
+
+    /// Tells the process that this test starts where it is to answer.
+    const SOCKET: &str = "SEVFERRY_TEST_ANSWERS_AT";
+
+    const TEST: &str = "migration::taking_over::tests::answering_survives_a_lack_of_descriptors";
+
+    fn transfer() -> Transfer {
+        Transfer { vm: VmId([4; 16]), epoch: 2 }
+    }
+
+    /// Answers for a guest until it is killed, or has nobody left to answer.
+    fn answer_at(socket: &str) {
+        let listener = Listener::bind(&socket.parse().unwrap()).unwrap();
+        let side = Destination::recovered(transfer(), Some(Step::Owner));
+        keep_answering(listener, side, SOON).unwrap();
+        std::thread::park_timeout(SOON * 2);
+    }
+
+    /// Killed, however its test ends.
+    struct Answering(Child);
+
+    impl Drop for Answering {
+        fn drop(&mut self) {
+            self.0.kill().unwrap_or_default();
+            self.0.wait().unwrap();
+        }
+    }
+
+    impl Answering {
+        fn allow_descriptors(&self, most: u64) {
+            let limit = Rlimit { current: Some(most), maximum: Some(1024) };
+            prlimit(Some(Pid::from_child(&self.0)), Resource::Nofile, limit).unwrap();
+        }
+    }
+
+    fn link(to: &Endpoint) -> Link {
+        Link::new(Stream::connect(to, SOON, &|| true).unwrap(), SOON)
+    }
+
+    /// A source in doubt is answered also after the host has had no descriptor for it for a while,
+    /// because strangers had them all: in a real process with a real limit.
+    #[test]
+    fn answering_survives_a_lack_of_descriptors() {
+        if let Ok(socket) = var(SOCKET) {
+            return answer_at(&socket);
+        }
+        let directory = TempDir::new().unwrap();
+        let socket = format!("unix:{}", directory.as_path().join("b").display());
+        let mut child = Command::new(current_exe().unwrap());
+        child.args(["--exact", TEST]).env(SOCKET, &socket).stdout(Stdio::null());
+        let child = Answering(child.spawn().unwrap());
+        let to: Endpoint = socket.parse().unwrap();
+        let begun = Instant::now();
+        while Stream::connect(&to, SOON, &|| true).is_err() {
+            assert!(begun.elapsed() < SOON, "it does not listen");
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
+        let open = read_dir(format!("/proc/{}/fd", child.0.id())).unwrap().count();
+        child.allow_descriptors(u64::try_from(open).unwrap() + 2);
+        let mut strangers: Vec<_> = (0..12).map(|_| link(&to)).collect();
+        // Being told so is the proof that the limit was met.
+        let crowded = strangers[0].answer(Due::REFUSAL, SOON).unwrap_err().to_string();
+        assert!(crowded.contains("too many connections at once"), "{crowded}");
+        let mut source = link(&to);
+        source.say(&Message::Commit(transfer())).unwrap();
+        let answer = source.answer(Due::VERDICT, SOON).unwrap();
+        let because = NotRunning::Crashed;
+        assert_eq!(answer, Message::NotRunning { transfer: transfer(), because });
     }
 }

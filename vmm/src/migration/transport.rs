@@ -13,10 +13,12 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 use super::endpoint::Endpoint;
+use super::not_taken::not_taken;
+use super::patience::{Overdue, Wait};
 use super::socket_file::{NoSocket, SocketFile};
 
-/// How long connecting may take, and how long a peer may take to read one message or page frame.
-const SEND_MAX: Duration = Duration::from_secs(10);
+/// How long each address of a name is tried at least.
+const CONNECT_MIN: Duration = Duration::from_millis(100);
 
 /// A socket that listens.
 #[derive(Debug)]
@@ -58,7 +60,8 @@ impl Listener {
     /// The next connection; `None` if none came within `patience`.
     ///
     /// # Errors
-    /// From the socket calls.
+    /// From the socket calls. None of them says that nobody will ever come: the host, or this
+    /// process, lacks something for now, or who came is gone.
     pub fn accept(&self, patience: Duration) -> Result<Option<Stream>, IoError> {
         if !ready(self.descriptor(), PollFlags::IN, patience)? {
             return Ok(None);
@@ -93,24 +96,40 @@ pub enum Stream {
 }
 
 impl Stream {
-    /// Connects within [`SEND_MAX`].
+    /// Connects within `patience`, once the name is found; `found` is told then, and whether to go on.
     ///
     /// # Errors
     /// From the socket calls, or if the name has no address.
-    pub fn connect(endpoint: &Endpoint) -> Result<Self, IoError> {
-        match endpoint {
-            Endpoint::Unix { path } => Self::Unix(connect_unix(path, SEND_MAX)?).prepared(),
-            Endpoint::Tcp { host, port } => {
-                let mut last = IoError::new(ErrorKind::NotFound, "the name has no address");
-                for address in (host.as_str(), *port).to_socket_addrs()? {
-                    match TcpStream::connect_timeout(&address, SEND_MAX) {
-                        Ok(stream) => return Self::Tcp(stream).prepared(),
-                        Err(cause) => last = cause,
-                    }
-                }
-                Err(last)
+    pub(super) fn connect(
+        endpoint: &Endpoint,
+        patience: Duration,
+        found: &dyn Fn() -> bool,
+    ) -> Result<Self, IoError> {
+        let unwanted = || IoError::from(Overdue::Unwanted);
+        let (host, port) = match endpoint {
+            Endpoint::Tcp { host, port } => (host, *port),
+            Endpoint::Unix { path } if found() => {
+                return Self::Unix(connect_unix(path, patience)?).prepared();
+            }
+            Endpoint::Unix { .. } => return Err(unwanted()),
+        };
+        let addresses: Vec<_> = (host.as_str(), port).to_socket_addrs()?.collect();
+        let mut last = IoError::new(ErrorKind::NotFound, "the name has no address");
+        let (until, mut left) = (Instant::now() + patience, addresses.len());
+        for address in addresses {
+            if !found() {
+                return Err(unwanted());
+            }
+            // An address that does not answer leaves time for the others.
+            let share = u32::try_from(left).unwrap_or(u32::MAX);
+            let share = until.saturating_duration_since(Instant::now()) / share;
+            left -= 1;
+            match TcpStream::connect_timeout(&address, share.max(CONNECT_MIN)) {
+                Ok(stream) => return Self::Tcp(stream).prepared(),
+                Err(cause) => last = cause,
             }
         }
+        Err(last)
     }
 
     /// Small messages must not wait for more, and no call may wait for longer than its deadline.
@@ -162,21 +181,29 @@ impl Stream {
         ready(self.descriptor(), PollFlags::IN, patience)
     }
 
+    /// Bytes of what was sent that the peer has not taken yet.
+    pub(super) fn not_taken(&self) -> usize {
+        not_taken(self.descriptor())
+    }
+
     /// Fills `buffer`; `false` if the stream ended before its first byte.
     ///
     /// # Errors
-    /// [`ErrorKind::UnexpectedEof`] in the middle, [`ErrorKind::TimedOut`] at `deadline`, however
-    /// much has come by then.
-    pub fn fill(&mut self, buffer: &mut [u8], deadline: Instant) -> Result<bool, IoError> {
+    /// [`ErrorKind::UnexpectedEof`] in the middle, [`ErrorKind::TimedOut`] when `wait` is over,
+    /// however much has come by then.
+    pub(super) fn fill(&mut self, buffer: &mut [u8], wait: &mut Wait<'_>) -> Result<bool, IoError> {
         let mut done = 0;
         while let Some(rest @ [_, ..]) = buffer.get_mut(done..) {
             match self.read(rest) {
                 Ok(0) if done == 0 => return Ok(false),
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-                Ok(count) => done += count,
+                Ok(count) => {
+                    done += count;
+                    wait.moved(count);
+                }
                 Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
                 Err(cause) if cause.kind() == ErrorKind::WouldBlock => {
-                    self.wait(PollFlags::IN, deadline)?;
+                    self.wait(PollFlags::IN, wait)?;
                 }
                 Err(cause) => return Err(cause),
             }
@@ -187,21 +214,24 @@ impl Stream {
     /// Writes all of `parts`, in order.
     ///
     /// # Errors
-    /// From the socket; [`ErrorKind::TimedOut`] when the peer has not taken it all in ten seconds.
-    pub fn send(&mut self, parts: &mut [IoSlice<'_>]) -> Result<(), IoError> {
-        self.send_by(parts, Instant::now() + SEND_MAX)
-    }
-
-    fn send_by(&mut self, parts: &mut [IoSlice<'_>], deadline: Instant) -> Result<(), IoError> {
+    /// From the socket; [`ErrorKind::TimedOut`] when `wait` is over before the peer has taken it all.
+    pub(super) fn send(
+        &mut self,
+        parts: &mut [IoSlice<'_>],
+        wait: &mut Wait<'_>,
+    ) -> Result<(), IoError> {
         let mut parts = parts;
         IoSlice::advance_slices(&mut parts, 0);
         while !parts.is_empty() {
             match self.write_vectored(parts) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(count) => IoSlice::advance_slices(&mut parts, count),
+                Ok(count) => {
+                    IoSlice::advance_slices(&mut parts, count);
+                    wait.moved(count);
+                }
                 Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
                 Err(cause) if cause.kind() == ErrorKind::WouldBlock => {
-                    self.wait(PollFlags::OUT, deadline)?;
+                    self.wait(PollFlags::OUT, wait)?;
                 }
                 Err(cause) => return Err(cause),
             }
@@ -209,13 +239,20 @@ impl Stream {
         Ok(())
     }
 
+    /// Writes `bytes` into what room the socket has.
+    ///
+    /// # Errors
+    /// From the socket; [`ErrorKind::WouldBlock`] if there is not enough.
+    pub(super) fn send_at_once(&mut self, bytes: &[u8]) -> Result<(), IoError> {
+        self.write_all(bytes)
+    }
+
     /// Waits until the socket may be ready for `what`; whether it is, the next try finds out.
-    fn wait(&self, what: PollFlags, deadline: Instant) -> Result<(), IoError> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(IoError::new(ErrorKind::TimedOut, "the peer is too slow"));
-        }
-        ready(self.descriptor(), what, left).map(|_ready| ())
+    fn wait(&self, what: PollFlags, wait: &mut Wait<'_>) -> Result<(), IoError> {
+        let (step, begun) = (wait.step()?, Instant::now());
+        ready(self.descriptor(), what, step)?;
+        wait.waited(begun.elapsed());
+        Ok(())
     }
 
     fn descriptor(&self) -> BorrowedFd<'_> {
@@ -255,18 +292,21 @@ impl Write for Stream {
     }
 }
 
-/// Whether somebody connects to `listener`, or something can be read from any of `streams`, within
-/// `patience`.
+/// Whether somebody connects to `listener`, if there is one, or something can be read from any of
+/// `streams`, within `patience`.
 ///
 /// # Errors
 /// From `poll`.
 pub(super) fn wait_for_any<'a>(
-    listener: &'a Listener,
+    listener: Option<&'a Listener>,
     streams: impl Iterator<Item = &'a Stream>,
     patience: Duration,
 ) -> Result<bool, IoError> {
-    let descriptors: Vec<_> =
-        [listener.descriptor()].into_iter().chain(streams.map(Stream::descriptor)).collect();
+    let descriptors: Vec<_> = listener
+        .map(Listener::descriptor)
+        .into_iter()
+        .chain(streams.map(Stream::descriptor))
+        .collect();
     let mut polled: Vec<_> =
         descriptors.iter().map(|descriptor| PollFd::new(descriptor, PollFlags::IN)).collect();
     wait_for(&mut polled, patience)
@@ -301,90 +341,5 @@ fn wait_for(polled: &mut [PollFd<'_>], patience: Duration) -> Result<bool, IoErr
 }
 
 #[cfg(test)]
-mod tests {
-    use std::thread;
-
-    use super::*;
-
-    fn pair() -> (Stream, Stream) {
-        let (one, other) = UnixStream::pair().unwrap();
-        (Stream::Unix(one).prepared().unwrap(), Stream::Unix(other).prepared().unwrap())
-    }
-
-    fn soon() -> Instant {
-        Instant::now() + Duration::from_secs(5)
-    }
-
-    /// Several parts arrive as one run of bytes, also where the socket takes them piecemeal.
-    #[test]
-    fn parts_arrive_whole_and_in_order() {
-        let (mut sender, mut receiver) = pair();
-        let large = vec![7; 4 << 20];
-        thread::scope(|scope| {
-            let sending = scope.spawn(|| {
-                sender.send(&mut [IoSlice::new(b"head"), IoSlice::new(&[]), IoSlice::new(&large)])
-            });
-            let mut got = vec![0; 4 + large.len()];
-            assert!(receiver.fill(&mut got, soon()).unwrap());
-            assert_eq!(&got[..4], b"head");
-            assert_eq!(got[4..], large);
-            sending.join().unwrap().unwrap();
-        });
-    }
-
-    /// The end of the stream between messages is an end; in the middle it is an error.
-    #[test]
-    fn an_end_in_the_middle_is_an_error() {
-        let (mut sender, mut receiver) = pair();
-        sender.send(&mut [IoSlice::new(b"abc")]).unwrap();
-        drop(sender);
-        let cut = receiver.fill(&mut [0; 4], soon()).unwrap_err();
-        assert_eq!(cut.kind(), ErrorKind::UnexpectedEof);
-        assert!(!receiver.fill(&mut [0; 4], soon()).unwrap());
-    }
-
-    /// A peer that sends a byte now and then does not get more time than the deadline gives.
-    #[test]
-    fn a_slow_peer_runs_into_the_deadline() {
-        let (mut sender, mut receiver) = pair();
-        sender.send(&mut [IoSlice::new(b"a")]).unwrap();
-        let slow = receiver.fill(&mut [0; 4], Instant::now()).unwrap_err();
-        assert_eq!(slow.kind(), ErrorKind::TimedOut);
-    }
-
-    /// Somebody who listens and accepts nobody is not waited for for ever.
-    #[test]
-    fn a_full_queue_is_not_waited_for() {
-        let path = std::env::temp_dir().join(format!("sevferry-queue-{}", std::process::id()));
-        let endpoint: Endpoint = format!("unix:{}", path.display()).parse().unwrap();
-        let listener = Listener::bind(&endpoint).unwrap();
-        let Listener::Unix(_, socket) = &listener else { panic!("a unix socket") };
-        rustix::net::listen(socket, 0).unwrap();
-        let mut waiting = Vec::new();
-        let refused = loop {
-            match connect_unix(path.to_str().unwrap(), Duration::from_millis(50)) {
-                Ok(stream) => waiting.push(stream),
-                Err(cause) => break cause,
-            }
-            assert!(waiting.len() < 10, "the queue takes everybody");
-        };
-        assert_eq!(refused.kind(), ErrorKind::TimedOut, "{refused}");
-    }
-
-    /// A socket file left by a process that is gone is replaced; one in use is not.
-    #[test]
-    fn a_stale_socket_file_is_replaced() {
-        let path = std::env::temp_dir().join(format!("sevferry-transport-{}", std::process::id()));
-        let endpoint: Endpoint = format!("unix:{}", path.display()).parse().unwrap();
-        // std does not remove the file when the listener is dropped.
-        drop(UnixListener::bind(&path).unwrap());
-        let listener = Listener::bind(&endpoint).unwrap();
-        let taken = Listener::bind(&endpoint).unwrap_err();
-        assert!(matches!(taken, NoSocket::InUse), "{taken}");
-        let _client = Stream::connect(&endpoint).unwrap();
-        assert!(listener.accept(Duration::from_secs(5)).unwrap().is_some());
-        assert!(listener.accept(Duration::from_millis(1)).unwrap().is_none(), "somebody else");
-        drop(listener);
-        assert!(!path.exists());
-    }
-}
+#[path = "transport_tests.rs"]
+mod tests;

@@ -24,7 +24,7 @@ use sevferry::migration::{Endpoint, Listener, Lobby};
 use super::script::{Channel, Step};
 
 /// After this an attempt hangs. Far above every deadline of the destination's.
-const HANG: Duration = Duration::from_secs(180);
+pub(crate) const HANG: Duration = Duration::from_secs(180);
 
 /// How long a source may say nothing.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -36,6 +36,10 @@ static MEMORY: RwLock<()> = RwLock::new(());
 pub(crate) struct Bench {
     /// Somebody wants it to stop in this round.
     pub(crate) stop_at_round: u32,
+    /// Or after this time.
+    pub(crate) stop_after: Duration,
+    /// How long a source may say nothing.
+    pub(crate) silence: Duration,
     _memory: Option<RwLockReadGuard<'static, ()>>,
     path: PathBuf,
     listener: Listener,
@@ -48,6 +52,7 @@ pub(crate) struct Outcome {
     pub(crate) result: Result<Received, String>,
     /// What the destination told the source, if it refused.
     pub(crate) refusal: Option<String>,
+    pub(crate) took: Duration,
 }
 
 impl Outcome {
@@ -76,7 +81,8 @@ impl Bench {
         let path = std::env::temp_dir().join(name);
         let endpoint: Endpoint = format!("unix:{}", path.display()).parse().unwrap();
         let listener = Listener::bind(&endpoint).unwrap();
-        Self { stop_at_round: u32::MAX, _memory: None, path, listener, platform }
+        let (stop_at_round, stop_after, silence) = (u32::MAX, HANG, SILENCE);
+        Self { stop_at_round, stop_after, silence, _memory: None, path, listener, platform }
     }
 
     /// Lets a source do `steps`, and the destination receive.
@@ -85,7 +91,7 @@ impl Bench {
         thread::scope(|scope| {
             let source = scope.spawn(move || Source::new(&self.path, over).play(steps));
             let began = Instant::now();
-            let first = Lobby::new().hear(&self.listener, HANG).unwrap();
+            let first = Lobby::new(self.silence).hear(&self.listener, HANG);
             let mut output = || -> Result<Box<dyn Write + Send>, IoError> { Ok(Box::new(sink())) };
             let directory = self.path.with_extension("journals");
             let mut journal = |vm| -> Result<Journal, IoError> {
@@ -96,10 +102,10 @@ impl Bench {
                 platform: self.platform.as_ref(),
                 output: &mut output,
                 journal: &mut journal,
-                silence: SILENCE,
+                silence: self.silence,
             };
             let mut look_up = |progress: &Progress| {
-                began.elapsed() > HANG || progress.round >= self.stop_at_round
+                began.elapsed() > self.stop_after || progress.round >= self.stop_at_round
             };
             let result = match first.expect("the source connects first") {
                 Ok(caller) => receive(caller, &self.listener, &mut host, &mut look_up),
@@ -108,8 +114,9 @@ impl Bench {
             done.send(result.is_err()).unwrap();
             let refusal = source.join().unwrap();
             self.forget_waiting();
-            assert!(began.elapsed() < HANG, "an attempt hung");
-            Outcome { result: result.map_err(|cause| chain(&cause)), refusal }
+            let took = began.elapsed();
+            assert!(took < HANG, "an attempt hung");
+            Outcome { result: result.map_err(|cause| chain(&cause)), refusal, took }
         })
     }
 

@@ -1,0 +1,88 @@
+//! What the source says to the destination and hears from it before the handover: for as long as the
+//! user, the clock and the guest let it.
+
+use std::mem::take;
+
+use super::account::Account;
+use super::link::{Due, Link, LinkError};
+use super::message::Message;
+use super::sender::{PageSender, Sent};
+use super::source::{Attempt, Guest, Look, Options, SourceError, Wish, Wishes};
+
+impl Attempt<'_> {
+    /// The destination's next word, unless the user wants no more or the time is over meanwhile.
+    pub(super) fn answer(
+        &mut self,
+        due: Due,
+        wish: &mut Wishes<'_>,
+    ) -> Result<Message, SourceError> {
+        let silence = self.options.silence;
+        let answer = self.on_link(wish, |link, stop| link.answer_unless(due, silence, stop))?;
+        answer.ok_or(SourceError::Gone)
+    }
+
+    /// Says what has an answer, likewise.
+    pub(super) fn ask(
+        &mut self,
+        message: &Message,
+        wish: &mut Wishes<'_>,
+    ) -> Result<(), SourceError> {
+        self.on_link(wish, |link, stop| link.ask(message, stop))
+    }
+
+    /// Waits until the destination has taken what was sent; from then on it may be silent for so long.
+    pub(super) fn until_taken(&mut self, wish: &mut Wishes<'_>) -> Result<(), SourceError> {
+        let senders = take(&mut self.senders);
+        let others = || senders.iter().map(PageSender::not_taken).sum();
+        let taken = self.on_link(wish, |link, stop| link.until_taken(&others, stop));
+        self.senders = senders;
+        taken
+    }
+
+    pub(super) fn on_link<T>(
+        &mut self,
+        wish: &mut Wishes<'_>,
+        act: impl FnOnce(&mut Link, &mut dyn FnMut() -> bool) -> Result<T, LinkError>,
+    ) -> Result<T, SourceError> {
+        self.unless_ended(wish, |link, _, stop| {
+            Ok(act(link.as_mut().ok_or(SourceError::Gone)?, stop)?)
+        })
+    }
+
+    /// Does what waits for the destination; why the attempt is to end, if it is by then.
+    pub(super) fn unless_ended<T>(
+        &mut self,
+        wish: &mut Wishes<'_>,
+        act: impl FnOnce(
+            &mut Option<Link>,
+            &Options,
+            &mut dyn FnMut() -> bool,
+        ) -> Result<T, SourceError>,
+    ) -> Result<T, SourceError> {
+        let (mut ended, account, counters) = (None, &mut self.account, &self.sent);
+        let guest = &self.guest;
+        let mut stop = || {
+            ended = ended.take().or_else(|| reason_to_end(guest, account, counters, wish));
+            ended.is_some()
+        };
+        let done = act(&mut self.link, self.options, &mut stop);
+        ended.map_or(done, Err)
+    }
+}
+
+/// What the user wants, the time, or what the guest says, if that ends the attempt.
+pub(super) fn reason_to_end(
+    guest: &Guest,
+    account: &mut Account,
+    counters: &Sent,
+    wish: &mut Wishes<'_>,
+) -> Option<SourceError> {
+    let progress = account.progress(counters);
+    match wish(Look { progress, in_doubt: false, refused: None }) {
+        Some(Wish::Cancel(reason)) => Some(SourceError::Cancelled(reason)),
+        Some(Wish::Resolve(_)) | None => {
+            let late = account.check().err().map(SourceError::from);
+            late.or_else(|| guest.migratable().err().map(SourceError::from))
+        }
+    }
+}
