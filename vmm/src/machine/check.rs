@@ -27,7 +27,9 @@ use crate::sev::launch::VmType;
 use crate::sev::measurement::FirmwareVersion;
 use crate::sev::target::verify_target;
 use crate::sev::vendor::Root;
-use crate::vcpu::cpuid::{MemoryEncryption, hardware_c_bit, require_rdrand, software_c_bit};
+use crate::vcpu::cpuid::{
+    GuestCpu, MemoryEncryption, guest_cpuid, hardware_c_bit, require_rdrand, software_c_bit,
+};
 
 /// The oldest firmware API whose launch measurements have the form that is known here.
 const API_MIN: (u8, u8) = (0, 17);
@@ -200,26 +202,7 @@ fn hardware(
     supported: Option<&CpuId>,
     platform: Option<&PlatformKind>,
 ) -> Vec<Finding> {
-    let setup =
-        "on an AMD EPYC turn SME and SEV on in the firmware setup (SMEE, SEV ASIDs above 0)";
-    let mut findings =
-        vec![match supported.and_then(|table| Some((table, hardware_c_bit(table)?))) {
-            Some((table, bit)) => {
-                let asids = MemoryEncryption::of(table).map_or(0, |leaf| leaf.sev_asids());
-                match asids {
-                    0 => Finding::missing(
-                        "CPUID 0x8000001F",
-                        "SEV, but no ASID for guests without ES",
-                        setup,
-                    ),
-                    _ => Finding::ok(
-                        "CPUID 0x8000001F",
-                        format!("SEV; C-bit {bit}; {asids} guests at once"),
-                    ),
-                }
-            }
-            None => Finding::missing("CPUID 0x8000001F", "KVM offers no SEV", setup),
-        }];
+    let mut findings = vec![processor(supported)];
     let vm = host.create_vm().map_err(|cause| cause.to_string());
     let encrypt =
         vm.and_then(|vm| HardwarePlatform::new(Arc::new(vm)).map_err(|cause| cause.to_string()));
@@ -252,6 +235,26 @@ fn hardware(
     }
     findings.push(memory_lock());
     findings
+}
+
+/// What KVM says of the processor, and whether a guest's CPUID can be made of that.
+fn processor(supported: Option<&CpuId>) -> Finding {
+    const SUBJECT: &str = "CPUID 0x8000001F";
+    let setup =
+        "on an AMD EPYC turn SME and SEV on in the firmware setup (SMEE, SEV ASIDs above 0)";
+    let Some((table, bit)) = supported.and_then(|table| Some((table, hardware_c_bit(table)?)))
+    else {
+        return Finding::missing(SUBJECT, "KVM offers no SEV", setup);
+    };
+    let cpu = GuestCpu { index: 0, count: 1, c_bit: Some(bit), tsc_deadline: false };
+    if let Err(cause) = guest_cpuid(table, &cpu) {
+        let advice = "use a newer kernel, and report this";
+        return Finding::missing(SUBJECT, cause.to_string(), advice);
+    }
+    match MemoryEncryption::of(table).map_or(0, |leaf| leaf.sev_asids()) {
+        0 => Finding::missing(SUBJECT, "SEV, but no ASID for guests without ES", setup),
+        asids => Finding::ok(SUBJECT, format!("SEV; C-bit {bit}; {asids} guests at once")),
+    }
 }
 
 /// What the secure processor says of itself.
@@ -334,6 +337,7 @@ fn memory_lock() -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vcpu::cpuid::epyc;
 
     /// Only what is missing makes a host useless, and hardware needs what all SEV guests need.
     #[test]
@@ -353,6 +357,25 @@ mod tests {
         );
         let host = HostCheck { kvm: missing, sev: ok.clone(), hardware: ok };
         assert_eq!([host.runs_plain(), host.runs_software(), host.runs_hardware()], [false; 3]);
+    }
+
+    /// Every EPYC's processor will do if its ASIDs are not all given to SEV-ES; `check` and a guest's start
+    /// agree, because both make the guest's CPUID.
+    #[test]
+    fn every_epyc_will_do_and_one_without_asids_will_not() {
+        for epyc in epyc::ALL {
+            let [sizes, mut encryption] = epyc.leaves();
+            let look =
+                |encryption| processor(CpuId::from_entries(&[sizes, encryption]).ok().as_ref());
+            let finding = look(encryption);
+            assert_eq!(finding.verdict, Verdict::Ok, "{}: {finding:?}", epyc.name);
+            assert!(finding.found.contains(&format!("C-bit {}", epyc.c_bit)), "{finding:?}");
+            encryption.edx = encryption.ecx + 1;
+            let finding = look(encryption);
+            assert_eq!(finding.verdict, Verdict::Missing, "{finding:?}");
+            assert!(finding.found.contains("no ASID"), "{finding:?}");
+        }
+        assert_eq!(processor(None).verdict, Verdict::Missing);
     }
 
     /// Whatever host this is: what is not well comes with advice, and the rest without.

@@ -8,6 +8,7 @@ use super::compatibility::{
 use super::wire::MACHINE_VERSION;
 use crate::encryption::Design;
 use crate::vcpu::KernelStruct;
+use crate::vcpu::cpuid::epyc::{self, Epyc};
 use crate::vcpu::cpuid::{GuestCpu, guest_cpuid};
 
 const C_BIT: u8 = 47;
@@ -158,6 +159,44 @@ fn pinned_memory_must_be_lockable() {
         let found = found(HostOffer { lockable_bytes: enough, ..host() });
         assert!(matches!(found[..], [Difference::Platform { .. }]), "{found:?}");
     }
+}
+
+/// A host of this generation, which receives on hardware.
+fn epyc_host(epyc: &Epyc) -> HostOffer {
+    let table = epyc.of(&supported());
+    let platform = Some(PlatformName::Hardware);
+    HostOffer { supported: CpuId::from_entries(&table).unwrap(), platform, ..host() }
+}
+
+/// A guest on hardware of this generation.
+fn epyc_offer(epyc: &Epyc) -> MachineOffer {
+    let host = epyc_host(epyc);
+    let table = |index| {
+        let cpu = GuestCpu { index, count: 2, c_bit: Some(epyc.c_bit), tsc_deadline: true };
+        let cpuid = guest_cpuid(&host.supported, &cpu).unwrap();
+        cpuid.as_slice().iter().copied().map(KernelStruct).collect()
+    };
+    let platform = PlatformName::Hardware;
+    let sev = SevOffer { platform, c_bit: epyc.c_bit, ..offer().sev.unwrap() };
+    MachineOffer { cpuid: (0..2).map(table).collect(), sev: Some(sev), ..offer() }
+}
+
+/// A guest moves within its generation, Milan's too, and on to one that has the same C-bit and as many
+/// address bits; another C-bit is named, and nothing else is then made of it.
+#[test]
+fn guests_move_between_epycs_with_the_same_c_bit() {
+    for epyc in epyc::ALL {
+        assert_eq!(compare(&epyc_offer(&epyc), &epyc_host(&epyc)), Ok(()), "{}", epyc.name);
+    }
+    let (naples, rome, milan) = (epyc::NAPLES, epyc::ROME, epyc::MILAN);
+    for (from, to) in [(naples, rome), (milan, epyc::GENOA), (epyc::GENOA, epyc::TURIN)] {
+        assert_eq!(compare(&epyc_offer(&from), &epyc_host(&to)), Ok(()), "{from:?} {to:?}");
+    }
+    let refused = compare(&epyc_offer(&rome), &epyc_host(&milan)).unwrap_err();
+    let c_bit = Difference::CBit { offered: 47, here: Some(51) };
+    assert!(refused.differences.contains(&c_bit), "{refused}");
+    let other_c_bit = |found: &&Difference| matches!(found, Difference::CpuidHere(_));
+    assert_eq!(refused.differences.iter().find(other_c_bit), None, "{refused}");
 }
 
 /// Numbers that no machine has are refused before anything is made of them.

@@ -33,6 +33,7 @@ use std::io::{Error as IoError, Write};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 
+use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
 use vmm_sys_util::errno::Error as Errno;
@@ -95,6 +96,8 @@ impl Machine {
             Encrypted::prepare(platform, config.ram, (&vm, vm_type), &supported)?;
         ram.register(&vm)?;
         let c_bit = encrypted.as_ref().map(Encrypted::c_bit);
+        // Before the launch, which takes long: a guest without CPUID must not get that far.
+        let cpuids = guest_cpuids(&host, &supported, config.vcpus.get(), c_bit)?;
         let loaded = load(ram.host(), &config.boot(c_bit))?;
         if c_bit.is_some() && matches!(loaded.entry, Entry::Linux64 { .. }) {
             require_rdrand(&supported)?;
@@ -103,14 +106,11 @@ impl Machine {
         let launch = |(guest, sev): (Encrypted, _)| guest.launch(sev, &ram, &loaded.pieces);
         let (guest, measured) = guest.map(launch).transpose()?.unzip();
 
-        let (mut vcpus, mut cpuids, count) = (Vec::new(), Vec::new(), config.vcpus.get());
-        for index in 0..count {
-            let cpu = GuestCpu { index, count, c_bit, tsc_deadline: host.has_tsc_deadline() };
-            let cpuid = guest_cpuid(&supported, &cpu)?;
-            let vcpu = vcpus::create(&vm, index, &cpuid)?;
+        let mut vcpus = Vec::new();
+        for (index, cpuid) in (0..).zip(&cpuids) {
+            let vcpu = vcpus::create(&vm, index, cpuid)?;
             vcpus::start_at(&vcpu, index, loaded.entry)?;
             vcpus.push(vcpu);
-            cpuids.push(cpuid);
         }
         let pages = config.sev.as_ref().map(|sev| {
             let mut status = PageStatus::new(config.ram, sev.status);
@@ -149,6 +149,18 @@ impl Machine {
         }
         Ok(RunningMachine::start(self.vcpus, self.assembly, events)?)
     }
+}
+
+/// The CPUID of each vCPU of a guest that is started here.
+fn guest_cpuids(
+    host: &Host,
+    supported: &CpuId,
+    count: u8,
+    c_bit: Option<u8>,
+) -> Result<Vec<CpuId>, CpuidError> {
+    let tsc_deadline = host.has_tsc_deadline();
+    let table = |index| guest_cpuid(supported, &GuestCpu { index, count, c_bit, tsc_deadline });
+    (0..count).map(table).collect()
 }
 
 /// Lowercase hexadecimal.
