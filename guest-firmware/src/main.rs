@@ -7,7 +7,7 @@
 //! - `entry.s` and [`entry`]: into 64-bit mode; [`cpu`] and [`physical`]: instructions and memory.
 //! - [`start_info`], [`ram`], [`acpi`], [`platform`]: what machine this is.
 //! - [`paging`], [`descriptors`]: what the processor needs; [`serial`], [`verdict`]: what is said.
-//! - [`conversion`], [`pattern`], [`storm`], [`smp`]: what is done to pages, and by whom.
+//! - [`conversion`], [`pattern`], [`storm`], [`fresh`], [`smp`]: what is done to pages, and by whom.
 //! - [`secret`]: what the guest's owner has sent it.
 //! - [`scenario`] and [`steps`]: the words, parsed and carried out.
 #![no_std]
@@ -22,6 +22,7 @@ mod conversion;
 mod cpu;
 mod descriptors;
 mod entry;
+mod fresh;
 mod paging;
 mod pattern;
 mod physical;
