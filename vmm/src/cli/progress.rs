@@ -24,8 +24,8 @@ pub(super) enum Display {
         /// The round that the bar shows.
         round: u32,
     },
-    /// A line on standard error for each phase and round.
-    Lines { last: Option<(Phase, u32)> },
+    /// A line on standard error for each phase and round, and for each tenth of memory that is pinned.
+    Lines { last: Option<(Phase, u32, u64)> },
 }
 
 /// How a migration ended.
@@ -70,7 +70,10 @@ impl Display {
             (Self::Json, _) => print_json(status),
             (Self::Bar { bar, round }, Some(progress)) => draw(bar, round, progress),
             (Self::Lines { last }, Some(progress)) => {
-                let now = Some((progress.phase, progress.round));
+                let tenths = progress
+                    .pinned
+                    .map_or(0, |pinned| pinned.pages.saturating_mul(10) / pinned.of.max(1));
+                let now = Some((progress.phase, progress.round, tenths));
                 if *last != now {
                     *last = now;
                     eprintln!("sevferry: {progress}");

@@ -17,8 +17,10 @@ pub mod compatibility;
 mod compatibility_tests;
 pub mod config;
 mod encrypted;
+mod hardware_check;
 mod host;
 mod measured;
+pub mod pinning;
 mod probe;
 mod prospect;
 mod receiving;
@@ -43,7 +45,7 @@ pub use audit::{Audit, AuditError, Audited, Unaudited, Unreadable};
 pub use check::{Finding, HostCheck, NOT_PORTABLE, Verdict};
 pub use config::Config;
 pub use encrypted::{EncryptedError, LaunchRecord, certificates_of, digest_of};
-pub use host::{Host, HostError};
+pub use host::{Host, HostError, NotLockable};
 pub use measured::SecretError;
 pub use probe::{ProbeError, probe};
 pub use prospect::{Prospect, SevProspect};
@@ -66,6 +68,7 @@ use crate::vcpu::cpuid::{CpuidError, GuestCpu, guest_cpuid, require_rdrand};
 use crate::vcpu::{Board, Stop, VcpuError};
 use config::{BadRam, BadVcpuCount};
 use encrypted::Encrypted;
+use pinning::Watch;
 use running::Assembly;
 
 /// A machine that has not run yet. An SEV guest is measured, and takes its owner's secrets.
@@ -83,6 +86,18 @@ impl Machine {
     /// # Errors
     /// [`MachineError`] with the step that failed.
     pub fn build(config: &Config, output: Box<dyn Write + Send>) -> Result<Self, MachineError> {
+        Self::build_watched(config, output, &mut |_pinned| false)
+    }
+
+    /// The same; `watch` is told how much of an SEV guest's memory is pinned.
+    ///
+    /// # Errors
+    /// [`MachineError`] with the step that failed.
+    pub fn build_watched(
+        config: &Config,
+        output: Box<dyn Write + Send>,
+        watch: &mut Watch<'_>,
+    ) -> Result<Self, MachineError> {
         let host = Host::open()?;
         let supported = host.supported_cpuid()?;
         let platform = config.sev.as_ref().map(|sev| &sev.platform);
@@ -93,7 +108,7 @@ impl Machine {
             host.trap_page_status(&vm)?;
         }
         let (ram, encrypted) =
-            Encrypted::prepare(platform, config.ram, (&vm, vm_type), &supported)?;
+            Encrypted::prepare(platform, config.ram, (&vm, vm_type), &supported, watch)?;
         ram.register(&vm)?;
         let c_bit = encrypted.as_ref().map(Encrypted::c_bit);
         // Before the launch, which takes long: a guest without CPUID must not get that far.

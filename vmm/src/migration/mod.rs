@@ -20,6 +20,7 @@
 mod account;
 mod arrivals;
 mod assessment;
+mod building;
 mod caller;
 mod certificates;
 pub mod closing;

@@ -9,6 +9,7 @@ use std::error::Error;
 
 use serde::{Deserialize, Serialize};
 
+use super::building::Heard;
 use super::certificates::from_wire;
 use super::link::{Due, Link, LinkError};
 use super::message::{Assessment, Message, Objection, Reason};
@@ -142,13 +143,17 @@ fn ask(
     let inquiry = Message::Inquiry(described(machine, options)?);
     let mut link = Link::new(connect(options)?);
     link.ask(&inquiry)?;
-    match link.receive(Due::ASSESSMENT, options.silence, stop)? {
-        Some(Message::Assessment(assessment)) => Ok(assessment),
-        Some(Message::Refuse { reason } | Message::Abandon { reason, .. }) => {
-            Err(LinkError::Refused(reason).into())
+    let mut heard = Heard::of_guest(machine.ram_bytes);
+    loop {
+        match link.receive(Due::ASSESSMENT, options.silence, stop)? {
+            Some(Message::Assessment(assessment)) => return Ok(assessment),
+            Some(Message::Building(pinned)) => heard.hear(pinned)?,
+            Some(Message::Refuse { reason } | Message::Abandon { reason, .. }) => {
+                return Err(LinkError::Refused(reason).into());
+            }
+            Some(_) => return Err(LinkError::unexpected("an assessment").into()),
+            None => return Err(Due::ASSESSMENT.silent(options.silence).into()),
         }
-        Some(_) => Err(LinkError::unexpected("an assessment").into()),
-        None => Err(Due::ASSESSMENT.silent(options.silence).into()),
     }
 }
 
@@ -177,6 +182,7 @@ mod tests {
     use super::*;
     use crate::encryption::{Design, NotMigratable};
     use crate::machine::compatibility::{PlatformName, SevOffer};
+    use crate::machine::pinning::Pinned;
     use crate::migration::certificates::to_wire;
     use crate::migration::convergence::{Goal, TimeoutStrategy};
     use crate::migration::message::{PlatformBytes, Transfer, VmId};
@@ -210,6 +216,15 @@ mod tests {
         answer: Option<Message>,
         allow_unchecked: bool,
     ) -> Vec<Hindrance> {
+        heard_all(candidate, answer.map(|answer| vec![answer]), allow_unchecked)
+    }
+
+    /// The same of a destination that says all of this.
+    fn heard_all(
+        candidate: Candidate,
+        answer: Option<Vec<Message>>,
+        allow_unchecked: bool,
+    ) -> Vec<Hindrance> {
         let directory = TempDir::new().unwrap();
         let path = directory.as_path().join("socket");
         let to: super::super::Endpoint = format!("unix:{}", path.display()).parse().unwrap();
@@ -233,7 +248,8 @@ mod tests {
                 let caller = Lobby::new().hear(&listener, Duration::from_secs(60)).unwrap();
                 let mut caller = caller.unwrap().unwrap();
                 assert!(matches!(caller.first, Message::Inquiry(_)), "{:?}", caller.first);
-                caller.link.send(&answer).unwrap();
+                // A source that has heard enough may be gone.
+                answer.iter().for_each(|word| caller.link.send(word).unwrap_or_default());
             });
             candidate.hindrances(&options, &mut || false)
         })
@@ -278,6 +294,24 @@ mod tests {
         assert_eq!(subjects(&found), [(HERE, "page status"), (THERE, "certificates")]);
         let found = heard(candidate(0x21, &own), assessment(&[], None), false);
         assert_eq!(subjects(&found), [(HERE, "page status"), (THERE, "platform")]);
+    }
+
+    /// A destination that needs long to pin the guest's memory is waited for as long as it gets on; one that says
+    /// the same again is not.
+    #[test]
+    fn a_destination_that_gets_on_is_waited_for() {
+        let (own, other) = (Fixture::new(), Fixture::new());
+        let building = |pages| Message::Building(Pinned { pages, of: 4096 });
+        for (words, expected) in [
+            (vec![building(1), building(2), building(4096)], &[][..]),
+            (vec![building(1), building(1)], &[(THERE, "connection")]),
+            (vec![Message::Building(Pinned { pages: 1, of: 1 })], &[(THERE, "connection")]),
+        ] {
+            let last = assessment(&[], Some(to_wire(&other.certificates())));
+            let ready = Candidate { hindrances: Vec::new(), ..candidate(0x21, &own) };
+            let found = heard_all(ready, Some([words, last.into_iter().collect()].concat()), false);
+            assert_eq!(subjects(&found), expected, "{found:?}");
+        }
     }
 
     /// Where nothing is wrong nothing is found; a policy that leaves destinations unchecked is a
