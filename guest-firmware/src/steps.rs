@@ -9,7 +9,7 @@ use crate::scenario::{self, Ring, Step, Storm};
 use crate::secret::{Area, Secret};
 use crate::serial::line;
 use crate::verdict::{self, fail};
-use crate::{cpu, pattern, serial, smp, storm, symbols, table};
+use crate::{cpu, fresh, pattern, serial, smp, storm, symbols, table};
 
 /// The machine that the scenario runs on.
 pub(crate) struct Guest {
@@ -51,6 +51,7 @@ impl Guest {
             Step::Hypercall { call, ring, expected } => self.hypercall(call, ring, expected),
             Step::Alternate { pages, rounds } => self.alternate(pages, rounds),
             Step::Storm { storm, on } => self.storm(&storm, on),
+            Step::Fresh { pages, passes } => self.fresh(pages, passes),
             Step::Donate { gpa } => self.donate(gpa),
             Step::Secret { expected } => secrets(expected),
             Step::NoSecret => no_secret(),
@@ -130,6 +131,16 @@ impl Guest {
         if self.is_usable("fill", pages) {
             pattern::fill(pages, seed);
             line(format_args!("fill: {pages} seed={seed:#x}"));
+        }
+    }
+
+    fn fresh(&self, pages: Pages, passes: u64) {
+        if self.is_usable("fresh", pages) {
+            line(format_args!("fresh: {pages} begins"));
+            match fresh::run(pages, passes) {
+                Ok(passes) => line(format_args!("fresh: {pages} passes={passes} ok")),
+                Err(mismatch) => fail(format_args!("fresh: {pages} {mismatch}")),
+            }
         }
     }
 

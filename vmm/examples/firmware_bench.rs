@@ -150,11 +150,12 @@ fn on_hardware(arguments: &Arguments, layout: RamLayout) -> Result<Bench, Box<dy
         EndorsementFiles { cek: path(&arguments.cek_cert), ask_ark: path(&arguments.ask_ark) };
     let own = files.complete(device.as_ref())?;
     let host = Host::open()?;
-    let vm_type = host.vm_type(Some(&PlatformKind::Hardware { endorsement: files }));
+    let vm_type =
+        host.vm_type(Some(&PlatformKind::Hardware { endorsement: files, write_back: false }));
     let end = || -> Result<End, Box<dyn Error>> {
         let vm = Arc::new(host.create_vm_of(vm_type)?);
         let platform = Shared(Arc::new(HardwarePlatform::new(Arc::clone(&vm))?));
-        Ok(End { ram: GuestRam::single(layout)?, platform, vm: Some(vm), vm_type })
+        Ok(End { ram: GuestRam::pinned(layout)?, platform, vm: Some(vm), vm_type })
     };
     bench(device, &own, end()?, end()?)
 }

@@ -195,6 +195,22 @@ fn a_guest_moves_there_and_back() {
 }
 
 /// A destination that dies in the middle leaves the guest where it was, and the next attempt works.
+/// A destination that needs longer to pin the guest's memory than it may be silent says how far it is, and is
+/// waited for; the guest runs meanwhile, and moves.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_migrate"]
+fn memory_that_takes_long_to_pin_is_waited_for() {
+    let _alone = alone();
+    let (a, b) = (Host("pin-a"), Host("pin-b"));
+    // 6 s for 20 MiB, of which a piece of 4 MiB takes 1.2 s.
+    let destination = b.receive("--platform sev=software,pin_cost_us=300000");
+    let source = a.run(SEV, "ready fill=8M+40:9 count=12000 check=8M+40:9");
+    let moved = a.start_migrating(&b, "--silence-s 3").end().with_code(0);
+    assert!(moved.to_string().contains("of 20.0 MiB of memory pinned"), "{moved}");
+    source.end().with_code(0);
+    assert_passed(&destination.end().with_code(0));
+}
+
 #[test]
 #[ignore = "needs KVM: scripts/test kvm_migrate"]
 fn a_destination_that_dies_costs_nothing() {

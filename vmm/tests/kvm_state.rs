@@ -27,8 +27,9 @@ fn moved(mut from: PausedMachine, console: &Console) -> PausedMachine {
     let platform = from.launch().map(|_| software());
     let here = HostOffer::read(platform.as_ref()).expect("KVM answers");
     compare(&offer, &here).expect("a host is compatible with itself");
-    let mut to = ReceivingMachine::build(&offer, platform.as_ref(), console.output())
-        .expect("the machine can be built");
+    let mut to =
+        ReceivingMachine::build(&offer, platform.as_ref(), console.output(), &mut |_pinned| false)
+            .expect("the machine can be built");
 
     let status = from.page_status();
     let launched = status.as_ref().map(|status| send_private(&mut from, &mut to, status));

@@ -289,11 +289,20 @@ Make it an SEV guest; without this it is a plain VM. Keys, separated by commas:
                          the guest owner's files, as sevctl session makes them
   cek_cert_file=FILE     hardware: this chip's CEK as AMD's key server signed it, for migrations
   ask_ark_file=FILE      hardware: AMD's ASK and ARK, of a generation that sevferry does not know
+  write_back=never|last-round
+                         hardware: make the kernel write back all caches before the last round of a
+                         migration; see docs/hardware.md [default: never]
   identity=DIR           where the software platform keeps its keys [default: nowhere]
   command_cost_us=N      let each command of the software platform take N microseconds, one after
                          the other as on a secure processor [default: 0]
-  fail=COMMAND:N         let the Nth such command of the software platform fail, such as
-                         SEND_FINISH:1: to see what becomes of the guest";
+  pin_cost_us=N          let the software platform take N microseconds to pin a MiB of memory
+                         [default: 0]
+  kernel=MAJOR.MINOR     answer as that kernel does, on the software platform [default: 6.17]
+  asids=N                how many guests can have SEV at once on it [default: 509]
+  fail=COMMAND:N[:dead|:unknown]
+                         let the Nth such command of the software platform fail, such as
+                         SEND_FINISH:1: to see what becomes of the guest; dead, and its processor
+                         answers nothing any more; unknown, and its firmware never knows it";
 
 #[derive(Debug, Args)]
 struct RunArguments {
@@ -424,7 +433,10 @@ impl DigestArguments {
             _ => None,
         };
         let policy = self.platform.as_ref().map(|platform| platform.policy).unwrap_or_default();
-        let hardware = || PlatformKind::Hardware { endorsement: EndorsementFiles::default() };
+        let hardware = || PlatformKind::Hardware {
+            endorsement: EndorsementFiles::default(),
+            write_back: false,
+        };
         let of_host = || self.platform.map_or_else(hardware, |platform| platform.kind);
         let c_bit = self.c_bit.map_or_else(|| CBit::OfThisHost(of_host()), CBit::Number);
         let config = self.guest.config(Serial::Null, None);

@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::*;
 use crate::encryption::{Design, Overflow};
 use crate::sev::endorsement::EndorsementFiles;
+use crate::sev::software::Model;
 
 fn parse(line: &str) -> Result<Arguments, ArgumentError> {
     Arguments::parse(["sevferry"].into_iter().chain(line.split(' ')).map(OsString::from))
@@ -139,17 +140,25 @@ fn sizes_take_binary_suffixes() {
 #[test]
 fn platform_makes_an_sev_guest() {
     let sev = run("--platform sev=hardware").0.sev.unwrap();
-    let hardware = PlatformKind::Hardware { endorsement: EndorsementFiles::default() };
+    let (endorsement, write_back) = (EndorsementFiles::default(), false);
+    let hardware = PlatformKind::Hardware { endorsement, write_back };
     assert_eq!((sev.platform, sev.policy), (hardware, Policy::default()));
     assert_eq!(sev.status, Design::List(Overflow::Promote));
     assert!(matches!(sev.owner, OwnerInput::Own));
-    let sev = run("--platform sev=hardware,cek_cert_file=c,ask_ark_file=a").0.sev.unwrap();
+    let keys = "cek_cert_file=c,ask_ark_file=a,write_back=last-round";
+    let sev = run(&format!("--platform sev=hardware,{keys}")).0.sev.unwrap();
     let endorsement = EndorsementFiles { cek: Some("c".into()), ask_ark: Some("a".into()) };
-    assert_eq!(sev.platform, PlatformKind::Hardware { endorsement });
-    let keys = "policy=49,identity=d,overflow=poison,sev=software,command_cost_us=150";
+    assert_eq!(sev.platform, PlatformKind::Hardware { endorsement, write_back: true });
+    let keys =
+        "policy=49,identity=d,overflow=poison,sev=software,command_cost_us=150,kernel=6.1,asids=0";
     let sev = run(&format!("--platform {keys}")).0.sev.unwrap();
-    let (identity, command_cost) = (Some("d".into()), Duration::from_micros(150));
-    assert_eq!(sev.platform, PlatformKind::Software { identity, command_cost, failure: None });
+    let model = Model {
+        command_cost: Duration::from_micros(150),
+        kernel: "6.1".parse().unwrap(),
+        asids: 0,
+        ..Model::default()
+    };
+    assert_eq!(sev.platform, PlatformKind::Software { identity: Some("d".into()), model });
     assert_eq!(sev.policy, Policy::new(0x31).unwrap());
     assert_eq!(sev.status, Design::List(Overflow::Poison));
 }
@@ -210,11 +219,36 @@ fn wrong_machines_are_named() {
     }
 }
 
+/// What a platform cannot be like is named, and which one can.
+#[test]
+fn wrong_models_are_named() {
+    for (value, answer) in [
+        (
+            "sev=hardware,kernel=6.1",
+            "kernel is given without sev=software; hardware is driven by this host's kernel",
+        ),
+        (
+            "sev=software,kernel=5.13",
+            "kernel=5.13: expected a kernel's version, 5.14 or newer, such as 6.1",
+        ),
+        ("sev=software,asids=1024", "asids=1024: expected a number up to 1023"),
+        ("sev=hardware,write_back=on", "write_back=on: expected never or last-round"),
+        (
+            "sev=software,write_back=never",
+            "write_back is given without sev=hardware; the software platform's memories have no \
+             caches of their own",
+        ),
+    ] {
+        refuses("platform", value, answer);
+    }
+}
+
 /// What is not a platform is named with what would be.
 #[test]
 fn wrong_platforms_are_named() {
     let keys = "sev, policy, status, overflow, dh_cert_file, session_file, identity, \
-                command_cost_us, fail, cek_cert_file, ask_ark_file";
+                command_cost_us, pin_cost_us, kernel, asids, fail, cek_cert_file, ask_ark_file, \
+                write_back";
     let both = "the guest owner makes both, for each other";
     for (value, answer) in [
         ("sev=on", "sev=on: expected software or hardware"),
@@ -317,8 +351,7 @@ fn digest_knows_its_c_bit() {
     assert_eq!(options.config.vcpus.get(), 4);
     assert!(options.check.is_none());
     let options = digest("--platform sev=software,policy=1");
-    let software =
-        PlatformKind::Software { identity: None, command_cost: Duration::ZERO, failure: None };
+    let software = PlatformKind::Software { identity: None, model: Model::default() };
     assert_eq!(options.c_bit, CBit::OfThisHost(software));
     assert_eq!(options.policy, Policy::new(1).unwrap());
     for bit in [0, 31, 52, 255] {

@@ -9,6 +9,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::arguments::{CBit, DigestOptions};
 use crate::boot::{BootError, Piece, load};
+use crate::machine::compatibility::PlatformName;
 use crate::machine::config::PlatformKind;
 use crate::machine::{Host, HostError, digest_of, hex};
 use crate::memory::{GuestRam, RamError};
@@ -64,7 +65,7 @@ fn c_bit(wanted: &CBit) -> Result<u8, DigestError> {
         PlatformKind::Hardware { .. } => hardware_c_bit(&supported),
         PlatformKind::Software { .. } => software_c_bit(&supported),
     };
-    bit.ok_or_else(|| DigestError::CBit { platform: platform.clone() })
+    bit.ok_or_else(|| DigestError::CBit { platform: platform.into() })
 }
 
 /// Why there is no digest, or it is not the one measured.
@@ -77,7 +78,7 @@ pub(super) enum DigestError {
     #[error("this host has no C-bit for sev={platform}; give the guest's with --c-bit")]
     CBit {
         /// The platform asked for.
-        platform: PlatformKind,
+        platform: PlatformName,
     },
     /// Scratch memory.
     #[error(transparent)]

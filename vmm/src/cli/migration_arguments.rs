@@ -55,11 +55,21 @@ const RECEIVING_PLATFORM: &str = "sev=software|hardware,...";
 const RECEIVING_PLATFORM_HELP: &str = "\
 Take SEV guests; without this only plain VMs are taken. Keys, separated by commas:
   sev=software|hardware  who answers SEV commands; software gives no confidentiality
+  cek_cert_file=FILE     hardware: this chip's CEK as AMD's key server signed it
+  ask_ark_file=FILE      hardware: AMD's ASK and ARK, of a generation that sevferry does not know
+  write_back=never|last-round
+                         hardware: as for `sevferry run`, if the guest is moved on
   identity=DIR           where the software platform keeps its keys [default: nowhere]
   command_cost_us=N      let each command of the software platform take N microseconds, one after
                          the other as on a secure processor [default: 0]
-  fail=COMMAND:N         let the Nth such command of the software platform fail, such as
-                         SEND_FINISH:1: to see what becomes of the guest";
+  pin_cost_us=N          let the software platform take N microseconds to pin a MiB of memory
+                         [default: 0]
+  kernel=MAJOR.MINOR     answer as that kernel does, on the software platform [default: 6.17]
+  asids=N                how many guests can have SEV at once on it [default: 509]
+  fail=COMMAND:N[:dead|:unknown]
+                         let the Nth such command of the software platform fail, such as
+                         SEND_FINISH:1: to see what becomes of the guest; dead, and its processor
+                         answers nothing any more; unknown, and its firmware never knows it";
 
 #[derive(Debug, Args)]
 pub(super) struct ReceiveArguments {

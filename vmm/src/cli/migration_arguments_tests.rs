@@ -8,6 +8,7 @@ use super::super::arguments::{ArgumentError, Arguments, Task};
 use super::super::preflight::{Guest, PreflightOptions};
 use super::*;
 use crate::machine::config::PlatformKind;
+use crate::sev::software::Model;
 
 fn parse(line: &str) -> Result<Task, ArgumentError> {
     let words = ["sevferry"].into_iter().chain(line.split(' ')).map(OsString::from);
@@ -50,11 +51,8 @@ fn flags_make_a_destination() {
         "--listen unix:/b --serial null --platform sev=software,identity=d,command_cost_us=7 \
          --api-socket s --journal j --report=json",
     );
-    let kind = PlatformKind::Software {
-        identity: Some("d".into()),
-        command_cost: Duration::from_micros(7),
-        failure: None,
-    };
+    let model = Model { command_cost: Duration::from_micros(7), ..Model::default() };
+    let kind = PlatformKind::Software { identity: Some("d".into()), model };
     assert_eq!(options.platform, Some(ReceivingPlatform { kind }));
     assert_eq!(options.serial, Serial::Null);
     assert_eq!(options.owner.api_socket, Some("s".into()));
@@ -66,8 +64,8 @@ fn flags_make_a_destination() {
 #[test]
 fn a_destination_decides_no_policy() {
     let said = refused("receive --listen unix:/b --platform sev=software,policy=1");
-    let keys = "write key=value,... with the keys sev, identity, command_cost_us, fail, \
-                cek_cert_file, ask_ark_file";
+    let keys = "write key=value,... with the keys sev, identity, command_cost_us, pin_cost_us, \
+                kernel, asids, fail, cek_cert_file, ask_ark_file, write_back";
     assert!(said.ends_with(&format!("unknown key \"policy\"; {keys}")), "{said}");
 }
 

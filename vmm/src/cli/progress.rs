@@ -42,8 +42,8 @@ enum ProgressDisplay {
         /// The round that the bar shows.
         round: u32,
     },
-    /// A line on standard error for each phase and round.
-    Lines { last: Option<(Phase, u32)> },
+    /// A line on standard error for each phase and round, and for each tenth of memory that is pinned.
+    Lines { last: Option<(Phase, u32, u64)> },
 }
 
 /// How a migration ended.
@@ -77,7 +77,10 @@ impl Display {
             (ProgressDisplay::Json, _) => self.print_json(status),
             (ProgressDisplay::Bar { bar, round }, Some(progress)) => draw(bar, round, progress),
             (ProgressDisplay::Lines { last }, Some(progress)) => {
-                let now = Some((progress.phase, progress.round));
+                let tenths = progress
+                    .pinned
+                    .map_or(0, |pinned| pinned.pages.saturating_mul(10) / pinned.of.max(1));
+                let now = Some((progress.phase, progress.round, tenths));
                 if *last != now {
                     *last = now;
                     eprintln!("sevferry: {progress}");

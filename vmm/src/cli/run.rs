@@ -1,5 +1,7 @@
 //! `sevferry run`: boots a guest and is its console until it ends.
 
+use std::time::{Duration, Instant};
+
 use log::info;
 use thiserror::Error;
 
@@ -10,7 +12,11 @@ use super::owner::{Ended, Owner, OwnerError, serial_output, warn_about};
 use super::report;
 use super::say::settle;
 use crate::control::api::State;
-use crate::machine::{Config, Machine, MachineError};
+use crate::machine::pinning::Pinned;
+use crate::machine::{Config, EncryptedError, Machine, MachineError};
+
+/// How often it is said how far a guest's memory is.
+const SAY_EVERY: Duration = Duration::from_secs(2);
 
 /// Boots `config` and stays until the guest or the user ends it, or it has moved away.
 ///
@@ -39,7 +45,7 @@ fn boot_until_end(
     owner: &Owner,
 ) -> Result<Ended, RunError> {
     loop {
-        let machine = Machine::build(config, serial_output(&config.serial)?)?;
+        let Some(machine) = build(config, owner)? else { return Ok((Ending::Quit, None)) };
         if let Some(launch) = machine.launch() {
             report::print_launch(launch);
         }
@@ -58,6 +64,24 @@ fn boot_until_end(
             return Ok(ended);
         }
         info!("the guest asked for a reset: booting again");
+    }
+}
+
+/// Puts the machine together, and says how far the memory of an SEV guest is if that takes long; `None` if
+/// the user wants no more meanwhile.
+fn build(config: &Config, owner: &Owner) -> Result<Option<Machine>, RunError> {
+    let mut said = Instant::now();
+    let mut watch = |Pinned { pages, of }: Pinned| {
+        if said.elapsed() >= SAY_EVERY {
+            said = Instant::now();
+            let mib = |pages: u64| pages >> 8;
+            eprintln!("sevferry: {} of {} MiB of the guest's memory pinned", mib(pages), mib(of));
+        }
+        owner.inbox.interruption(&owner.board).is_some()
+    };
+    match Machine::build_watched(config, serial_output(&config.serial)?, &mut watch) {
+        Err(MachineError::Encrypted(EncryptedError::Stopped(_))) => Ok(None),
+        built => Ok(Some(built?)),
     }
 }
 

@@ -14,7 +14,7 @@ use crate::page::RamLayout;
 use crate::sev::Policy;
 use crate::sev::endorsement::EndorsementFiles;
 use crate::sev::measurement::{MEASUREMENT_LEN, Measurement};
-use crate::sev::software::Failure;
+use crate::sev::software::{Failure, Kernel, Model};
 
 /// What `--platform` says; the files that it names are not read yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub(super) struct ReceivingPlatform {
 
 /// `--platform sev=software|hardware,...`
 pub(super) fn platform(text: &str) -> Result<PlatformArgument, BadKeyValues> {
-    const KEYS: [&str; 11] = [
+    const KEYS: [&str; 15] = [
         "sev",
         "policy",
         "status",
@@ -43,9 +43,13 @@ pub(super) fn platform(text: &str) -> Result<PlatformArgument, BadKeyValues> {
         "session_file",
         "identity",
         "command_cost_us",
+        "pin_cost_us",
+        "kernel",
+        "asids",
         "fail",
         "cek_cert_file",
         "ask_ark_file",
+        "write_back",
     ];
     let list = KeyValues::parse(text, &KEYS)?;
     let (kind, status) = (platform_kind(&list)?, status(&list)?);
@@ -73,52 +77,93 @@ pub(super) fn platform(text: &str) -> Result<PlatformArgument, BadKeyValues> {
 /// `--platform sev=software|hardware,...` of a host where guests arrive: their policies, owners and
 /// what keeps their page status come with them.
 pub(super) fn receiving_platform(text: &str) -> Result<ReceivingPlatform, BadKeyValues> {
-    const KEYS: [&str; 6] =
-        ["sev", "identity", "command_cost_us", "fail", "cek_cert_file", "ask_ark_file"];
+    const KEYS: [&str; 10] = [
+        "sev",
+        "identity",
+        "command_cost_us",
+        "pin_cost_us",
+        "kernel",
+        "asids",
+        "fail",
+        "cek_cert_file",
+        "ask_ark_file",
+        "write_back",
+    ];
     let list = KeyValues::parse(text, &KEYS)?;
     Ok(ReceivingPlatform { kind: platform_kind(&list)? })
 }
 
+/// What the software platform stands for, in the keys that only it has; each with the reason why hardware has
+/// it not.
+const MODEL_KEYS: [(&str, &str); 6] = [
+    ("identity", "the keys of hardware are its own"),
+    ("command_cost_us", "hardware takes the time it takes"),
+    ("pin_cost_us", "hardware takes the time it takes"),
+    ("kernel", "hardware is driven by this host's kernel"),
+    ("asids", "hardware has as many as the firmware setup says"),
+    ("fail", "hardware fails when it does"),
+];
+
+/// What only hardware has, and why the software platform has it not.
+const HARDWARE_KEYS: [(&str, &str); 3] = [
+    ("cek_cert_file", "the software platform has its vendor's certificates itself"),
+    ("ask_ark_file", "the software platform has its vendor's certificates itself"),
+    ("write_back", "the software platform's memories have no caches of their own"),
+];
+
 fn platform_kind(list: &KeyValues<'_>) -> Result<PlatformKind, BadKeyValues> {
-    let identity = list.value("identity").map(PathBuf::from);
-    let cost = list.parsed("command_cost_us", command_cost)?;
-    let command_cost = cost.unwrap_or_default();
-    let failure = list.parsed("fail", str::parse::<Failure>)?;
+    let default = Model::default();
+    let model = Model {
+        command_cost: list.parsed("command_cost_us", cost)?.unwrap_or_default(),
+        pin_cost: list.parsed("pin_cost_us", cost)?.unwrap_or_default(),
+        kernel: list.parsed("kernel", str::parse::<Kernel>)?.unwrap_or(default.kernel),
+        asids: list.parsed("asids", asids)?.unwrap_or(default.asids),
+        failure: list.parsed("fail", str::parse::<Failure>)?,
+        ..default
+    };
     let endorsement = EndorsementFiles {
         cek: list.value("cek_cert_file").map(PathBuf::from),
         ask_ark: list.value("ask_ark_file").map(PathBuf::from),
     };
-    let without = |key, other, why| Err(BadKeyValues::Without { key, other, why });
-    let hardware = list.required("sev", |value| match value {
-        "software" => Ok(false),
-        "hardware" => Ok(true),
+    let write_back = list.parsed("write_back", write_back)?.unwrap_or(false);
+    let (other, excluded): (_, &[_]) = list.required("sev", |value| match value {
+        "software" => Ok(("sev=hardware", &HARDWARE_KEYS[..])),
+        "hardware" => Ok(("sev=software", &MODEL_KEYS[..])),
         _ => Err("expected software or hardware"),
     })?;
-    if !hardware {
-        let why = "the software platform has its vendor's certificates itself";
-        return match (&endorsement.cek, &endorsement.ask_ark) {
-            (None, None) => Ok(PlatformKind::Software { identity, command_cost, failure }),
-            (Some(_), _) => without("cek_cert_file", "sev=hardware", why),
-            (None, Some(_)) => without("ask_ark_file", "sev=hardware", why),
-        };
+    if let Some(&(key, why)) = excluded.iter().find(|(key, _)| list.value(key).is_some()) {
+        return Err(BadKeyValues::Without { key, other, why });
     }
-    if identity.is_some() {
-        return without("identity", "sev=software", "the keys of hardware are its own");
-    }
-    if cost.is_some() {
-        return without("command_cost_us", "sev=software", "hardware takes the time it takes");
-    }
-    if failure.is_some() {
-        return without("fail", "sev=software", "hardware fails when it does");
+    if list.value("sev") == Some("software") {
+        let identity = list.value("identity").map(PathBuf::from);
+        return Ok(PlatformKind::Software { identity, model });
     }
     if endorsement.cek.is_none() && endorsement.ask_ark.is_some() {
-        return without("ask_ark_file", "cek_cert_file", "it is what signed the CEK");
+        let (key, other) = ("ask_ark_file", "cek_cert_file");
+        return Err(BadKeyValues::Without { key, other, why: "it is what signed the CEK" });
     }
-    Ok(PlatformKind::Hardware { endorsement })
+    Ok(PlatformKind::Hardware { endorsement, write_back })
+}
+
+/// How many guests can have SEV at once.
+fn asids(text: &str) -> Result<u32, &'static str> {
+    match number(text).map(u32::try_from) {
+        Some(Ok(count @ 0..=1023)) => Ok(count),
+        _ => Err("expected a number up to 1023"),
+    }
+}
+
+/// When the kernel is made to write back all caches.
+fn write_back(text: &str) -> Result<bool, &'static str> {
+    match text {
+        "never" => Ok(false),
+        "last-round" => Ok(true),
+        _ => Err("expected never or last-round"),
+    }
 }
 
 /// Microseconds; a second at most, so that no command seems to hang.
-fn command_cost(text: &str) -> Result<Duration, &'static str> {
+fn cost(text: &str) -> Result<Duration, &'static str> {
     match number(text) {
         Some(us @ 0..=1_000_000) => Ok(Duration::from_micros(us)),
         _ => Err("expected microseconds, at most 1000000"),

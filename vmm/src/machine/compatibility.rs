@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use super::MachineError;
 use super::config::{BadRam, BadVcpuCount, PlatformKind, VcpuCount, ram_layout};
-use super::host::{Host, lockable_bytes};
+use super::host::{Host, NotLockable, check_lockable, lockable_bytes};
 use super::wire::{MACHINE_VERSION, Undecodable, decode};
 use crate::encryption::Design;
 use crate::page::RamLayout;
@@ -217,8 +217,8 @@ pub fn compare(offer: &MachineOffer, host: &HostOffer) -> Result<(), Incompatibl
     }
     compare_sev(offer.sev.as_ref(), host, &mut differences);
     let locks = offer.sev.is_some_and(|sev| sev.platform == PlatformName::Hardware);
-    if let Some(most) = host.lockable_bytes.filter(|&most| locks && most < offer.ram_bytes) {
-        differences.push(Difference::LockedMemory { wanted: offer.ram_bytes, most });
+    if locks && let Err(cause) = check_lockable(offer.ram_bytes, host.lockable_bytes) {
+        differences.push(Difference::LockedMemory(cause));
     }
     if differences.is_empty() { Ok(()) } else { Err(Incompatible { differences }) }
 }
@@ -360,16 +360,8 @@ pub enum Difference {
         here: Option<u8>,
     },
     /// SEV hardware pins all of a guest's RAM.
-    #[error(
-        "SEV hardware locks all {} MiB of its memory, and this process may lock {} MiB; raise \
-         LimitMEMLOCK or `ulimit -l`", wanted >> 20, most >> 20
-    )]
-    LockedMemory {
-        /// The guest's RAM, in bytes.
-        wanted: u64,
-        /// `RLIMIT_MEMLOCK`, in bytes.
-        most: u64,
-    },
+    #[error("{0}")]
+    LockedMemory(NotLockable),
 }
 
 impl Difference {
@@ -386,7 +378,7 @@ impl Difference {
             Self::Policy(_) => "policy",
             Self::Platform { .. } => "platform",
             Self::CBit { .. } => "C-bit",
-            Self::LockedMemory { .. } => "locked memory",
+            Self::LockedMemory(_) => "locked memory",
         }
     }
 }

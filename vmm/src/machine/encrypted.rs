@@ -14,6 +14,8 @@ use vm_memory::{Bytes, GuestAddress};
 use super::MachineError;
 use super::config::{OwnerInput, PlatformKind, SevConfig};
 use super::hex;
+use super::host::{NotLockable, check_lockable, lockable_bytes};
+use super::pinning::{Pinned, Watch, pin};
 use crate::boot::Piece;
 use crate::encryption::Design;
 use crate::memory::{GuestRam, RamError};
@@ -29,7 +31,7 @@ use crate::sev::measurement::{
     Claim, FirmwareVersion, LaunchDigest, Measurement, WrongMeasurement,
 };
 use crate::sev::session::{OwnerSession, SessionError};
-use crate::sev::software::{FailingPlatform, Identity, IdentityError, SoftwareHost, vendor_chain};
+use crate::sev::software::{Identity, IdentityError, Model, SoftwareHost, vendor_chain};
 use crate::sev::target::PlatformCertificates;
 use crate::sev::{Platform, Policy, SevDevice};
 use crate::vcpu::cpuid;
@@ -59,39 +61,38 @@ impl Encrypted {
         layout: RamLayout,
         (vm, vm_type): (&Arc<VmFd>, VmType),
         supported: &CpuId,
+        watch: &mut Watch<'_>,
     ) -> Result<Prepared, EncryptedError> {
         let Some(kind) = platform else {
             return Ok((Arc::new(GuestRam::single(layout)?), None));
         };
         let (ram, c_bit, device, platform) = match kind {
-            PlatformKind::Software { identity, command_cost, failure } => {
+            PlatformKind::Software { identity, model } => {
                 let c_bit = cpuid::software_c_bit(supported).ok_or(EncryptedError::CBit)?;
                 check_room(layout, c_bit)?;
                 let (ram, private) = GuestRam::split(layout, c_bit)?;
-                let host = software_host(identity.as_deref())?.with_command_cost(*command_cost);
+                let host = software_host(identity.as_deref(), *model)?;
                 let device = host.open_device().map_err(EncryptedError::Device)?;
                 let device: Box<dyn SevDevice> = Box::new(device);
-                let mut platform: Box<dyn Platform> = Box::new(host.new_vm(private));
-                if let Some(failure) = failure {
-                    platform = Box::new(FailingPlatform::new(platform, *failure));
-                }
-                (ram, c_bit, device, platform)
+                (ram, c_bit, device, host.new_platform(private))
             }
             PlatformKind::Hardware { .. } => {
+                // Before the kernel has pinned nearly all of it.
+                check_lockable(layout.bytes(), lockable_bytes())?;
                 let device: Box<dyn SevDevice> = Box::new(HardwareDevice::open()?);
                 let platform: Box<dyn Platform> = Box::new(HardwarePlatform::new(Arc::clone(vm))?);
                 let c_bit = cpuid::hardware_c_bit(supported).ok_or(EncryptedError::CBit)?;
                 check_room(layout, c_bit)?;
-                (GuestRam::single(layout)?, c_bit, device, platform)
+                (GuestRam::pinned(layout)?, c_bit, device, platform)
             }
         };
         let initialised = match vm_type {
             VmType::Default => Initialised::init(platform, device.fd())?,
             VmType::Sev => Initialised::init2(platform, device.fd())?,
         };
-        for (address, bytes) in ram.mappings() {
-            initialised.register_region(address, bytes)?;
-        }
+        // Only the pages of hardware are really pinned.
+        let populate = matches!(kind, PlatformKind::Hardware { .. });
+        pin(&ram, &initialised, populate, watch)?;
         let platform = kind.clone();
         Ok((Arc::new(ram), Some(Self { c_bit, platform, device, initialised })))
     }
@@ -190,11 +191,12 @@ impl RunningGuest {
     }
 }
 
-fn software_host(identity: Option<&Path>) -> Result<SoftwareHost, IdentityError> {
-    Ok(SoftwareHost::new(match identity {
+fn software_host(identity: Option<&Path>, model: Model) -> Result<SoftwareHost, IdentityError> {
+    let identity = match identity {
         Some(directory) => Identity::load_or_create(directory)?,
         None => Identity::ephemeral()?,
-    }))
+    };
+    Ok(SoftwareHost::modelled(identity, model))
 }
 
 /// What would vouch for a platform of `kind` if a machine were made on it, without making one.
@@ -203,8 +205,9 @@ fn software_host(identity: Option<&Path>) -> Result<SoftwareHost, IdentityError>
 /// [`MachineError`] if there is no such platform, or nobody vouches for it.
 pub fn certificates_of(kind: &PlatformKind) -> Result<PlatformCertificates, MachineError> {
     let device: Box<dyn SevDevice> = match kind {
-        PlatformKind::Software { identity, .. } => {
-            let host = software_host(identity.as_deref()).map_err(EncryptedError::Identity)?;
+        PlatformKind::Software { identity, model } => {
+            let host = software_host(identity.as_deref(), *model);
+            let host = host.map_err(EncryptedError::Identity)?;
             Box::new(host.open_device().map_err(EncryptedError::Device)?)
         }
         PlatformKind::Hardware { .. } => {
@@ -223,7 +226,7 @@ pub(super) fn vouch(
         PlatformKind::Software { .. } => {
             Ok(PlatformCertificates::export(device, vendor_chain(), None)?)
         }
-        PlatformKind::Hardware { endorsement } => endorsement.complete(device),
+        PlatformKind::Hardware { endorsement, .. } => endorsement.complete(device),
     }
 }
 
@@ -292,6 +295,12 @@ pub enum EncryptedError {
         /// The number of the C-bit.
         c_bit: u8,
     },
+    /// The kernel would refuse to pin it.
+    #[error(transparent)]
+    LockedMemory(#[from] NotLockable),
+    /// Whoever waited has waited enough.
+    #[error("stopped while {} of {} pages of the guest's memory were pinned", .0.pages, .0.of)]
+    Stopped(Pinned),
     /// The software platform's keys.
     #[error(transparent)]
     Identity(#[from] IdentityError),

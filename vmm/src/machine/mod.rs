@@ -17,8 +17,10 @@ pub mod compatibility;
 mod compatibility_tests;
 pub mod config;
 mod encrypted;
+mod hardware_check;
 mod host;
 mod measured;
+pub mod pinning;
 mod probe;
 mod prospect;
 mod receiving;
@@ -33,6 +35,7 @@ use std::io::{Error as IoError, Write};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 
+use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
 use vmm_sys_util::errno::Error as Errno;
@@ -43,7 +46,7 @@ pub use check::{Finding, HostCheck, NOT_PORTABLE, Verdict};
 pub use clock::SavedBetween;
 pub use config::Config;
 pub use encrypted::{EncryptedError, LaunchRecord, certificates_of, digest_of};
-pub use host::{Host, HostError};
+pub use host::{Host, HostError, NotLockable};
 pub use measured::SecretError;
 pub use probe::{ProbeError, probe};
 pub use prospect::{Prospect, SevProspect};
@@ -66,6 +69,7 @@ use crate::vcpu::cpuid::{CpuidError, GuestCpu, guest_cpuid, require_rdrand};
 use crate::vcpu::{Board, Stop, VcpuError};
 use config::{BadRam, BadVcpuCount};
 use encrypted::Encrypted;
+use pinning::Watch;
 use running::Assembly;
 
 /// A machine that has not run yet. An SEV guest is measured, and takes its owner's secrets.
@@ -83,6 +87,18 @@ impl Machine {
     /// # Errors
     /// [`MachineError`] with the step that failed.
     pub fn build(config: &Config, output: Box<dyn Write + Send>) -> Result<Self, MachineError> {
+        Self::build_watched(config, output, &mut |_pinned| false)
+    }
+
+    /// The same; `watch` is told how much of an SEV guest's memory is pinned.
+    ///
+    /// # Errors
+    /// [`MachineError`] with the step that failed.
+    pub fn build_watched(
+        config: &Config,
+        output: Box<dyn Write + Send>,
+        watch: &mut Watch<'_>,
+    ) -> Result<Self, MachineError> {
         let host = Host::open()?;
         let supported = host.supported_cpuid()?;
         let platform = config.sev.as_ref().map(|sev| &sev.platform);
@@ -93,9 +109,11 @@ impl Machine {
             host.trap_page_status(&vm)?;
         }
         let (ram, encrypted) =
-            Encrypted::prepare(platform, config.ram, (&vm, vm_type), &supported)?;
+            Encrypted::prepare(platform, config.ram, (&vm, vm_type), &supported, watch)?;
         ram.register(&vm)?;
         let c_bit = encrypted.as_ref().map(Encrypted::c_bit);
+        // Before the launch, which takes long: a guest without CPUID must not get that far.
+        let cpuids = guest_cpuids(&host, &supported, config.vcpus.get(), c_bit)?;
         let loaded = load(ram.host(), &config.boot(c_bit))?;
         if c_bit.is_some() && matches!(loaded.entry, Entry::Linux64 { .. }) {
             require_rdrand(&supported)?;
@@ -104,14 +122,11 @@ impl Machine {
         let launch = |(guest, sev): (Encrypted, _)| guest.launch(sev, &ram, &loaded.pieces);
         let (guest, measured) = guest.map(launch).transpose()?.unzip();
 
-        let (mut vcpus, mut cpuids, count) = (Vec::new(), Vec::new(), config.vcpus.get());
-        for index in 0..count {
-            let cpu = GuestCpu { index, count, c_bit, tsc_deadline: host.has_tsc_deadline() };
-            let cpuid = guest_cpuid(&supported, &cpu)?;
-            let vcpu = vcpus::create(&vm, index, &cpuid)?;
+        let mut vcpus = Vec::new();
+        for (index, cpuid) in (0..).zip(&cpuids) {
+            let vcpu = vcpus::create(&vm, index, cpuid)?;
             vcpus::start_at(&vcpu, index, loaded.entry)?;
             vcpus.push(vcpu);
-            cpuids.push(cpuid);
         }
         let pages = config.sev.as_ref().map(|sev| {
             let mut status = PageStatus::new(config.ram, sev.status);
@@ -150,6 +165,18 @@ impl Machine {
         }
         Ok(RunningMachine::start(self.vcpus, self.assembly, events)?)
     }
+}
+
+/// The CPUID of each vCPU of a guest that is started here.
+fn guest_cpuids(
+    host: &Host,
+    supported: &CpuId,
+    count: u8,
+    c_bit: Option<u8>,
+) -> Result<Vec<CpuId>, CpuidError> {
+    let tsc_deadline = host.has_tsc_deadline();
+    let table = |index| guest_cpuid(supported, &GuestCpu { index, count, c_bit, tsc_deadline });
+    (0..count).map(table).collect()
 }
 
 /// Lowercase hexadecimal.

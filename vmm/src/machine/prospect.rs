@@ -4,6 +4,7 @@ use super::MachineError;
 use super::compatibility::{HostOffer, MachineOffer, PlatformName, SevOffer};
 use super::config::{PlatformKind, VcpuCount};
 use super::encrypted::EncryptedError;
+use super::host::check_lockable;
 use super::wire::MACHINE_VERSION;
 use crate::encryption::Design;
 use crate::page::RamLayout;
@@ -44,6 +45,9 @@ impl Prospect {
             Some(_) => Some(here.c_bit().ok_or(EncryptedError::CBit)?),
             None => None,
         };
+        if matches!(&self.sev, Some(sev) if matches!(sev.platform, PlatformKind::Hardware { .. })) {
+            check_lockable(self.ram.bytes(), here.lockable_bytes).map_err(EncryptedError::from)?;
+        }
         let count = self.vcpus.get();
         let table = |index| {
             let cpu = GuestCpu { index, count, c_bit, tsc_deadline: here.tsc_deadline };

@@ -13,6 +13,7 @@ use super::compatibility::{MachineOffer, SevOffer};
 use super::config::PlatformKind;
 use super::encrypted::{Encrypted, LaunchRecord, RunningGuest, vouch};
 use super::host::Host;
+use super::pinning::Watch;
 use super::running::{Assembly, PausedMachine};
 use super::state::{MachineState, RestoreError};
 use super::{MachineError, serial_port, vcpus};
@@ -52,7 +53,7 @@ struct ReceivingGuest {
 impl ReceivingMachine {
     /// Makes what `offer` describes, after [`compare`](super::compatibility::compare) has found
     /// nothing against it. SEV guests are received by `platform`; the serial port writes to
-    /// `output`.
+    /// `output`; `watch` is told how much of an SEV guest's memory is pinned.
     ///
     /// # Errors
     /// [`MachineError`] with the step that failed.
@@ -60,6 +61,7 @@ impl ReceivingMachine {
         offer: &MachineOffer,
         platform: Option<&PlatformKind>,
         output: Box<dyn Write + Send>,
+        watch: &mut Watch<'_>,
     ) -> Result<Self, MachineError> {
         let layout = offer.ram().map_err(MachineError::OfferedRam)?;
         offer.vcpus().map_err(MachineError::OfferedVcpus)?;
@@ -72,7 +74,8 @@ impl ReceivingMachine {
             host.trap_page_status(&vm)?;
         }
         let supported = host.supported_cpuid()?;
-        let (ram, encrypted) = Encrypted::prepare(platform, layout, (&vm, vm_type), &supported)?;
+        let (ram, encrypted) =
+            Encrypted::prepare(platform, layout, (&vm, vm_type), &supported, watch)?;
         ram.register(&vm)?;
         let cpuid = offer.cpuids()?;
         let created = (0..).zip(&cpuid).map(|(index, cpuid)| {

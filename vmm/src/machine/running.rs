@@ -9,6 +9,7 @@ use log::debug;
 use thiserror::Error;
 
 use super::compatibility::{MachineOffer, PlatformName, SevOffer};
+use super::config::PlatformKind;
 use super::encrypted::{LaunchRecord, RunningGuest, vouch};
 use super::report::{PageReport, PageWatch, Report, SevReport};
 use super::state::{MachineState, SaveError};
@@ -262,6 +263,14 @@ impl PausedMachine {
     /// Its vCPUs.
     pub(super) fn vcpus(&self) -> &[VcpuFd] {
         &self.vcpus
+    }
+
+    /// Whether its user wants all caches written back before its last pages are sent.
+    #[must_use]
+    pub fn wants_write_back(&self) -> bool {
+        self.assembly.guest.as_ref().is_some_and(|guest| {
+            matches!(guest.platform, PlatformKind::Hardware { write_back: true, .. })
+        })
     }
 
     /// The firmware's guest, unless it is being sent.

@@ -13,6 +13,7 @@
 //! [`GuestView`] is P as the software firmware holds it. Nothing else in the VMM can reach P.
 
 mod access;
+mod advice;
 mod dirty;
 mod guest_view;
 mod pages;

@@ -12,17 +12,18 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use libc::{MFD_CLOEXEC, c_int, memfd_create};
+use libc::{MFD_CLOEXEC, memfd_create};
 use log::debug;
 use thiserror::Error;
 #[cfg(test)]
 use vm_memory::Bytes;
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionMmap, VolatileSlice,
+    GuestRegionMmap,
 };
 use vmm_sys_util::errno::Error as Errno;
 
+use super::advice::{advise, keep_where_it_is};
 use super::guest_view::GuestView;
 use super::view::{Backing, SwitchedView};
 use crate::encryption::{PageStatus, Status};
@@ -53,7 +54,7 @@ struct Split {
 }
 
 impl GuestRam {
-    /// One mapping that everyone shares: plain VMs, and SEV hardware.
+    /// One mapping that everyone shares: a plain VM's.
     ///
     /// # Errors
     /// [`RamError::Map`] if the host refuses the mapping.
@@ -71,6 +72,25 @@ impl GuestRam {
             }
         }
         Ok(Self { layout, host, split: None })
+    }
+
+    /// The same for SEV hardware, whose kernel writes back the caches of all CPUs whenever a page of a memory
+    /// slot is unmapped, moved or protected. Pages that are pinned cannot move, but the kernel tries:
+    /// automatic NUMA balancing protects pages to learn who uses them, unless their memory has a
+    /// policy of its own, and a child process would have them protected to share them. Nothing here
+    /// unmaps, protects or discards any of it while there is a VM.
+    ///
+    /// # Errors
+    /// [`RamError::Map`] if the host refuses the mapping.
+    pub fn pinned(layout: RamLayout) -> Result<Self, RamError> {
+        let ram = Self::single(layout)?;
+        for region in ram.host.iter() {
+            if let Ok(whole) = region.as_volatile_slice() {
+                advise(&whole, libc::MADV_DONTFORK);
+                keep_where_it_is(&whole);
+            }
+        }
+        Ok(ram)
     }
 
     /// The software platform's two memories and three views, all pages shown private.
@@ -267,16 +287,6 @@ pub enum RamError {
         /// The pages.
         range: PageRange,
     },
-}
-
-/// Gives the kernel a hint on whole pages of guest RAM.
-fn advise(pages: &VolatileSlice<'_>, advice: c_int) {
-    let start = pages.ptr_guard_mut();
-    // SAFETY: the slice is a live mapping of guest RAM, and the advice changes none of its contents:
-    // huge pages and populating are all that callers ask for.
-    if unsafe { libc::madvise(start.as_ptr().cast(), pages.len(), advice) } != 0 {
-        debug!("madvise {advice} on {:#x} bytes: {}", pages.len(), IoError::last_os_error());
-    }
 }
 
 fn length(range: PageRange) -> Result<usize, RamError> {

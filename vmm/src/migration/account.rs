@@ -8,6 +8,7 @@ use super::journal::Side;
 use super::progress::{Carried, Outcome, Phase, PhaseClock, Progress, Summary};
 use super::sender::Sent;
 use super::source::Options;
+use crate::machine::pinning::Pinned;
 
 /// One attempt's account.
 #[derive(Debug)]
@@ -51,6 +52,11 @@ impl Account {
         if phase == Phase::LastRound {
             self.paused = Some(Instant::now());
         }
+    }
+
+    /// The destination has pinned so much of the guest's memory.
+    pub(super) fn pinned(&mut self, pinned: Pinned) {
+        self.progress.pinned = Some(pinned);
     }
 
     /// A round begins with this much to send.

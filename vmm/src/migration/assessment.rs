@@ -4,23 +4,43 @@
 //! that cannot be had or locked, and a platform that is full, are found out too.
 
 use std::io::sink;
+use std::time::Instant;
 
+use super::building::Words;
 use super::certificates::to_wire;
-use super::destination::Host;
+use super::destination::{Host, LookUp};
 use super::frame::OBJECTIONS_MAX;
+use super::link::Link;
 use super::message::{Assessment, Objection, Offer, PlatformBytes};
+use super::reception::Reception;
 use crate::machine::compatibility::{HostOffer, MachineOffer, compare};
+use crate::machine::pinning::Watch;
 use crate::machine::{MachineError, ReceivingMachine, certificates_of};
 
 /// Everything that speaks against the guest of `offer`; nothing is left of it afterwards.
-pub(super) fn assess(offer: &Offer, host: &mut Host<'_>) -> Assessment {
+///
+/// `link` hears how far that is, `look_up` says whether to stop.
+pub(super) fn assess(
+    offer: &Offer,
+    host: &mut Host<'_>,
+    link: &mut Link,
+    look_up: &mut LookUp<'_>,
+) -> Assessment {
+    let mut reception = Reception::new(Instant::now(), offer.transfer, offer.connections);
+    let mut words = Words::new();
+    let mut watch = |pinned| {
+        reception.pinned(pinned);
+        // A source that is gone needs no assessment.
+        words.say(link, pinned, &mut || look_up(reception.now())).is_err()
+            || look_up(reception.now())
+    };
     let mut objections = Vec::new();
     let mut platform = None;
     match MachineOffer::from_bytes(&offer.machine) {
         Err(cause) => objections.push(Objection::new("version", &super::chain_of(&cause))),
         Ok(description) => {
             objections.extend(differences(&description, host));
-            match make(&description, host, objections.is_empty()) {
+            match make(&description, host, objections.is_empty(), &mut watch) {
                 Ok(certificates) => platform = certificates,
                 Err(cause) => {
                     objections.push(Objection::new(subject(&cause), &super::chain_of(&cause)));
@@ -50,9 +70,10 @@ fn make(
     description: &MachineOffer,
     host: &Host<'_>,
     can_be_made: bool,
+    watch: &mut Watch<'_>,
 ) -> Result<Option<PlatformBytes>, MachineError> {
     if can_be_made {
-        let machine = ReceivingMachine::build(description, host.platform, Box::new(sink()))?;
+        let machine = ReceivingMachine::build(description, host.platform, Box::new(sink()), watch)?;
         return Ok(machine.platform_certificates()?.as_ref().map(to_wire));
     }
     // Also of a host that cannot make the machine: whatever is wrong with them is one reason more.

@@ -17,6 +17,7 @@ use super::message::{
     Assessment, Message, NotRunning, Objection, Offer, PlatformBytes, Reason, RoundEnd,
     SessionBytes, Transfer, VmId,
 };
+use crate::machine::pinning::Pinned;
 
 impl Message {
     /// The message as it travels, with its frame header.
@@ -55,6 +56,10 @@ impl Message {
                 body.reason(reason);
             }
             Self::Assessment(assessment) => body.assessment(assessment)?,
+            Self::Building(Pinned { pages, of }) => {
+                body.put(&pages.to_le_bytes());
+                body.put(&of.to_le_bytes());
+            }
         }
         let header = FrameHeader::new(self.kind(), bytes.len() - FRAME_HEADER_LEN)?;
         if let Some(room) = bytes.first_chunk_mut() {
@@ -105,6 +110,7 @@ impl Message {
             },
             Kind::Inquiry => Self::Inquiry(read_offer(&mut reader)?),
             Kind::Assessment => Self::Assessment(read_assessment(&mut reader)?),
+            Kind::Building => Self::Building(read_pinned(&mut reader)?),
         };
         match reader.rest().len() {
             0 => Ok(message),
@@ -203,6 +209,14 @@ fn read_part<'a>(
         return Err(Malformed::FieldTooLong { field, length: u64::from(length), most });
     }
     reader.take(length as usize)
+}
+
+fn read_pinned(reader: &mut Reader<'_>) -> Result<Pinned, Malformed> {
+    let (pages, of) = (reader.u64()?, reader.u64()?);
+    if pages <= of {
+        return Ok(Pinned { pages, of });
+    }
+    Err(Malformed::Value { field: "the number of pinned pages", found: pages })
 }
 
 fn read_bool(reader: &mut Reader<'_>, field: &'static str) -> Result<bool, Malformed> {

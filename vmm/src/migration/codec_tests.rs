@@ -12,6 +12,7 @@ use super::message::{
     Assessment, Message, NotRunning, Objection, Offer, PlatformBytes, Reason, RoundEnd,
     SessionBytes, Transfer, VmId,
 };
+use crate::machine::pinning::Pinned;
 
 const TRANSFER: Transfer =
     Transfer { vm: VmId(*b"0123456789abcdef"), epoch: 0x0807_0605_0403_0201 };
@@ -24,7 +25,7 @@ fn closing(bytes: Vec<u8>) -> Closing {
 
 fn closing_hex(kind: &str, bytes: &str) -> String {
     let digest = "99".repeat(32);
-    format!("53564659 0200 {kind}00 2e000000 8877665544332211 02000000 {digest} {bytes}")
+    format!("53564659 0300 {kind}00 2e000000 8877665544332211 02000000 {digest} {bytes}")
 }
 
 /// Every message with its bytes: header (magic, version, kind, length), then what it carries.
@@ -39,10 +40,10 @@ fn golden() -> Vec<(Message, String)> {
                 machine: bytes(3, 0xaa),
             }),
             format!(
-                "53564659 0200 0100 29000000 {TRANSFER_HEX} 8877665544332211 0400 03000000 aaaaaa"
+                "53564659 0300 0100 29000000 {TRANSFER_HEX} 8877665544332211 0400 03000000 aaaaaa"
             ),
         ),
-        (Message::Accept { platform: None }, "53564659 0200 0200 01000000 00".into()),
+        (Message::Accept { platform: None }, "53564659 0300 0200 01000000 00".into()),
         (
             Message::Accept {
                 platform: Some(PlatformBytes {
@@ -51,13 +52,13 @@ fn golden() -> Vec<(Message, String)> {
                     roots: bytes(3, 0x33),
                 }),
             },
-            "53564659 0200 0200 13000000 01 01000000 11 02000000 2222 03000000 333333".into(),
+            "53564659 0300 0200 13000000 01 01000000 11 02000000 2222 03000000 333333".into(),
         ),
         (
             Message::Refuse { reason: Reason::new("no") },
-            "53564659 0200 0300 06000000 02000000 6e6f".into(),
+            "53564659 0300 0300 06000000 02000000 6e6f".into(),
         ),
-        (Message::Start { encryption: None }, "53564659 0200 0400 01000000 00".into()),
+        (Message::Start { encryption: None }, "53564659 0300 0400 01000000 00".into()),
         (
             Message::Start {
                 encryption: Some(SessionBytes {
@@ -66,30 +67,30 @@ fn golden() -> Vec<(Message, String)> {
                     session: bytes(1, 0x55),
                 }),
             },
-            "53564659 0200 0400 10000000 01 21000000 02000000 4444 01000000 55".into(),
+            "53564659 0300 0400 10000000 01 21000000 02000000 4444 01000000 55".into(),
         ),
-        (Message::Started, "53564659 0200 0500 00000000".into()),
+        (Message::Started, "53564659 0300 0500 00000000".into()),
         (
             Message::Join { session: 0x1122_3344_5566_7788, index: 3 },
-            "53564659 0200 0600 0a000000 8877665544332211 0300".into(),
+            "53564659 0300 0600 0a000000 8877665544332211 0300".into(),
         ),
         (
             Message::RoundEnd(RoundEnd { round: 2, frames: 3, digest: [0x66; 32] }),
-            format!("53564659 0200 0800 2c000000 02000000 0300000000000000 {}", "66".repeat(32)),
+            format!("53564659 0300 0800 2c000000 02000000 0300000000000000 {}", "66".repeat(32)),
         ),
-        (Message::RoundOk { round: 2 }, "53564659 0200 0900 04000000 02000000".into()),
+        (Message::RoundOk { round: 2 }, "53564659 0300 0900 04000000 02000000".into()),
         (Message::StatusList(closing(bytes(2, 0x77))), closing_hex("0a", "7777")),
         (Message::State(closing(bytes(2, 0x88))), closing_hex("0b", "8888")),
-        (Message::Prepared(TRANSFER), format!("53564659 0200 0c00 18000000 {TRANSFER_HEX}")),
-        (Message::Commit(TRANSFER), format!("53564659 0200 0d00 18000000 {TRANSFER_HEX}")),
-        (Message::Running(TRANSFER), format!("53564659 0200 0e00 18000000 {TRANSFER_HEX}")),
+        (Message::Prepared(TRANSFER), format!("53564659 0300 0c00 18000000 {TRANSFER_HEX}")),
+        (Message::Commit(TRANSFER), format!("53564659 0300 0d00 18000000 {TRANSFER_HEX}")),
+        (Message::Running(TRANSFER), format!("53564659 0300 0e00 18000000 {TRANSFER_HEX}")),
         (
             Message::NotRunning { transfer: TRANSFER, because: NotRunning::Crashed },
-            format!("53564659 0200 0f00 19000000 {TRANSFER_HEX} 03"),
+            format!("53564659 0300 0f00 19000000 {TRANSFER_HEX} 03"),
         ),
         (
             Message::Abandon { transfer: TRANSFER, reason: Reason::new("no") },
-            format!("53564659 0200 1000 1e000000 {TRANSFER_HEX} 02000000 6e6f"),
+            format!("53564659 0300 1000 1e000000 {TRANSFER_HEX} 02000000 6e6f"),
         ),
     ];
     messages.extend(golden_inquiries());
@@ -97,7 +98,7 @@ fn golden() -> Vec<(Message, String)> {
 }
 
 /// Those of a pre-flight.
-fn golden_inquiries() -> [(Message, String); 3] {
+fn golden_inquiries() -> [(Message, String); 4] {
     let bytes = |length: usize, byte: u8| vec![byte; length];
     [
         (
@@ -108,10 +109,10 @@ fn golden_inquiries() -> [(Message, String); 3] {
                 machine: bytes(3, 0xaa),
             }),
             format!(
-                "53564659 0200 1100 29000000 {TRANSFER_HEX} 8877665544332211 0400 03000000 aaaaaa"
+                "53564659 0300 1100 29000000 {TRANSFER_HEX} 8877665544332211 0400 03000000 aaaaaa"
             ),
         ),
-        (Message::Assessment(Assessment::default()), "53564659 0200 1200 02000000 00 00".into()),
+        (Message::Assessment(Assessment::default()), "53564659 0300 1200 02000000 00 00".into()),
         (
             Message::Assessment(Assessment {
                 objections: vec![Objection::new("TSC", "no")],
@@ -121,9 +122,13 @@ fn golden_inquiries() -> [(Message, String); 3] {
                     roots: bytes(3, 0x33),
                 }),
             }),
-            "53564659 0200 1200 21000000 01 03000000 545343 02000000 6e6f \
+            "53564659 0300 1200 21000000 01 03000000 545343 02000000 6e6f \
              01 01000000 11 02000000 2222 03000000 333333"
                 .into(),
+        ),
+        (
+            Message::Building(Pinned { pages: 0x0102, of: 0x0304 }),
+            "53564659 0300 1300 10000000 0201000000000000 0403000000000000".into(),
         ),
     ]
 }
@@ -226,11 +231,11 @@ fn foreign_headers_are_named() {
     };
     assert_eq!(with(0, 0), Malformed::Magic { magic: [0, 0, b'F', b'Y'] });
     for theirs in [0, 1, u16::MAX] {
-        assert_eq!(with(4, theirs), Malformed::Version { theirs, ours: 2 });
+        assert_eq!(with(4, theirs), Malformed::Version { theirs, ours: 3 });
     }
     let text = with(4, 1).to_string();
-    assert!(text.contains("version 2") && text.contains("version 1"), "{text}");
-    for number in [0, 19, u16::MAX] {
+    assert!(text.contains("version 3") && text.contains("version 1"), "{text}");
+    for number in [0, 20, u16::MAX] {
         assert_eq!(with(6, number), Malformed::UnknownKind { number });
     }
 }
@@ -241,7 +246,7 @@ fn length_bombs_are_refused_by_the_header() {
     for kind in Kind::ALL {
         let mut bytes = [0; FRAME_HEADER_LEN];
         bytes[..4].copy_from_slice(b"SVFY");
-        bytes[4] = 2;
+        bytes[4] = 3;
         bytes[6] = u8::try_from(kind as u16).unwrap();
         for length in [kind.length_max() + 1, u32::MAX] {
             bytes[8..].copy_from_slice(&length.to_le_bytes());
@@ -282,6 +287,15 @@ fn nothing_beyond_a_cap_is_encoded() {
         let offer = Offer { transfer: TRANSFER, session: 1, connections, machine };
         assert!(matches!(Message::Offer(offer).encode(), Err(Malformed::Value { .. })));
     }
+}
+
+/// More pages pinned than there are is no news.
+#[test]
+fn more_than_all_cannot_be_pinned() {
+    let [.., (_, golden)] = golden_inquiries();
+    let mut bytes = hex(&golden);
+    bytes[FRAME_HEADER_LEN + 1] = 4;
+    assert!(matches!(decode(&bytes), Err(Malformed::Value { found: 0x0402, .. })));
 }
 
 /// Numbers without meaning are refused: connections, flags, reasons, and text that is none.
@@ -358,6 +372,9 @@ fn some_message() -> impl Strategy<Value = Message> {
         some_offer().prop_map(Message::Offer),
         some_offer().prop_map(Message::Inquiry),
         assessment,
+        (any::<u64>(), any::<u64>()).prop_map(|(one, other)| {
+            Message::Building(Pinned { pages: one.min(other), of: one.max(other) })
+        }),
         prop::option::of(some_platform()).prop_map(|platform| Message::Accept { platform }),
         some_reason().prop_map(|reason| Message::Refuse { reason }),
         prop::option::of(session).prop_map(|encryption| Message::Start { encryption }),

@@ -12,6 +12,7 @@ use zerocopy::FromBytes;
 
 use super::arrivals::{Arrivals, BadArrival};
 use super::assessment::assess;
+use super::building::Words;
 use super::caller::Caller;
 use super::certificates::{CertificatesError, to_wire};
 use super::handover::{Destination, DestinationInput, DestinationOutput, DestinationState};
@@ -101,7 +102,7 @@ pub fn receive(
         return recall(&mut link, transfer, host);
     }
     if let Message::Inquiry(offer) = &first {
-        let assessment = assess(offer, host);
+        let assessment = assess(offer, host, &mut link, look_up);
         let against = assessment.objections.len();
         let progress = Progress::new(offer.transfer, Side::Destination);
         link.send(&Message::Assessment(assessment), &mut || look_up(&progress))?;
@@ -125,7 +126,8 @@ pub fn receive(
         | Message::Running(_)
         | Message::NotRunning { .. }
         | Message::Inquiry(_)
-        | Message::Assessment(_) => Err(LinkError::unexpected("an offer").into()),
+        | Message::Assessment(_)
+        | Message::Building(_) => Err(LinkError::unexpected("an offer").into()),
     };
     match received {
         Ok((machine, journal, reception)) => {
@@ -183,8 +185,19 @@ fn phases(
     let mut reception = Reception::new(begun, offer.transfer, offer.connections);
     reception.enter(Phase::Attest);
     let output = (host.output)().map_err(DestinationError::Output)?;
-    let mut machine = ReceivingMachine::build(&description, host.platform, output)?;
     let arrived = Arrived::default();
+    let (mut words, mut lost) = (Words::new(), None);
+    let mut watch = |pinned| {
+        reception.pinned(pinned);
+        let progress = reception.progress(&arrived);
+        lost = words.say(link, pinned, &mut || look_up(progress)).err();
+        lost.is_some() || look_up(progress)
+    };
+    let built = ReceivingMachine::build(&description, host.platform, output, &mut watch);
+    if let Some(cause) = lost {
+        return Err(cause.into());
+    }
+    let mut machine = built?;
     let mut stop = || look_up(reception.progress(&arrived));
     let receiving = start((link, host.silence), &mut machine, &description, &mut stop)?;
     let arrivals = Arrivals::new(machine.ram().layout()).ok_or(DestinationError::Memory)?;

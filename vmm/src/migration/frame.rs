@@ -36,9 +36,9 @@ use super::message::RoundEnd;
 use crate::machine::MACHINE_BYTES_MAX;
 use crate::page::{Frame, PAGE_SIZE, RamLayout};
 
-/// The version that this program speaks, and the only one: version 1, which was never released, had
-/// no digests of what follows the last round.
-pub const VERSION: u16 = 2;
+/// The version that this program speaks, and the only one. Neither earlier one was released: version 1
+/// had no digests of what follows the last round, version 2 no word on a machine that is being made.
+pub const VERSION: u16 = 3;
 
 /// First bytes of every frame.
 pub const MAGIC: [u8; 4] = *b"SVFY";
@@ -121,11 +121,12 @@ pub enum Kind {
     Abandon = 16,
     Inquiry = 17,
     Assessment = 18,
+    Building = 19,
 }
 
 impl Kind {
     /// Every kind, in the order of their numbers.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Offer,
         Self::Accept,
         Self::Refuse,
@@ -144,6 +145,7 @@ impl Kind {
         Self::Abandon,
         Self::Inquiry,
         Self::Assessment,
+        Self::Building,
     ];
 
     fn from_number(number: u16) -> Result<Self, Malformed> {
@@ -166,6 +168,7 @@ impl Kind {
             Self::Pages => PAGES_LENGTH_MAX,
             Self::RoundEnd => 44,
             Self::RoundOk => 4,
+            Self::Building => 16,
             Self::StatusList => CLOSING_HEADER_LEN + STATUS_BYTES_MAX,
             Self::State => CLOSING_HEADER_LEN + STATE_BYTES_MAX,
             Self::Prepared | Self::Commit | Self::Running => 24,

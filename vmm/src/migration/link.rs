@@ -31,12 +31,13 @@ impl Due {
         Self::new("its first message", &[Kind::Offer, Kind::Commit, Kind::Inquiry]);
     /// First on a page connection.
     pub(super) const JOIN: Self = Self::new("its first message", &[Kind::Join]);
-    pub(super) const ACCEPT: Self = Self::new("an acceptance", &[Kind::Accept]);
+    pub(super) const ACCEPT: Self = Self::new("an acceptance", &[Kind::Accept, Kind::Building]);
     pub(super) const START: Self = Self::new("a start", &[Kind::Start]);
     pub(super) const STARTED: Self = Self::new("a start", &[Kind::Started]);
     pub(super) const ROUND_OK: Self = Self::new("the end of a round", &[Kind::RoundOk]);
     pub(super) const REFUSAL: Self = Self::new("a reason", &[]);
-    pub(super) const ASSESSMENT: Self = Self::new("an assessment", &[Kind::Assessment]);
+    pub(super) const ASSESSMENT: Self =
+        Self::new("an assessment", &[Kind::Assessment, Kind::Building]);
     /// At the source.
     pub(super) const VERDICT: Self =
         Self::new("a word on the handover", &[Kind::Prepared, Kind::Running, Kind::NotRunning]);
@@ -282,6 +283,23 @@ pub enum LinkError {
     Silent {
         /// What had to come.
         wanted: &'static str,
+        /// How long.
+        patience: Duration,
+    },
+    /// It says how far it is, and that is nothing new or not this guest's.
+    #[error(
+        "the other host says again that {pages} of {of} pages of the guest's memory are pinned, or of another \
+         guest's: it does not get on"
+    )]
+    Stuck {
+        /// As it says.
+        pages: u64,
+        /// As it says.
+        of: u64,
+    },
+    /// It gets on, for ever.
+    #[error("the other host has been pinning the guest's memory for {} hours", patience.as_secs() / 3600)]
+    Endless {
         /// How long.
         patience: Duration,
     },

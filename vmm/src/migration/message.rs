@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use super::closing::Closing;
 use super::frame::Kind;
+use crate::machine::pinning::Pinned;
 
 /// Which guest: random, chosen at its launch, and kept wherever it moves.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -153,6 +154,8 @@ pub enum Message {
     Inquiry(Offer),
     /// Destination, to an inquiry; it waits for the next caller then.
     Assessment(Assessment),
+    /// Destination, before it accepts or assesses: the guest's memory is being pinned.
+    Building(Pinned),
 }
 
 impl Message {
@@ -177,6 +180,7 @@ impl Message {
             Self::Abandon { .. } => Kind::Abandon,
             Self::Inquiry(_) => Kind::Inquiry,
             Self::Assessment(_) => Kind::Assessment,
+            Self::Building(_) => Kind::Building,
         }
     }
 }

@@ -21,6 +21,7 @@ mod account;
 mod arrivals;
 mod asking;
 mod assessment;
+mod building;
 mod caller;
 mod certificates;
 pub mod closing;

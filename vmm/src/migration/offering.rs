@@ -6,6 +6,7 @@ use std::time::Duration;
 use log::warn;
 use zerocopy::IntoBytes;
 
+use super::building::Heard;
 use super::certificates::{CertificatesError, from_wire};
 use super::dialling::Dialling;
 use super::link::{Due, Link, LinkError};
@@ -34,9 +35,7 @@ impl Attempt<'_> {
         let stream = self.unless_ended(wish, |_, options, stop| connect(options, stop))?;
         self.link = Some(Link::new(stream, self.options.silence));
         self.ask(&Message::Offer(offer), wish)?;
-        let Message::Accept { platform } = self.answer(Due::ACCEPT, wish)? else {
-            return Err(LinkError::unexpected("an acceptance").into());
-        };
+        let platform = self.acceptance(machine.ram_bytes, wish)?;
         self.session = session;
         self.account.enter(Phase::Attest);
         let encryption = self.attest(machine.sev.as_ref(), platform.as_ref())?;
@@ -45,6 +44,26 @@ impl Attempt<'_> {
             return Ok(());
         }
         Err(LinkError::unexpected("a start").into())
+    }
+
+    /// The destination's platform, once it has made the machine: until then it says how far it is.
+    fn acceptance(
+        &mut self,
+        ram_bytes: u64,
+        wish: &mut Wishes<'_>,
+    ) -> Result<Option<PlatformBytes>, SourceError> {
+        let mut heard = Heard::of_guest(ram_bytes);
+        loop {
+            let answer = self.answer(Due::ACCEPT, wish)?;
+            if let Message::Accept { platform } = answer {
+                return Ok(platform);
+            }
+            let Message::Building(pinned) = answer else {
+                return Err(LinkError::unexpected("an acceptance").into());
+            };
+            heard.hear(pinned)?;
+            self.account.pinned(pinned);
+        }
     }
 
     /// The session for the destination's platform; `None` for a guest without SEV.

@@ -9,6 +9,7 @@ use std::error::Error;
 
 use serde::{Deserialize, Serialize};
 
+use super::building::Heard;
 use super::certificates::from_wire;
 use super::link::{Due, Link, LinkError};
 use super::message::{Assessment, Message, Objection, Reason};
@@ -145,7 +146,7 @@ fn ask(
         stopped = stopped || stop();
         stopped
     };
-    let answer = inquire(&inquiry, options, &mut stop);
+    let answer = inquire(&inquiry, machine.ram_bytes, options, &mut stop);
     if stopped {
         return Err(SourceError::Cancelled(Reason::new("the question was given up")));
     }
@@ -157,12 +158,19 @@ fn ask(
 
 fn inquire(
     inquiry: &Message,
+    ram_bytes: u64,
     options: &Options,
     stop: &mut dyn FnMut() -> bool,
 ) -> Result<Option<Message>, SourceError> {
     let mut link = Link::new(connect(options, stop)?, options.silence);
     link.ask(inquiry, stop)?;
-    Ok(link.answer_unless(Due::ASSESSMENT, options.silence, stop)?)
+    let mut heard = Heard::of_guest(ram_bytes);
+    loop {
+        match link.answer_unless(Due::ASSESSMENT, options.silence, stop)? {
+            Some(Message::Building(pinned)) => heard.hear(pinned)?,
+            answer => return Ok(answer),
+        }
+    }
 }
 
 fn theirs(subject: &str, reason: &dyn Error) -> Hindrance {
@@ -190,6 +198,7 @@ mod tests {
     use super::*;
     use crate::encryption::{Design, NotMigratable};
     use crate::machine::compatibility::{PlatformName, SevOffer};
+    use crate::machine::pinning::Pinned;
     use crate::migration::certificates::to_wire;
     use crate::migration::convergence::{Goal, TimeoutStrategy};
     use crate::migration::message::{PlatformBytes, Transfer, VmId};
@@ -223,6 +232,15 @@ mod tests {
         answer: Option<Message>,
         allow_unchecked: bool,
     ) -> Vec<Hindrance> {
+        heard_all(candidate, answer.map(|answer| vec![answer]), allow_unchecked)
+    }
+
+    /// The same of a destination that says all of this.
+    fn heard_all(
+        candidate: Candidate,
+        answer: Option<Vec<Message>>,
+        allow_unchecked: bool,
+    ) -> Vec<Hindrance> {
         let directory = TempDir::new().unwrap();
         let path = directory.as_path().join("socket");
         let to: super::super::Endpoint = format!("unix:{}", path.display()).parse().unwrap();
@@ -246,7 +264,10 @@ mod tests {
                 let caller = Lobby::new(SOON).hear(&listener, SOON);
                 let mut caller = caller.unwrap().unwrap();
                 assert!(matches!(caller.first, Message::Inquiry(_)), "{:?}", caller.first);
-                caller.link.send(&answer, &mut || false).unwrap();
+                // A source that has heard enough may be gone.
+                for word in answer {
+                    caller.link.send(&word, &mut || false).unwrap_or_default();
+                }
             });
             candidate.hindrances(&options, &mut || false)
         })
@@ -292,6 +313,24 @@ mod tests {
         assert_eq!(subjects(&found), [(HERE, "page status"), (THERE, "certificates")]);
         let found = heard(candidate(0x21, &own), assessment(&[], None), false);
         assert_eq!(subjects(&found), [(HERE, "page status"), (THERE, "platform")]);
+    }
+
+    /// A destination that needs long to pin the guest's memory is waited for as long as it gets on; one that says
+    /// the same again is not.
+    #[test]
+    fn a_destination_that_gets_on_is_waited_for() {
+        let (own, other) = (Fixture::new(), Fixture::new());
+        let building = |pages| Message::Building(Pinned { pages, of: 4096 });
+        for (words, expected) in [
+            (vec![building(1), building(2), building(4096)], &[][..]),
+            (vec![building(1), building(1)], &[(THERE, "connection")]),
+            (vec![Message::Building(Pinned { pages: 1, of: 1 })], &[(THERE, "connection")]),
+        ] {
+            let last = assessment(&[], Some(to_wire(&other.certificates())));
+            let ready = Candidate { hindrances: Vec::new(), ..candidate(0x21, &own) };
+            let found = heard_all(ready, Some([words, last.into_iter().collect()].concat()), false);
+            assert_eq!(subjects(&found), expected, "{found:?}");
+        }
     }
 
     /// Where nothing is wrong nothing is found; a policy that leaves destinations unchecked is a

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::convergence::{Left, Rates};
 use super::journal::Side;
 use super::message::Transfer;
+use crate::machine::pinning::Pinned;
 use crate::page::PAGE_SIZE;
 
 /// What a migration is doing.
@@ -93,6 +94,9 @@ pub struct Progress {
     pub round: u32,
     /// Pages that are left in this round; of the source.
     pub left: Left,
+    /// How much of the guest's memory the destination has pinned, if that takes long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned: Option<Pinned>,
     /// What has been sent, or has arrived.
     pub carried: Carried,
     /// How fast; of the source, once measured.
@@ -118,6 +122,7 @@ impl Progress {
             elapsed_ms: 0,
             round: 0,
             left: Left::default(),
+            pinned: None,
             carried: Carried::default(),
             rates: None,
             dirty_pages_per_s: None,
@@ -135,6 +140,9 @@ impl Display for Progress {
         write!(f, "{seconds:.1} s, {}", self.phase)?;
         if self.round > 0 {
             write!(f, ", round {}", self.round)?;
+        } else if let Some(Pinned { pages, of }) = self.pinned {
+            let bytes = |pages: u64| Bytes(pages.saturating_mul(PAGE_SIZE));
+            write!(f, ", {} of {} of memory pinned", bytes(pages), bytes(of))?;
         }
         if self.side == Side::Source {
             let Left { private_pages, shared_pages } = self.left;
@@ -439,6 +447,8 @@ moved: the guest runs at the destination
     fn a_line_of_progress_says_what_is_known() {
         let mut progress = Progress::new(TRANSFER, Side::Source);
         assert_eq!(progress.to_string(), "0.0 s, connect, left 0 private and 0 shared pages");
+        progress.pinned = Some(Pinned { pages: 3 << 18, of: 64 << 18 });
+        assert!(progress.to_string().contains(", 3.0 GiB of 64.0 GiB of memory pinned,"));
         progress.phase = Phase::Rounds;
         progress.elapsed_ms = 12_340;
         progress.round = 2;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::journal::Side;
 use super::message::Transfer;
 use super::progress::{Carried, Outcome, Phase, PhaseClock, Progress, Summary};
+use crate::machine::pinning::Pinned;
 
 /// Pages and bytes that have arrived, counted by all placers.
 #[derive(Debug, Default)]
@@ -40,6 +41,11 @@ impl Reception {
     pub(super) fn enter(&mut self, phase: Phase) {
         self.clock.enter(phase, self.begun.elapsed());
         self.progress.phase = phase;
+    }
+
+    /// So much of the guest's memory is pinned here.
+    pub(super) fn pinned(&mut self, pinned: Pinned) {
+        self.progress.pinned = Some(pinned);
     }
 
     /// How things stand, with what the placers have counted.

@@ -91,6 +91,14 @@ pub(super) enum Guest {
 }
 
 impl Guest {
+    /// Whether caches are to be written back before its last pages are sent.
+    fn wants_write_back(&self) -> bool {
+        match self {
+            Self::Paused(machine) => machine.wants_write_back(),
+            Self::Running(_) | Self::Nowhere => false,
+        }
+    }
+
     /// Whether it allows a migration now.
     pub(super) fn migratable(&self) -> Result<(), NotMigratable> {
         match self {
@@ -250,6 +258,10 @@ impl<'a> Attempt<'a> {
         self.guest.migratable()?;
         let rounds = self.rounds.as_mut().ok_or(SourceError::Gone)?;
         rounds.take_changes()?;
+        // Nothing runs that could make a cache dirty again.
+        if let Some(sending) = self.sending.as_ref().filter(|_| self.guest.wants_write_back()) {
+            sending.write_back_caches().map_err(SourceError::Send)?;
+        }
         self.send_round(wish)?;
         // The destination's threads wait for the next round, or for this; the guest stands still.
         self.senders.clear();
@@ -335,6 +347,7 @@ impl<'a> Attempt<'a> {
 fn cancelled(sending: Sending) -> Option<Launched> {
     let again = match sending.cancel() {
         Ok(launched) => return Some(launched),
+        Err(refused) if refused.cause.is_unknown_command() => Err(refused),
         Err(refused) => {
             warn!("{}; trying once more", super::chain_of(&refused.cause));
             refused.sending.cancel()

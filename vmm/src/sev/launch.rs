@@ -19,8 +19,10 @@ use super::packet::{Header, PacketKeys, Purpose};
 use super::session::{OwnerSession, Session, TransportKeys, random};
 use super::{Platform, Policy};
 
-/// Most bytes per `LAUNCH_UPDATE_DATA`; whole pages, so that each piece starts on one.
-const UPDATE_LEN_MAX: u64 = 1 << 30;
+/// Most bytes per `LAUNCH_UPDATE_DATA`; whole pages, so that each piece starts on one. The kernel pins
+/// them beside the RAM that is registered, and counts both: a guest needs a locked-memory limit of its
+/// RAM and this much, which covers the page or two of any other command.
+pub const PIECE_LEN: u64 = 4 << 20;
 
 /// What kind of VM KVM was asked for, which says how SEV is turned on for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,7 +142,7 @@ impl Launching {
     pub fn update(&self, address: u64, len: u64) -> Result<(), LaunchError> {
         let mut done = 0;
         while done < len {
-            let piece = (len - done).min(UPDATE_LEN_MAX);
+            let piece = (len - done).min(PIECE_LEN);
             let mut data = abi::Buffer {
                 uaddr: address.saturating_add(done),
                 len: u32::try_from(piece).unwrap_or(u32::MAX),

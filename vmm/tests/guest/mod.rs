@@ -14,6 +14,7 @@ use sevferry::machine::config::{
 };
 use sevferry::machine::{Config, Machine, PausedMachine, RunningMachine};
 use sevferry::sev::Policy;
+use sevferry::sev::software::Model;
 use sevferry::vcpu::Stop;
 
 /// Between two lines of a guest, and until its end. Generous: the lab is emulated.
@@ -149,7 +150,7 @@ pub(crate) fn asset(name: &str) -> PathBuf {
 
 /// A software platform with keys of its own.
 pub(crate) fn software() -> PlatformKind {
-    PlatformKind::Software { identity: None, command_cost: Duration::ZERO, failure: None }
+    PlatformKind::Software { identity: None, model: Model::default() }
 }
 
 /// An SEV guest of the software platform.

@@ -7,12 +7,12 @@ use std::process;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::channel;
-use std::time::Duration;
 
 use sevferry::encryption::{MapGpaRange, Overflow, PageStatus, Status};
 use sevferry::machine::config::{
     OwnerInput, PlatformKind, Serial, SevConfig, VcpuCount, ram_layout,
 };
+use sevferry::machine::pinning::Pinned;
 use sevferry::machine::{Config, Machine, PausedMachine};
 use sevferry::migration::closing::Closing;
 use sevferry::migration::frame::{Kind, RoundDigest};
@@ -22,7 +22,7 @@ use sevferry::migration::message::{
 use sevferry::page::{Frame, PAGE_SIZE, PageRange, RamLayout};
 use sevferry::sev::Policy;
 use sevferry::sev::send::Sending;
-use sevferry::sev::software::{Identity, SoftwareHost, vendor_chain};
+use sevferry::sev::software::{Identity, Model, SoftwareHost, vendor_chain};
 use sevferry::sev::target::PlatformCertificates;
 use sevferry::vcpu::Stop;
 use zerocopy::IntoBytes;
@@ -270,6 +270,7 @@ pub(crate) fn one_of_each() -> Vec<(Kind, Vec<u8>)> {
         Message::Abandon { transfer, reason },
         Message::Inquiry(plain().script.offer.clone()),
         Message::Assessment(Assessment::default()),
+        Message::Building(Pinned { pages: 1, of: 2 }),
     ];
     let mut all: Vec<_> =
         messages.iter().map(|message| (message.kind(), message.encode().unwrap())).collect();
@@ -280,5 +281,5 @@ pub(crate) fn one_of_each() -> Vec<(Kind, Vec<u8>)> {
 }
 
 pub(crate) fn software(identity: Option<PathBuf>) -> PlatformKind {
-    PlatformKind::Software { identity, command_cost: Duration::ZERO, failure: None }
+    PlatformKind::Software { identity, model: Model::default() }
 }

@@ -93,7 +93,7 @@ pub(crate) fn of_frames(golden: &Golden) -> Vec<Row> {
     let steps = vec![Step::Connect(0), Step::Send(0, http)];
     rows.add(2, "another protocol", steps, "does not speak this protocol");
     for version in [0_u16, 1, u16::MAX] {
-        let said = format!("speaks version {version} of the protocol and this program version 2");
+        let said = format!("speaks version {version} of the protocol and this program version 3");
         let bytes = version.to_le_bytes();
         rows.damage((3, "another version", &said), OFFER, |frame| {
             frame[4..6].copy_from_slice(&bytes);

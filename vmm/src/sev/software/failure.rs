@@ -1,4 +1,4 @@
-//! A command that fails once, as it was told to: what happens to a guest then can be seen.
+//! A command that fails as it was told to: what happens to a guest then can be seen.
 
 use std::fmt::{Display, Formatter, Result as FmtResult};
 use std::num::NonZeroU64;
@@ -11,60 +11,107 @@ use thiserror::Error;
 use crate::sev::command::Command;
 use crate::sev::{Errno, Platform, Status};
 
-/// Which command of a VM fails, and which time it is issued: `SEND_FINISH:1`. Queries of a length
+use super::{SoftwareHost, refuse};
+
+/// Which command of a VM fails, which time it is issued, and how: `SEND_FINISH:1`. Queries of a length
 /// count too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Failure {
     command: Command,
     at: NonZeroU64,
+    how: How,
+}
+
+/// What happens then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum How {
+    /// `HW_PLATFORM`, once.
+    Once,
+    /// `:dead`: the secure processor hangs. The kernel says -ETIMEDOUT of this command and -EBUSY of
+    /// whatever would need the firmware afterwards.
+    Dead,
+    /// `:unknown`: an older firmware, which does not know the command: `INVALID_COMMAND`, each time.
+    Unknown,
 }
 
 impl FromStr for Failure {
     type Err = BadFailure;
 
     fn from_str(text: &str) -> Result<Self, BadFailure> {
-        let (name, at) = text.split_once(':').ok_or(BadFailure)?;
+        let (name, rest) = text.split_once(':').ok_or(BadFailure)?;
+        let (at, how) = match rest.split_once(':') {
+            None => (rest, How::Once),
+            Some((at, "dead")) => (at, How::Dead),
+            Some((at, "unknown")) => (at, How::Unknown),
+            Some(_) => return Err(BadFailure),
+        };
         let command = Command::named(name).ok_or(BadFailure)?;
         let digits = at.bytes().all(|byte| byte.is_ascii_digit());
         let at = at.parse().ok().filter(|_| digits).ok_or(BadFailure)?;
-        Ok(Self { command, at })
+        Ok(Self { command, at, how })
     }
 }
 
 impl Display for Failure {
     fn fmt(&self, f: &mut Formatter<'_>) -> FmtResult {
-        write!(f, "{}:{}", self.command.short_name(), self.at)
+        let how = match self.how {
+            How::Once => "",
+            How::Dead => ":dead",
+            How::Unknown => ":unknown",
+        };
+        write!(f, "{}:{}{how}", self.command.short_name(), self.at)
     }
 }
 
 /// Not a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("expected the name of a KVM_SEV command and which time it fails, such as SEND_FINISH:1")]
+#[error(
+    "expected the name of a KVM_SEV command and which time it fails, such as SEND_FINISH:1, and \
+     :dead or :unknown if it is not to be that once"
+)]
 pub struct BadFailure;
 
-/// A platform whose hardware fails once.
+/// A platform one of whose commands fails.
 #[derive(Debug)]
-pub(crate) struct FailingPlatform {
+pub(super) struct FailingPlatform {
     platform: Box<dyn Platform>,
     failure: Failure,
+    host: SoftwareHost,
     issued: AtomicU64,
 }
 
 impl FailingPlatform {
-    pub(crate) fn new(platform: Box<dyn Platform>, failure: Failure) -> Self {
-        Self { platform, failure, issued: AtomicU64::new(0) }
+    pub(super) fn new(platform: Box<dyn Platform>, failure: Failure, host: SoftwareHost) -> Self {
+        Self { platform, failure, host, issued: AtomicU64::new(0) }
+    }
+
+    /// What `command` comes to, if it is one that fails now.
+    fn fails(&self, command: &mut kvm_sev_cmd) -> Option<Errno> {
+        if !self.failure.command.is(command) {
+            return None;
+        }
+        let (issued, at) = (self.issued.fetch_add(1, Ordering::Relaxed) + 1, self.failure.at.get());
+        match self.failure.how {
+            How::Once if issued == at => Some(refuse(&mut command.error, Status::HW_PLATFORM)),
+            How::Unknown if issued >= at => {
+                Some(refuse(&mut command.error, Status::INVALID_COMMAND))
+            }
+            How::Dead if issued == at => {
+                self.host.stop_answering();
+                command.error = 0;
+                Some(Errno::ETIMEDOUT)
+            }
+            How::Once | How::Dead | How::Unknown => None,
+        }
     }
 }
 
 impl Platform for FailingPlatform {
     fn memory_encrypt_op(&self, command: &mut kvm_sev_cmd) -> Result<(), Errno> {
-        if self.failure.command.is(command)
-            && self.issued.fetch_add(1, Ordering::Relaxed) + 1 == self.failure.at.get()
-        {
-            command.error = Status::HW_PLATFORM.0;
-            return Err(Errno::EIO);
+        match self.fails(command) {
+            Some(errno) => Err(errno),
+            None => self.platform.memory_encrypt_op(command),
         }
-        self.platform.memory_encrypt_op(command)
     }
 
     fn register_region(&self, region: &kvm_enc_region) -> Result<(), Errno> {
@@ -78,49 +125,97 @@ impl Platform for FailingPlatform {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::sev::command::Vm;
+    use std::error::Error;
 
-    /// What is no command, or no number from 1, is refused.
+    use super::*;
+    use crate::sev::Policy;
+    use crate::sev::abi;
+    use crate::sev::command::{CommandError, Vm};
+    use crate::sev::device::platform_status;
+    use crate::sev::software::fixture::Fixture;
+    use crate::sev::software::{Identity, Model};
+
+    /// What is no command, no number from 1 and no way to fail is refused.
     #[test]
     fn failures_are_a_command_and_a_number() {
-        let failure: Failure = "SEND_FINISH:2".parse().unwrap();
-        assert_eq!(failure.to_string(), "SEND_FINISH:2");
-        for bad in ["", "SEND_FINISH", "SEND_FINISH:0", "SEND_FINISH:+1", "KVM_SEV_INIT:1", "X:1"] {
+        for good in ["SEND_FINISH:2", "SEND_FINISH:2:dead", "SEND_CANCEL:1:unknown"] {
+            assert_eq!(good.parse::<Failure>().unwrap().to_string(), good);
+        }
+        for bad in [
+            "",
+            "SEND_FINISH",
+            "SEND_FINISH:0",
+            "SEND_FINISH:+1",
+            "KVM_SEV_INIT:1",
+            "X:1",
+            "SEND_FINISH:1:",
+            "SEND_FINISH:1:once",
+            "SEND_FINISH:dead",
+        ] {
             assert_eq!(bad.parse::<Failure>(), Err(BadFailure), "{bad}");
         }
     }
 
-    #[derive(Debug)]
-    struct Agreeable;
+    /// A host one of whose commands fails, and a VM on it.
+    fn failing(failure: &str) -> (Fixture, Vm) {
+        let failure = Some(failure.parse().unwrap());
+        let model = Model { failure, ..Model::default() };
+        let fixture = Fixture::modelled(Identity::ephemeral().unwrap(), model);
+        let vm =
+            Vm { platform: fixture.host.new_platform(fixture.view.clone()), sev_fd: fixture.fd() };
+        vm.issue_plain(Command::INIT).unwrap();
+        vm.issue(Command::LAUNCH_START, &mut abi::LaunchStart::default()).unwrap();
+        (fixture, vm)
+    }
 
-    impl Platform for Agreeable {
-        fn memory_encrypt_op(&self, _command: &mut kvm_sev_cmd) -> Result<(), Errno> {
-            Ok(())
-        }
-
-        fn register_region(&self, _region: &kvm_enc_region) -> Result<(), Errno> {
-            Ok(())
-        }
-
-        fn unregister_region(&self, _region: &kvm_enc_region) -> Result<(), Errno> {
-            Ok(())
-        }
+    fn status(vm: &Vm) -> Result<(), CommandError> {
+        vm.issue(Command::GUEST_STATUS, &mut abi::GuestStatus::default())
     }
 
     /// The one command fails the one time, and nothing else does.
     #[test]
     fn a_command_fails_once() {
-        let failing = FailingPlatform::new(Box::new(Agreeable), "SEND_FINISH:2".parse().unwrap());
-        let vm = Vm { platform: Box::new(failing), sev_fd: 3 };
-        for (command, works) in [
-            (Command::SEND_FINISH, true),
-            (Command::SEND_CANCEL, true),
-            (Command::SEND_FINISH, false),
-            (Command::SEND_FINISH, true),
-        ] {
-            let answer = vm.issue_plain(command).map_err(|refused| refused.status());
-            assert_eq!(answer, if works { Ok(()) } else { Err(Some(Status::HW_PLATFORM)) });
+        let (_fixture, vm) = failing("GUEST_STATUS:2");
+        for expected in [None, Some(Status::HW_PLATFORM), None] {
+            assert_eq!(status(&vm).err().and_then(|refused| refused.status()), expected);
         }
+    }
+
+    /// A command that the firmware does not know fails each time, and no other does.
+    #[test]
+    fn an_unknown_command_stays_unknown() {
+        let (_fixture, vm) = failing("SEND_CANCEL:1:unknown");
+        for _again in 0..2 {
+            let refused = vm.issue_plain(Command::SEND_CANCEL).unwrap_err();
+            assert_eq!(refused.status(), Some(Status::INVALID_COMMAND));
+            assert!(refused.to_string().contains("the firmware does not know the command"));
+            status(&vm).unwrap();
+        }
+    }
+
+    /// A secure processor that hangs is given up by the kernel: the command that hung times out, and
+    /// whatever would need the processor afterwards is busy for ever, for every VM and on `/dev/sev`. Each
+    /// is told to restart the host.
+    #[test]
+    fn a_dead_processor_is_busy_for_ever() {
+        let (fixture, vm) = failing("GUEST_STATUS:2:dead");
+        let other = fixture.launched(Policy::default());
+        status(&vm).unwrap();
+        let hung = status(&vm).unwrap_err();
+        assert_eq!((hung.errno(), hung.status()), (Errno::ETIMEDOUT, None));
+        for _again in 0..3 {
+            let busy = status(&vm).unwrap_err();
+            assert_eq!((busy.errno(), busy.status()), (Errno::EBUSY, None));
+            let text = busy.to_string();
+            assert!(text.contains("stopped answering") && text.contains("restart"), "{text}");
+        }
+        let busy = platform_status(&fixture.device).unwrap_err();
+        assert_eq!(busy.errno(), Errno::EBUSY);
+        let text = other.status().unwrap_err();
+        let text = text.source().unwrap().to_string();
+        assert!(text.contains("EBUSY"), "{text}");
+        // The kernel's own work goes on.
+        let region = kvm_enc_region { addr: fixture.ram, size: 4096 };
+        vm.platform.register_region(&region).unwrap();
     }
 }

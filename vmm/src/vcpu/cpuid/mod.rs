@@ -6,6 +6,8 @@
 
 mod comparison;
 #[cfg(test)]
+pub(crate) mod epyc;
+#[cfg(test)]
 mod tests;
 mod topology;
 mod xsave;
@@ -115,7 +117,11 @@ pub fn software_c_bit(supported: &CpuId) -> Option<u8> {
 /// The C-bit of this host's processor; `None` if KVM cannot run SEV guests.
 #[must_use]
 pub fn hardware_c_bit(supported: &CpuId) -> Option<u8> {
-    let leaf = supported.as_slice().iter().find(|entry| entry.function == MEMORY_ENCRYPTION)?;
+    processor_c_bit(supported.as_slice().iter().find(|entry| entry.function == MEMORY_ENCRYPTION)?)
+}
+
+/// The C-bit in leaf 0x8000001F of a processor, if KVM may use SEV.
+fn processor_c_bit(leaf: &kvm_cpuid_entry2) -> Option<u8> {
     let [position, ..] = (leaf.ebx & 0x3f).to_le_bytes();
     (leaf.eax & SEV != 0).then_some(position).filter(|bit| C_BITS.contains(bit))
 }
@@ -177,7 +183,10 @@ fn features(leaves: &mut Leaves, cpu: &GuestCpu) {
 /// What an SEV guest sees besides.
 fn offer_sev(leaves: &mut Leaves, c_bit: u8) -> Result<(), CpuidError> {
     let [max_phys_addr, ..] = leaves.leaf(ADDRESS_SIZES).eax.to_le_bytes();
-    if !C_BITS.contains(&c_bit) || c_bit >= max_phys_addr {
+    // A processor may have its C-bit above the addresses that KVM reports (Milan: 51, of 48 bits); KVM
+    // takes that one out of the reserved bits wherever it is. Any other is an address bit or none.
+    let is_the_processors = processor_c_bit(leaves.leaf(MEMORY_ENCRYPTION)) == Some(c_bit);
+    if !C_BITS.contains(&c_bit) || (c_bit >= max_phys_addr && !is_the_processors) {
         return Err(CpuidError::CBit { c_bit, max_phys_addr });
     }
     leaves.leaf(KVM_FEATURES).eax |= PAGE_STATUS_FEATURES;
@@ -226,7 +235,7 @@ impl Leaves {
 /// Why a guest cannot be given a CPUID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum CpuidError {
-    /// It must be within the addresses that the guest can form.
+    /// It must be within the addresses that the guest can form, or where the processor has it.
     #[error(
         "bit {c_bit} cannot be the C-bit of a guest with {max_phys_addr} physical address bits"
     )]

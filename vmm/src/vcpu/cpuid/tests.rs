@@ -91,6 +91,33 @@ fn hardware_says_itself_whether_caches_are_coherent() {
     }
 }
 
+/// Every generation of EPYC can start a guest with its own C-bit, also Milan, which has it above all
+/// address bits; the software platform's, on the same processors, is the top address bit.
+#[test]
+fn every_epyc_has_guests_with_its_own_c_bit() {
+    for epyc in epyc::ALL {
+        let entries = epyc.of(&supported());
+        let c_bit = hardware_c_bit(&table(&entries));
+        assert_eq!(c_bit, Some(epyc.c_bit), "{}", epyc.name);
+        let cpuid = guest_cpuid(&table(&entries), &cpu(0, 1, c_bit));
+        let cpuid = cpuid.unwrap_or_else(|cause| panic!("{}: {cause}", epyc.name));
+        let coherent = if epyc.coherent { COHERENT } else { 0 };
+        let leaf_1f = leaf(&cpuid, MEMORY_ENCRYPTION, 0);
+        assert_eq!(leaf_1f, [SEV | coherent, u32::from(epyc.c_bit) | 1 << 6, 0, 0]);
+        assert_eq!(leaf(&cpuid, ADDRESS_SIZES, 0)[0] & 0xff, epyc.physical);
+
+        let software = software_c_bit(&table(&entries)).unwrap();
+        assert_eq!(u32::from(software), epyc.physical - 1, "{}", epyc.name);
+        guest(&entries, &cpu(0, 1, Some(software)));
+    }
+    // The processor's own bit may be there, and no other.
+    let milan = epyc::MILAN.of(&supported());
+    for c_bit in [48, 50, 52] {
+        let refused = guest_cpuid(&table(&milan), &cpu(0, 1, Some(c_bit))).unwrap_err();
+        assert_eq!(refused, CpuidError::CBit { c_bit, max_phys_addr: 48 });
+    }
+}
+
 /// A plain VM on an SEV host does not take itself for an SEV guest.
 #[test]
 fn a_plain_vm_sees_no_memory_encryption() {

@@ -70,7 +70,8 @@ impl Vm {
             let none = abi::Packet::default();
             let answer = self.transfer(command, &none, GuestState::SendUpdate).map(|_keys| ());
             let too_short = answer.is_err() && command.error == Status::INVALID_LEN.0;
-            packet.hdr_len = if too_short { length(HEADER_LEN) } else { 0 };
+            let tells = too_short && self.host.model.tells_packet_lengths;
+            packet.hdr_len = if tells { length(HEADER_LEN) } else { 0 };
             packet.trans_len = 0;
             write_value(command.data, &packet)?;
             return answer;

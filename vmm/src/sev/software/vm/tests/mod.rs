@@ -2,6 +2,7 @@
 
 mod arguments;
 mod histories;
+mod kernels;
 mod transfer;
 mod transfer_arguments;
 
@@ -177,7 +178,7 @@ fn without_init_nothing_works() {
     assert_eq!(vm.platform.register_region(&region), Err(Errno::ENOTTY));
     assert_eq!(vm.platform.unregister_region(&region), Err(Errno::ENOTTY));
     assert_eq!(vm.plain(INIT), (Ok(()), UNTOUCHED));
-    assert_eq!(vm.plain(INIT), kernel(Errno::EBUSY));
+    assert_eq!(vm.plain(INIT), kernel(Errno::EINVAL));
     assert_eq!(vm.plain(LAUNCH_UPDATE_VMSA), kernel(Errno::ENOTTY));
 }
 
