@@ -13,7 +13,8 @@ Exit codes:
       check --to: the guest would not be moved
   10  migrate: the guest did not move, and runs on where it was
   11  the guest crashed (triple fault)
-  12  migrate: in doubt, whether the guest moved; status and resolve at both hosts decide";
+  12  migrate: in doubt, whether the guest moved; status and resolve at both hosts decide
+  13  migrate: interrupted twice; the migration goes on, status shows how it ends";
 
 /// How a guest's run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +49,8 @@ pub(super) enum Exit {
     GuestCrashed = 11,
     /// The guest runs here, or on the other host, or will when that is known.
     InDoubt = 12,
+    /// Nobody waits for the migration any more, which has not ended.
+    GoesOn = 13,
 }
 
 impl From<Ending> for Exit {
@@ -84,6 +87,7 @@ mod tests {
             Exit::Stayed,
             Exit::GuestCrashed,
             Exit::InDoubt,
+            Exit::GoesOn,
         ];
         assert_eq!(listed, all.map(|exit| exit as u8));
     }
