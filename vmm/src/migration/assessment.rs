@@ -3,7 +3,7 @@
 //! A machine that nothing speaks against is made, as for a guest that comes, and dropped: so memory
 //! that cannot be had or locked, and a platform that is full, are found out too.
 
-use std::io::sink;
+use std::io::{Error as IoError, sink};
 
 use super::certificates::to_wire;
 use super::destination::Host;
@@ -28,7 +28,8 @@ pub(super) fn assess(offer: &Offer, host: &mut Host<'_>) -> Assessment {
             }
         }
     }
-    if let Err(cause) = (host.journal)(offer.transfer.vm) {
+    let journal = (host.journal)(offer.transfer.vm);
+    if let Err(cause) = journal.and_then(|journal| journal.reserve().map_err(IoError::other)) {
         objections.push(Objection::new("journal", &super::chain_of(&cause)));
     }
     Assessment { objections: bounded(objections), platform }

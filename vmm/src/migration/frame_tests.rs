@@ -29,7 +29,7 @@ fn decode(head: &[u8; PAGES_HEAD_LEN]) -> Result<PagesHeader, Malformed> {
 #[test]
 fn page_frames_have_their_golden_bytes() {
     let mut golden = Vec::new();
-    golden.extend_from_slice(b"SVFY\x02\x00\x07\x00\xd4\x30\x00\x00");
+    golden.extend_from_slice(b"SVFY\x03\x00\x07\x00\xd4\x30\x00\x00");
     golden.extend_from_slice(b"\x88\x77\x66\x55\x44\x33\x22\x11");
     golden.extend_from_slice(b"\x05\x00\x00\x00\x00\x00\x00\x00");
     golden.extend_from_slice(b"\x02\x00\x00\x00\x02\x03\x00\x00");

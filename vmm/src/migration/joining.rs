@@ -10,6 +10,7 @@ use super::lobby::Lobby;
 use super::message::{Message, Offer};
 use super::placer::PagePlacer;
 use super::transport::Listener;
+use super::word::Secret;
 
 /// How long the source may take until all of its page connections have joined.
 pub(super) const JOINING_MAX: Duration = Duration::from_secs(10);
@@ -21,6 +22,7 @@ const LOOK_UP: Duration = Duration::from_millis(20);
 pub(super) fn accept_connections(
     listener: &Listener,
     offer: &Offer,
+    secret: &Secret,
     silence: Duration,
     stop: &mut dyn FnMut() -> bool,
 ) -> Result<Vec<PagePlacer>, DestinationError> {
@@ -41,8 +43,9 @@ pub(super) fn accept_connections(
             }
         };
         // A connection that is there already is not replaced.
-        if let Message::Join { session, index } = caller.first
+        if let Message::Join { session, index, proof } = caller.first
             && session == offer.session
+            && proof.is(&secret.proof_of_join(session, index))
             && let Some(slot @ None) = joined.get_mut(usize::from(index))
         {
             *slot = Some(PagePlacer::new(caller.link.into_stream(), offer.connections));

@@ -9,6 +9,7 @@ use super::frame::{CLOSING_HEADER_LEN, FRAME_HEADER_LEN, FrameHeader, Kind, STAT
 use super::malformed::Malformed;
 use super::message::{Message, Reason};
 use super::transport::Stream;
+use super::word::{Say, Word};
 
 /// How long a message may take from its first byte to its last.
 const MESSAGE_DEADLINE: Duration = Duration::from_secs(10);
@@ -29,7 +30,7 @@ pub(super) struct Due {
 impl Due {
     /// From whoever connects to a host that receives guests.
     pub(super) const GREETING: Self =
-        Self::new("its first message", &[Kind::Offer, Kind::Commit, Kind::Inquiry]);
+        Self::new("its first message", &[Kind::Offer, Kind::Commit, Kind::Released, Kind::Inquiry]);
     /// First on a page connection.
     pub(super) const JOIN: Self = Self::new("its first message", &[Kind::Join]);
     pub(super) const ACCEPT: Self = Self::new("an acceptance", &[Kind::Accept]);
@@ -42,7 +43,7 @@ impl Due {
     pub(super) const VERDICT: Self =
         Self::new("a word on the handover", &[Kind::Prepared, Kind::Running, Kind::NotRunning]);
     /// At the destination.
-    pub(super) const COMMIT: Self = Self::new("a commit", &[Kind::Commit]);
+    pub(super) const COMMIT: Self = Self::new("a commit", &[Kind::Commit, Kind::Released]);
 
     const fn new(what: &'static str, kinds: &'static [Kind]) -> Self {
         Self { what, kinds, status_bytes_max: STATUS_BYTES_MAX }
@@ -130,9 +131,9 @@ impl Link {
             return Ok(());
         }
         match self.read(Due::REFUSAL) {
-            Ok(Message::Refuse { reason } | Message::Abandon { reason, .. }) => {
-                Err(LinkError::Refused(reason))
-            }
+            Ok(
+                Message::Refuse { reason } | Message::Word(Word { say: Say::Abandon(reason), .. }),
+            ) => Err(LinkError::Refused(reason)),
             Ok(_) | Err(LinkError::Unexpected { .. }) => Err(LinkError::Early),
             Err(cause) => Err(cause),
         }
@@ -162,9 +163,9 @@ impl Link {
         match self.receive(due, patience, &mut look_up)? {
             None if stopped => Ok(None),
             None => Err(due.silent(patience)),
-            Some(Message::Refuse { reason } | Message::Abandon { reason, .. }) => {
-                Err(LinkError::Refused(reason))
-            }
+            Some(
+                Message::Refuse { reason } | Message::Word(Word { say: Say::Abandon(reason), .. }),
+            ) => Err(LinkError::Refused(reason)),
             Some(message) => Ok(Some(message)),
         }
     }

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::io::{Error as IoError, ErrorKind, Read};
 use std::time::{Duration, Instant};
 
-use super::caller::Caller;
+use super::caller::{Caller, Line};
 use super::frame::{CONNECTIONS_MAX, FRAME_HEADER_LEN, FrameHeader};
 use super::link::{Due, Link, LinkError};
 use super::message::{Message, Reason};
@@ -76,6 +76,11 @@ impl Lobby {
                 return Ok(None);
             }
         }
+    }
+
+    /// Hears also who has been heard before: what is said there next is a first message again.
+    pub fn let_back_in(&mut self, Line(link): Line) {
+        self.newcomers.push_back(Newcomer::new(link.into_stream()));
     }
 
     /// Accepts all who knock now.

@@ -50,6 +50,7 @@ pub mod preflight;
 pub mod progress;
 #[cfg(test)]
 mod race_tests;
+mod recall;
 pub mod reception;
 pub mod recovery;
 mod rounds;
@@ -58,9 +59,10 @@ mod socket_file;
 pub mod source;
 pub mod taking_over;
 mod transport;
+pub mod word;
 
 use crate::machine::chain_of;
-pub use caller::Caller;
+pub use caller::{Caller, Line};
 pub use endpoint::{BadEndpoint, Endpoint};
 pub use link::LinkError;
 pub use lobby::Lobby;

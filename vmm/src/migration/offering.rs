@@ -26,10 +26,11 @@ impl Attempt<'_> {
         let session = offer.session;
         let link = self.link.insert(Link::new(connect(self.options)?));
         link.ask(&Message::Offer(offer))?;
-        let Message::Accept { platform } = self.answer(Due::ACCEPT, wish)? else {
+        let Message::Accept { secret, platform } = self.answer(Due::ACCEPT, wish)? else {
             return Err(LinkError::unexpected("an acceptance").into());
         };
         self.session = session;
+        self.secret = Some(secret);
         self.account.enter(Phase::Attest);
         let encryption = self.attest(machine.sev.as_ref(), platform.as_ref())?;
         self.link.as_mut().ok_or(SourceError::Gone)?.ask(&Message::Start { encryption })?;
@@ -92,9 +93,10 @@ impl Attempt<'_> {
 
     /// Opens the page connections.
     pub(super) fn join(&mut self) -> Result<(), SourceError> {
+        let secret = self.secret.ok_or(SourceError::Gone)?;
         for index in 0..self.options.connections {
             let stream = connect(self.options)?;
-            self.senders.push(PageSender::join(stream, self.session, index)?);
+            self.senders.push(PageSender::join(stream, self.session, index, &secret)?);
         }
         Ok(())
     }
@@ -104,7 +106,8 @@ impl Attempt<'_> {
 pub(super) fn described(machine: &MachineOffer, options: &Options) -> Result<Offer, SourceError> {
     let (transfer, connections) = (options.transfer, options.connections);
     let session = u64::from_le_bytes(random().map_err(SourceError::Random)?);
-    Ok(Offer { transfer, session, connections, machine: machine.to_bytes()? })
+    let abandoned = options.abandoned.clone();
+    Ok(Offer { transfer, session, connections, abandoned, machine: machine.to_bytes()? })
 }
 
 pub(super) fn connect(options: &Options) -> Result<Stream, SourceError> {

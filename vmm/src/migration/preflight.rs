@@ -14,6 +14,7 @@ use super::link::{Due, Link, LinkError};
 use super::message::{Assessment, Message, Objection, Reason};
 use super::offering::{connect, described};
 use super::source::{Options, SourceError};
+use super::word::{Say, Word};
 use crate::machine::compatibility::MachineOffer;
 use crate::machine::{MachineError, Prospect, RunningMachine, certificates_of};
 use crate::sev::Policy;
@@ -144,9 +145,9 @@ fn ask(
     link.ask(&inquiry)?;
     match link.receive(Due::ASSESSMENT, options.silence, stop)? {
         Some(Message::Assessment(assessment)) => Ok(assessment),
-        Some(Message::Refuse { reason } | Message::Abandon { reason, .. }) => {
-            Err(LinkError::Refused(reason).into())
-        }
+        Some(
+            Message::Refuse { reason } | Message::Word(Word { say: Say::Abandon(reason), .. }),
+        ) => Err(LinkError::Refused(reason).into()),
         Some(_) => Err(LinkError::unexpected("an assessment").into()),
         None => Err(Due::ASSESSMENT.silent(options.silence).into()),
     }
@@ -225,6 +226,7 @@ mod tests {
             throttle: true,
             silence: Duration::from_secs(60),
             transfer: Transfer { vm: VmId([3; 16]), epoch: 1 },
+            abandoned: Vec::new(),
             allow_unchecked,
         };
         thread::scope(|scope| {

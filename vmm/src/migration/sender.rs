@@ -16,6 +16,7 @@ use super::frame::{
 use super::malformed::Malformed;
 use super::message::{Message, RoundEnd};
 use super::transport::Stream;
+use super::word::Secret;
 use crate::memory::{GuestRam, RamError, is_zero};
 use crate::page::{Frame, FrameSet, PAGE_SIZE, PageRange, RamLayout};
 use crate::sev::send::{SendError, Sending};
@@ -89,8 +90,14 @@ pub(super) struct PageSender {
 
 impl PageSender {
     /// Introduces the connection as `index` of `session`.
-    pub(super) fn join(mut stream: Stream, session: u64, index: u16) -> Result<Self, SenderError> {
-        let join = Message::Join { session, index }.encode()?;
+    pub(super) fn join(
+        mut stream: Stream,
+        session: u64,
+        index: u16,
+        secret: &Secret,
+    ) -> Result<Self, SenderError> {
+        let proof = secret.proof_of_join(session, index);
+        let join = Message::Join { session, index, proof }.encode()?;
         stream.send(&mut [IoSlice::new(&join)])?;
         Ok(Self {
             stream,
