@@ -16,7 +16,7 @@ use crate::machine::RunningMachine;
 use crate::migration::destination::{Host, Prepared, Received, receive};
 use crate::migration::handover::Refusal;
 use crate::migration::journal::Side;
-use crate::migration::message::VmId;
+use crate::migration::message::{NotRunning, Transfer, VmId};
 use crate::migration::progress::Phase;
 use crate::migration::taking_over::{Answering, Taken, take_over};
 use crate::migration::{Caller, Line, Listener, Lobby};
@@ -34,7 +34,7 @@ pub(super) fn receive_guest(
     options: &ReceiveOptions,
     owner: &Owner,
 ) -> Result<Option<(RunningMachine, Answering)>, ReceiveError> {
-    let (mut calls_again, mut lobby) = (None, Lobby::new());
+    let (mut calls_again, mut lobby, mut told) = (None, Lobby::new(), None);
     loop {
         if owner.inbox.interruption(&owner.board).is_some() {
             return Ok(None);
@@ -48,7 +48,11 @@ pub(super) fn receive_guest(
         };
         let prepared = match prepare(caller, listener, options, owner) {
             Some(Came::Guest(prepared)) => prepared,
-            Some(Came::Line(line)) => {
+            Some(Came::Answered(transfer, because, line)) => {
+                // A source that waits for a person asks every second.
+                if told.replace((transfer, because)) != Some((transfer, because)) {
+                    eprintln!("sevferry: the source of {transfer} asks for it: {because}");
+                }
                 lobby.let_back_in(line);
                 continue;
             }
@@ -114,8 +118,8 @@ fn show(owner: &Owner, state: State, progress: &Progress) {
 enum Came {
     /// A guest.
     Guest(Box<Prepared>),
-    /// Somebody may have more to say.
-    Line(Line),
+    /// The source of an earlier one was answered, and may have more to say.
+    Answered(Transfer, NotRunning, Line),
 }
 
 /// Receives a guest whole, or says why it does not come.
@@ -148,8 +152,7 @@ fn prepare(
             return Some(Came::Guest(prepared));
         }
         Ok(Received::Answered(transfer, because, line)) => {
-            eprintln!("sevferry: the source of {transfer} asks for it: {because}");
-            return Some(Came::Line(line));
+            return Some(Came::Answered(transfer, because, line));
         }
         Ok(Received::Settled(transfer)) => {
             info!("the source of {transfer} has no more to ask");
