@@ -10,10 +10,14 @@ use std::thread;
 use std::time::Duration;
 
 use sevferry::migration::message::{Message, PlatformBytes, Reason};
+use sevferry::migration::word::Secret;
 use vmm::{Ended, Sevferry, asset};
 
 /// Far beyond what any of these guests lives for.
 const PATIENCE: Duration = Duration::from_secs(700);
+
+/// What each destination here makes of chance.
+const SECRET: Secret = Secret([7; 16]);
 
 /// Rounds without an end.
 const ROUNDS_IN_VAIN: u64 = 30;
@@ -149,14 +153,14 @@ fn destinations_that_lie_cost_nothing() {
         chain: vec![byte; 3 * 2084],
         roots: vec![byte; 3200],
     };
-    let garbage = encode(Message::Accept { platform: Some(platform(0x5a)) });
+    let garbage = encode(Message::Accept { secret: SECRET, platform: Some(platform(0x5a)) });
     let answers = [
         (refuse(b"no\x1b[2J\x07pe\x9b\r"), "is not UTF-8 text"),
         (refuse("no\u{1b}[2J\u{7}pe\u{9b}\r\u{202e}".as_bytes()), "refused: no [2J pe"),
         (refuse(&vec![b'n'; 1 << 20]), "Refuse has 1048580 bytes; at most 1028 are allowed"),
         (b"HTTP/1.1 200 OK\r\n\r\n".to_vec(), "does not speak this protocol"),
         (encode(Message::Started).repeat(10_000), "where an acceptance was due"),
-        (encode(Message::Accept { platform: None }), "has no SEV platform"),
+        (encode(Message::Accept { secret: SECRET, platform: None }), "has no SEV platform"),
         (garbage, "the other host sent certificates that are none"),
         (Vec::new(), "has not sent an acceptance for 2 s"),
     ];

@@ -154,6 +154,7 @@ fn moved(machine: RunningMachine, console: &Console, mut road: Road, goal: Goal)
         connections: 2,
         goal,
         transfer: road.transfer,
+        abandoned: Vec::new(),
         allow_unchecked: false,
         throttle: true,
         silence: PATIENCE,
@@ -187,7 +188,7 @@ fn moved(machine: RunningMachine, console: &Console, mut road: Road, goal: Goal)
         compare((&source, &status), (&destination, &prepared));
         let (listener, events) = (&road.listener, &console.end_sender);
         let taken = take_over(*prepared, listener, events, &mut |_| None);
-        let Ok(Taken::Runs(machine, _side)) = taken else { panic!("{taken:?}") };
+        let Ok(Taken::Runs(machine, _answering)) = taken else { panic!("{taken:?}") };
         let ended = sender.join().expect("no panic").expect("the guest is not lost");
         assert!(matches!(ended, Ended::Moved(_)), "{ended:?}");
         Moved { machine: *machine, status, rounds }

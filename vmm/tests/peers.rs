@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use sevferry::migration::frame::{FRAME_HEADER_LEN, FrameHeader};
-use sevferry::migration::message::{Message, NotRunning, Transfer, VmId};
+use sevferry::migration::message::{Message, Transfer, VmId};
+use sevferry::migration::word::{Say, Secret, Word};
 use vmm::Sevferry;
 use vmm_sys_util::tempdir::TempDir;
 
@@ -72,9 +73,10 @@ fn a_host_without_descriptors_goes_on_waiting() {
     limit(&host, None);
     let transfer = Transfer { vm: VmId([7; 16]), epoch: 1 };
     let mut source = connect(&socket);
-    source.write_all(&Message::Commit(transfer).encode().unwrap()).unwrap();
-    let because = NotRunning::Unknown;
-    assert_eq!(hear(&mut source), Message::NotRunning { transfer, because });
+    let commit = Word::new(&Secret([1; 16]), transfer, Say::Commit { is_last: false });
+    source.write_all(&Message::Word(commit).encode().unwrap()).unwrap();
+    let Message::Refuse { reason } = hear(&mut source) else { panic!("a refusal") };
+    assert!(reason.as_str().contains("no proof that counts"), "{reason}");
     host.signal(Signal::TERM);
     let ended = host.end();
     assert_eq!(ended.code, Some(0), "{ended}");

@@ -14,6 +14,7 @@ Exit codes:
   10  migrate: the guest did not move, and runs on where it was
   11  the guest crashed (triple fault)
   12  migrate: in doubt, whether the guest moved; status and resolve at both hosts decide
+  13  migrate: interrupted twice; the migration goes on, status shows how it ends
   14  migrate: the guest powered off, was reset or crashed before it was moved, and runs nowhere";
 
 /// How a guest's run ended.
@@ -49,6 +50,8 @@ pub(super) enum Exit {
     GuestCrashed = 11,
     /// The guest runs here, or on the other host, or will when that is known.
     InDoubt = 12,
+    /// Nobody waits for the migration any more, which has not ended.
+    GoesOn = 13,
     /// The guest ended while it was being moved.
     GuestEnded = 14,
 }
@@ -87,6 +90,7 @@ mod tests {
             Exit::Stayed,
             Exit::GuestCrashed,
             Exit::InDoubt,
+            Exit::GoesOn,
             Exit::GuestEnded,
         ];
         assert_eq!(listed, all.map(|exit| exit as u8));

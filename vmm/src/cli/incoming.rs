@@ -14,12 +14,12 @@ use super::receive::ReceiveError;
 use crate::control::api::{Outcome, Progress, Resolution, State};
 use crate::machine::RunningMachine;
 use crate::migration::destination::{Host, Prepared, Received, receive};
-use crate::migration::handover::{Destination, Refusal};
+use crate::migration::handover::Refusal;
 use crate::migration::journal::Side;
 use crate::migration::message::VmId;
 use crate::migration::progress::Phase;
-use crate::migration::taking_over::{Taken, take_over};
-use crate::migration::{Caller, Listener, Lobby};
+use crate::migration::taking_over::{Answering, Taken, take_over};
+use crate::migration::{Caller, Line, Listener, Lobby};
 
 /// How often the user's wish to end is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -33,7 +33,7 @@ pub(super) fn receive_guest(
     listener: &Listener,
     options: &ReceiveOptions,
     owner: &Owner,
-) -> Result<Option<(RunningMachine, Destination)>, ReceiveError> {
+) -> Result<Option<(RunningMachine, Answering)>, ReceiveError> {
     let (mut calls_again, mut lobby) = (None, Lobby::new(options.silence));
     loop {
         if owner.inbox.interruption(&owner.board).is_some() {
@@ -46,11 +46,19 @@ pub(super) fn receive_guest(
                 None => continue,
             },
         };
-        let Some(prepared) = prepare(caller, listener, options, owner) else { continue };
+        let prepared = match prepare(caller, listener, options, owner) {
+            Some(Came::Guest(prepared)) => prepared,
+            Some(Came::Line(line)) => {
+                lobby.let_back_in(line);
+                continue;
+            }
+            None => continue,
+        };
         let (transfer, reception) = (prepared.transfer, prepared.reception.clone());
         show(owner, State::Receiving, reception.now());
         // From here on quitting is refused: what was asked before that must be heard before it.
         if owner.inbox.interruption(&owner.board).is_some() {
+            prepared.refuse("receiving was stopped");
             return Ok(None);
         }
         owner.board.show(State::InDoubt);
@@ -66,18 +74,19 @@ pub(super) fn receive_guest(
         let taken = take_over(*prepared, listener, &owner.events, &mut decided)
             .map_err(ReceiveError::Vcpu)?;
         match taken {
-            Taken::Runs(machine, side) => {
+            Taken::Runs(machine, answering) => {
                 owner.inbox.settle_decision(Resolution::Keep);
                 let done = Progress { phase: Phase::Done, ..reception.now().clone() };
                 show(owner, State::Receiving, &done);
                 eprintln!("sevferry: {}", reception.summary(Outcome::Moved));
                 owner.adopt(transfer);
-                return Ok(Some((*machine, side)));
+                return Ok(Some((*machine, *answering)));
             }
-            Taken::Dropped(anew) => {
+            Taken::Dropped(anew, line) => {
                 owner.inbox.settle_decision(Resolution::Discard);
                 notice!("sevferry: {transfer} was dropped here; waiting for a guest");
-                calls_again = anew;
+                calls_again = anew.map(|caller| *caller);
+                line.into_iter().for_each(|line| lobby.let_back_in(line));
             }
         }
         owner.board.show(State::Waiting);
@@ -99,13 +108,22 @@ fn show(owner: &Owner, state: State, progress: &Progress) {
     owner.board.show_migration(state, Arc::new(Mutex::new(progress.clone())));
 }
 
+/// What there is to go on with after somebody has called.
+#[derive(Debug)]
+enum Came {
+    /// A guest.
+    Guest(Box<Prepared>),
+    /// Somebody may have more to say.
+    Line(Line),
+}
+
 /// Receives a guest whole, or says why it does not come.
 fn prepare(
     caller: Caller,
     listener: &Listener,
     options: &ReceiveOptions,
     owner: &Owner,
-) -> Option<Box<Prepared>> {
+) -> Option<Came> {
     owner.board.show(State::Receiving);
     let platform = options.platform.as_ref().map(|platform| &platform.kind);
     let mut output = || serial_output(&options.serial).map_err(IoError::other);
@@ -126,10 +144,14 @@ fn prepare(
     match received {
         Ok(Received::Guest(prepared)) => {
             info!("{} has arrived", prepared.transfer);
-            return Some(prepared);
+            return Some(Came::Guest(prepared));
         }
-        Ok(Received::Answered(transfer, because)) => {
+        Ok(Received::Answered(transfer, because, line)) => {
             notice!("sevferry: the source of {transfer} asks for it: {because}");
+            return Some(Came::Line(line));
+        }
+        Ok(Received::Settled(transfer)) => {
+            info!("the source of {transfer} has no more to ask");
         }
         Ok(Received::Asked(transfer, against)) => {
             let answer = match against {

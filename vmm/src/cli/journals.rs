@@ -35,6 +35,20 @@ pub(super) fn open_journal(
     Ok(Journal::open(&directory, vm, side)?)
 }
 
+/// [`open_journal`], and sure that the lines of a handover find room there: else nothing is begun.
+///
+/// # Errors
+/// [`NoJournal`].
+pub(super) fn open_with_room(
+    directory: Option<&Path>,
+    vm: VmId,
+    side: Side,
+) -> Result<Journal, NoJournal> {
+    let journal = open_journal(directory, vm, side)?;
+    journal.reserve()?;
+    Ok(journal)
+}
+
 /// Says which guests a process that is gone has left in doubt, and has their destinations asked what
 /// became of them.
 pub(super) fn finish_handovers(directory: Option<&Path>) {

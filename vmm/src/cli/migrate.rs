@@ -1,9 +1,9 @@
 //! `sevferry migrate`: has a guest moved, shows how far that is, and says how it ended.
 
 use std::io::Error as IoError;
-use std::path::absolute;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::thread::Builder;
+use std::path::{Path, absolute};
+use std::sync::mpsc::{RecvError, Sender, channel};
+use std::thread::{Builder, park_timeout};
 use std::time::Duration;
 
 use log::debug;
@@ -29,11 +29,17 @@ const DOUBT_AFTER: u64 = 20;
 const IN_DOUBT: &str = "the destination does not say whether the guest runs there; it is asked \
      again until it answers, or sevferry resolve decides at both hosts";
 
+/// What a user is told who has interrupted twice.
+const GOES_ON: &str = "interrupted; the migration goes on until it is cancelled or over, and \
+     sevferry status shows how it ends";
+
 /// What happens while a migration is waited for.
 #[derive(Debug)]
 enum News {
     /// The owner says something, or is gone.
     Owner(Result<Response, ClientError>),
+    /// How things stand.
+    Status(Result<Response, ClientError>),
     /// The user wants to give up.
     Interrupted,
 }
@@ -48,41 +54,62 @@ pub(super) fn migrate(options: &MigrateOptions) -> Result<Exit, MigrateError> {
     let client = Client::ask(&options.api_socket, &Request::Migrate(request))?;
     let (news, heard) = channel();
     forward_interrupts(news.clone())?;
-    let listen = move || listen_to(&client, &news);
-    Builder::new().name("owner".to_owned()).spawn(listen).map_err(MigrateError::Thread)?;
+    // Whatever waits for the owner has a thread: interrupts are heard meanwhile.
+    let (path, looks) = (options.api_socket.clone(), news.clone());
+    start("status", move || watch(&path, &looks))?;
+    start("owner", move || listen_to(&client, &news))?;
 
     let mut display = Display::new(options.json);
-    let (mut begun, mut doubtful) = (false, 0_u64);
-    // Kept, so that the owner has somebody to answer; the migration's own end tells the rest.
-    let mut cancel = None;
+    let (mut begun, mut doubtful, mut is_cancelled) = (false, 0_u64, false);
     loop {
-        match heard.recv_timeout(LOOK_EVERY) {
+        match heard.recv() {
             Ok(News::Owner(Ok(Response::Accepted))) => begun = true,
             Ok(News::Owner(answer)) => {
                 let end = end_of(answer, begun)?;
                 display.end(&end);
                 return Ok(exit_of(end.outcome()));
             }
-            Ok(News::Interrupted) if cancel.is_some() => return Err(MigrateError::LeftBehind),
+            Ok(News::Interrupted) if is_cancelled => {
+                display.say(GOES_ON);
+                return Ok(Exit::GoesOn);
+            }
             Ok(News::Interrupted) => {
                 display.say("cancelling; interrupt again to stop waiting for that");
-                cancel = Some(Client::ask(&options.api_socket, &Request::Cancel));
+                is_cancelled = true;
+                let path = options.api_socket.clone();
+                // The migration's own end tells the rest.
+                let cancel = move || {
+                    let answer = ask(&path, &Request::Cancel);
+                    debug!("{answer:?}");
+                };
+                start("cancel", cancel)?;
             }
-            Err(RecvTimeoutError::Timeout) => {
-                // A look that fails says nothing: the owner's own word counts, and is on its way.
-                match ask(&options.api_socket, &Request::Status) {
-                    Ok(Response::Status(status)) => {
-                        doubtful = if status.state == State::InDoubt { doubtful + 1 } else { 0 };
-                        if doubtful == DOUBT_AFTER {
-                            display.say(IN_DOUBT);
-                        }
-                        display.show(&status);
-                    }
-                    other => debug!("no status: {other:?}"),
+            Ok(News::Status(Ok(Response::Status(status)))) => {
+                doubtful = if status.state == State::InDoubt { doubtful + 1 } else { 0 };
+                if doubtful == DOUBT_AFTER {
+                    display.say(IN_DOUBT);
                 }
+                display.show(&status);
             }
+            // A look that fails says nothing: the owner's own word counts, and is on its way.
+            Ok(News::Status(other)) => debug!("no status: {other:?}"),
             // The listening thread cannot end without a word.
-            Err(RecvTimeoutError::Disconnected) => return Err(MigrateError::AnotherAnswer),
+            Err(RecvError) => return Err(MigrateError::AnotherAnswer),
+        }
+    }
+}
+
+fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), MigrateError> {
+    let started = Builder::new().name(name.to_owned()).spawn(work);
+    started.map(|_detached| ()).map_err(MigrateError::Thread)
+}
+
+/// Looks now and then how things stand.
+fn watch(path: &Path, news: &Sender<News>) {
+    loop {
+        park_timeout(LOOK_EVERY);
+        if news.send(News::Status(ask(path, &Request::Status))).is_err() {
+            return;
         }
     }
 }
@@ -158,8 +185,7 @@ fn forward_interrupts(news: Sender<News>) -> Result<(), MigrateError> {
             }
         }
     };
-    let spawned = Builder::new().name("signals".to_owned()).spawn(forward);
-    spawned.map(|_detached| ()).map_err(MigrateError::Thread)
+    start("signals", forward)
 }
 
 /// Why a socket's path means nothing to the guest's process.
@@ -188,9 +214,6 @@ pub(super) enum MigrateError {
     /// An answer to another question.
     #[error("the guest's process gives an answer to something else; is it the same sevferry?")]
     AnotherAnswer,
-    /// Interrupted twice.
-    #[error("interrupted; the migration is being cancelled, and sevferry status shows how it ends")]
-    LeftBehind,
     /// Where the destination's socket is.
     #[error(transparent)]
     Directory(#[from] BadDirectory),

@@ -7,14 +7,14 @@ use log::warn;
 
 use super::audit::{HAS_ENDED, audit_before_sending, contradiction};
 use super::inbox::{Ended as How, Interruption};
-use super::journals::open_journal;
+use super::journals::open_with_room;
 use super::owner::{Owner, OwnerError};
 use crate::control::Answer;
 use crate::control::api::{MigrateRequest, Outcome, Resolution, Response, State, Summary};
 use crate::machine::RunningMachine;
 use crate::migration::handing_over::{Ended, send};
 use crate::migration::journal::Side;
-use crate::migration::message::{Reason, Transfer};
+use crate::migration::message::{Abandoned, Reason, Transfer};
 use crate::migration::preflight::{Candidate, Hindrance, Side as At};
 use crate::migration::progress::{Phase, Progress};
 use crate::migration::source::{Look, Options, Wish};
@@ -52,18 +52,18 @@ pub(super) fn send_guest(
         Err(stayed) => return Ok(stayed),
     };
     let transfer = owner.next_transfer();
-    let mut journal =
-        match open_journal(owner.options.journal.as_deref(), transfer.vm, Side::Source) {
-            Ok(journal) => journal,
-            Err(cause) => {
-                answer.refuse(cause.to_string());
-                return Ok(Sent::Stayed(Box::new(machine)));
-            }
-        };
+    let directory = owner.options.journal.as_deref();
+    let mut journal = match open_with_room(directory, transfer.vm, Side::Source) {
+        Ok(journal) => journal,
+        Err(cause) => {
+            answer.refuse(super::chain_of(&cause));
+            return Ok(Sent::Stayed(Box::new(machine)));
+        }
+    };
     for doubt in machine.doubts() {
         warn!("sending a guest that may arrive damaged: {doubt}");
     }
-    let options = options_of(request, transfer);
+    let options = options_of(request, transfer, owner.abandoned());
     let progress = Arc::new(Mutex::new(Progress::new(transfer, Side::Source)));
     owner.board.show_migration(State::Migrating, Arc::clone(&progress));
     answer.give(Response::Accepted);
@@ -80,7 +80,8 @@ pub(super) fn send_guest(
     let (sent, mut summary) = match send(machine, &options, &mut journal, &owner.events, &mut wish)
     {
         Ok(Ended::Moved(summary)) => (Sent::Moved, summary),
-        Ok(Ended::Stayed { machine, summary }) => {
+        Ok(Ended::Stayed { machine, summary, abandoned }) => {
+            owner.abandon(abandoned);
             (machine.map_or(Sent::Ended, Sent::Stayed), summary)
         }
         Err(cause) => {
@@ -139,15 +140,19 @@ pub(super) fn check_guest(
     let transfer = owner.following_transfer();
     let mut stop = || owner.inbox.interruption(&owner.board).is_some();
     let guest = Candidate::running(&machine);
-    found.extend(guest.hindrances(&options_of(request, transfer), &mut stop));
-    let journal = open_journal(owner.options.journal.as_deref(), transfer.vm, Side::Source);
+    found.extend(guest.hindrances(&options_of(request, transfer, Vec::new()), &mut stop));
+    let journal = open_with_room(owner.options.journal.as_deref(), transfer.vm, Side::Source);
     found.extend(journal.err().map(|cause| own("journal", &cause)));
     answer.give(Response::Checked(found));
     Ok(Sent::Stayed(Box::new(machine)))
 }
 
 /// A request as the engine takes it.
-pub(super) fn options_of(request: &MigrateRequest, transfer: Transfer) -> Options {
+pub(super) fn options_of(
+    request: &MigrateRequest,
+    transfer: Transfer,
+    abandoned: Vec<Abandoned>,
+) -> Options {
     Options {
         to: request.to.clone(),
         connections: request.connections.get().into(),
@@ -155,6 +160,7 @@ pub(super) fn options_of(request: &MigrateRequest, transfer: Transfer) -> Option
         throttle: request.throttle,
         silence: request.silence(),
         transfer,
+        abandoned,
         allow_unchecked: request.allow_unchecked,
     }
 }

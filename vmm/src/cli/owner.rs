@@ -1,6 +1,6 @@
 //! The owner of a guest: one thread that waits for what happens, and for what is asked.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io::{Error as IoError, Write, sink, stdout};
 use std::path::PathBuf;
@@ -29,7 +29,8 @@ use crate::control::{Event, Server, ServerError, StatusBoard};
 use crate::devices::SerialPort;
 use crate::machine::config::{PlatformKind, Serial};
 use crate::machine::{Report, RunningMachine};
-use crate::migration::message::{Transfer, VmId};
+use crate::migration::frame::ABANDONED_MAX;
+use crate::migration::message::{Abandoned, Transfer, VmId};
 use crate::vcpu::{Stop, VcpuError};
 
 /// Printed whenever the software platform is used.
@@ -51,6 +52,8 @@ pub(super) struct Owner {
     pub(super) reboots: bool,
     /// The guest's identity, and the last attempt to move it.
     transfer: Cell<Transfer>,
+    /// Attempts after which the guest ran on here, the last ones last.
+    abandoned: RefCell<Vec<Abandoned>>,
 }
 
 /// How a guest ended, and what could be said about it last; nothing if it is gone.
@@ -82,9 +85,18 @@ impl Owner {
         finish_handovers(options.journal.as_deref());
         let inbox = Inbox::new(happened);
         let vm = VmId::random().map_err(OwnerError::Identity)?;
-        let transfer = Cell::new(Transfer { vm, epoch: 0 });
-        let (_server, reboots) = (server, false);
-        Ok(Self { inbox, events, board, console, terminal, _server, options, reboots, transfer })
+        Ok(Self {
+            inbox,
+            events,
+            board,
+            console,
+            terminal,
+            _server: server,
+            options,
+            reboots: false,
+            transfer: Cell::new(Transfer { vm, epoch: 0 }),
+            abandoned: RefCell::default(),
+        })
     }
 
     /// The next attempt to move the guest.
@@ -98,6 +110,20 @@ impl Owner {
     pub(super) fn following_transfer(&self) -> Transfer {
         let Transfer { vm, epoch } = self.transfer.get();
         Transfer { vm, epoch: epoch.saturating_add(1) }
+    }
+
+    /// What the next offer says of earlier ones: wherever a copy has stayed, it is of no use.
+    pub(super) fn abandoned(&self) -> Vec<Abandoned> {
+        self.abandoned.borrow().clone()
+    }
+
+    /// The guest runs on here after an attempt. Of very many, the first are forgotten: if a copy has
+    /// stayed of one of those, a person discards it there.
+    pub(super) fn abandon(&self, attempt: Option<Abandoned>) {
+        let mut all = self.abandoned.borrow_mut();
+        all.extend(attempt);
+        let too_many = all.len().saturating_sub(ABANDONED_MAX as usize);
+        all.drain(..too_many);
     }
 
     /// The guest came with this transfer, and keeps its identity.

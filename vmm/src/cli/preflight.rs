@@ -43,7 +43,7 @@ pub(super) fn preflight(options: &PreflightOptions) -> Result<Exit, PreflightErr
         Guest::Running(api_socket) => ask_owner(api_socket, &options.request)?,
         Guest::New(prospect) => {
             let vm = VmId::random().map_err(PreflightError::Identity)?;
-            let asked = options_of(&options.request, Transfer { vm, epoch: 1 });
+            let asked = options_of(&options.request, Transfer { vm, epoch: 1 }, Vec::new());
             Candidate::new_guest(prospect)?.hindrances(&asked, &mut || false)
         }
     };

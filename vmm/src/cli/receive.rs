@@ -6,11 +6,12 @@ use thiserror::Error;
 
 use super::exit::Ending;
 use super::incoming::receive_guest;
-use super::journals::NoJournal;
+use super::journals::{NoJournal, open_journal};
 use super::migration_arguments::ReceiveOptions;
 use super::owner::{Owner, OwnerError, warn_about};
 use super::report;
 use crate::control::api::State;
+use crate::migration::journal::Side;
 use crate::migration::taking_over::keep_answering;
 use crate::migration::{Endpoint, Listener, NoSocket};
 use crate::vcpu::VcpuError;
@@ -25,12 +26,15 @@ pub(super) fn receive(options: &ReceiveOptions) -> Result<Ending, ReceiveError> 
     let mut listener = Listener::bind(&options.listen).map_err(listen)?;
     let mut owner = Owner::prepare(&options.serial, options.owner.clone(), State::Waiting)?;
     eprintln!("sevferry: waiting for a guest at {}", options.listen);
-    let Some((machine, side)) = receive_guest(&listener, options, &owner)? else {
+    let Some((machine, answering)) = receive_guest(&listener, options, &owner)? else {
         return Ok(Ending::Quit);
     };
     // The source may not have heard that its guest runs here. The next guest is another process's.
     let _removed_in_the_end = listener.take_file();
-    keep_answering(listener, side, options.silence).map_err(ReceiveError::Thread)?;
+    let directory = options.owner.journal.clone();
+    let journal =
+        move |vm| open_journal(directory.as_deref(), vm, Side::Destination).map_err(IoError::other);
+    keep_answering(listener, answering, journal).map_err(ReceiveError::Thread)?;
     owner.attach_console(machine.serial());
     let ended = owner.wait(machine);
     // Before anything else is printed, and whatever the ending.

@@ -3,7 +3,7 @@
 //! A machine that nothing speaks against is made, as for a guest that comes, and dropped: so memory
 //! that cannot be had or locked, and a platform that is full, are found out too.
 
-use std::io::sink;
+use std::io::{Error as IoError, sink};
 use std::time::Instant;
 
 use super::building::Words;
@@ -48,7 +48,8 @@ pub(super) fn assess(
             }
         }
     }
-    if let Err(cause) = (host.journal)(offer.transfer.vm) {
+    let journal = (host.journal)(offer.transfer.vm);
+    if let Err(cause) = journal.and_then(|journal| journal.reserve().map_err(IoError::other)) {
         objections.push(Objection::new("journal", &super::chain_of(&cause)));
     }
     Assessment { objections: bounded(objections), platform }

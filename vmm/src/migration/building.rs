@@ -90,6 +90,7 @@ mod tests {
     use crate::migration::link::Due;
     use crate::migration::message::{Reason, Transfer, VmId};
     use crate::migration::transport::Stream;
+    use crate::migration::word::{Say, Secret, Word};
 
     const SILENCE: Duration = Duration::from_secs(10);
 
@@ -137,7 +138,7 @@ mod tests {
         let mut words = Words::new();
         let transfer = Transfer { vm: VmId([1; 16]), epoch: 1 };
         source
-            .send(&Message::Abandon { transfer, reason: Reason::new("enough") }, &mut || false)
+            .say(&Word::new(&Secret([1; 16]), transfer, Say::Abandon(Reason::new("enough"))).into())
             .unwrap();
         let until = Instant::now() + SILENCE;
         let refused = loop {

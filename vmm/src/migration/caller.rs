@@ -4,6 +4,10 @@
 use super::link::Link;
 use super::message::{Message, Reason};
 
+/// The connection of somebody who was answered, and may have more to say.
+#[derive(Debug)]
+pub struct Line(pub(super) Link);
+
 /// A control connection and the first message on it.
 #[derive(Debug)]
 pub struct Caller {
@@ -13,8 +17,13 @@ pub struct Caller {
 
 impl Caller {
     /// Turns it away.
-    pub(super) fn refuse(mut self, why: &str) {
+    pub(super) fn refuse(self, why: &str) {
+        Self::refuse_on(self.link, why);
+    }
+
+    /// Turns away whoever is at the other end.
+    pub(super) fn refuse_on(mut link: Link, why: &str) {
         // It may be gone: then it needs no reason.
-        self.link.say(&Message::Refuse { reason: Reason::new(why) }).unwrap_or_default();
+        link.say(&Message::Refuse { reason: Reason::new(why) }).unwrap_or_default();
     }
 }

@@ -9,14 +9,15 @@ use std::str::from_utf8;
 use super::closing::Closing;
 use super::cursor::Reader;
 use super::frame::{
-    CERTIFICATES_BYTES_MAX, CLOSING_HEADER_LEN, CONNECTIONS_MAX, FRAME_HEADER_LEN, FrameHeader,
-    Kind, MACHINE_OFFER_BYTES_MAX, OBJECTIONS_MAX,
+    ABANDONED_MAX, CERTIFICATES_BYTES_MAX, CLOSING_HEADER_LEN, CONNECTIONS_MAX, FRAME_HEADER_LEN,
+    FrameHeader, Kind, MACHINE_OFFER_BYTES_MAX, OBJECTIONS_MAX,
 };
 use super::malformed::Malformed;
 use super::message::{
-    Assessment, Message, NotRunning, Objection, Offer, PlatformBytes, Reason, RoundEnd,
+    Abandoned, Assessment, Message, NotRunning, Objection, Offer, PlatformBytes, Reason, RoundEnd,
     SessionBytes, Transfer, VmId,
 };
+use super::word::{Proof, Say, Secret, Word};
 use crate::machine::pinning::Pinned;
 
 impl Message {
@@ -29,13 +30,17 @@ impl Message {
         let mut body = Body(&mut bytes);
         match self {
             Self::Offer(offer) | Self::Inquiry(offer) => body.offer(offer)?,
-            Self::Accept { platform } => body.platform(platform.as_ref())?,
+            Self::Accept { secret, platform } => {
+                body.put(&secret.0);
+                body.platform(platform.as_ref())?;
+            }
             Self::Refuse { reason } => body.reason(reason),
             Self::Start { encryption } => body.session(encryption.as_ref())?,
             Self::Started => {}
-            Self::Join { session, index } => {
+            Self::Join { session, index, proof } => {
                 body.put(&session.to_le_bytes());
                 body.put(&index.to_le_bytes());
+                body.put(&proof.0);
             }
             Self::RoundEnd(end) => {
                 body.put(&end.round.to_le_bytes());
@@ -44,17 +49,7 @@ impl Message {
             }
             Self::RoundOk { round } => body.put(&round.to_le_bytes()),
             Self::StatusList(closing) | Self::State(closing) => body.closing(closing),
-            Self::Prepared(transfer) | Self::Commit(transfer) | Self::Running(transfer) => {
-                body.transfer(*transfer);
-            }
-            Self::NotRunning { transfer, because } => {
-                body.transfer(*transfer);
-                body.put(&[not_running_number(*because)]);
-            }
-            Self::Abandon { transfer, reason } => {
-                body.transfer(*transfer);
-                body.reason(reason);
-            }
+            Self::Word(word) => body.word(word),
             Self::Assessment(assessment) => body.assessment(assessment)?,
             Self::Building(Pinned { pages, of }) => {
                 body.put(&pages.to_le_bytes());
@@ -84,11 +79,17 @@ impl Message {
         let mut reader = Reader::new("a message", &body);
         let message = match kind {
             Kind::Offer => Self::Offer(read_offer(&mut reader)?),
-            Kind::Accept => Self::Accept { platform: read_platform(&mut reader)? },
+            Kind::Accept => {
+                let secret = Secret(reader.array()?);
+                Self::Accept { secret, platform: read_platform(&mut reader)? }
+            }
             Kind::Refuse => Self::Refuse { reason: read_reason(&mut reader)? },
             Kind::Start => Self::Start { encryption: read_session(&mut reader)? },
             Kind::Started => Self::Started,
-            Kind::Join => Self::Join { session: reader.u64()?, index: read_index(&mut reader)? },
+            Kind::Join => {
+                let (session, index) = (reader.u64()?, read_index(&mut reader)?);
+                Self::Join { session, index, proof: Proof(reader.array()?) }
+            }
             Kind::Pages => return Err(Malformed::Pages),
             Kind::RoundEnd => {
                 let (round, frames) = (reader.u32()?, reader.u64()?);
@@ -97,17 +98,14 @@ impl Message {
             Kind::RoundOk => Self::RoundOk { round: reader.u32()? },
             Kind::StatusList => return read_closing(body).map(Self::StatusList),
             Kind::State => return read_closing(body).map(Self::State),
-            Kind::Prepared => Self::Prepared(read_transfer(&mut reader)?),
-            Kind::Commit => Self::Commit(read_transfer(&mut reader)?),
-            Kind::Running => Self::Running(read_transfer(&mut reader)?),
-            Kind::NotRunning => Self::NotRunning {
-                transfer: read_transfer(&mut reader)?,
-                because: read_not_running(&mut reader)?,
-            },
-            Kind::Abandon => Self::Abandon {
-                transfer: read_transfer(&mut reader)?,
-                reason: read_reason(&mut reader)?,
-            },
+            Kind::Prepared => read_word(&mut reader, |_| Ok(Say::Prepared))?,
+            Kind::Commit => read_word(&mut reader, read_commit)?,
+            Kind::Running => read_word(&mut reader, |_| Ok(Say::Running))?,
+            Kind::NotRunning => {
+                read_word(&mut reader, |r| read_not_running(r).map(Say::NotRunning))?
+            }
+            Kind::Abandon => read_word(&mut reader, |r| read_reason(r).map(Say::Abandon))?,
+            Kind::Released => read_word(&mut reader, |_| Ok(Say::Released))?,
             Kind::Inquiry => Self::Inquiry(read_offer(&mut reader)?),
             Kind::Assessment => Self::Assessment(read_assessment(&mut reader)?),
             Kind::Building => Self::Building(read_pinned(&mut reader)?),
@@ -150,6 +148,18 @@ impl Body<'_> {
         self.put(reason.as_str().as_bytes());
     }
 
+    fn word(&mut self, word: &Word) {
+        let Word { transfer, say, proof } = word;
+        self.transfer(*transfer);
+        self.put(&proof.0);
+        match say {
+            Say::Prepared | Say::Running | Say::Released => {}
+            Say::Commit { is_last } => self.put(&[u8::from(*is_last)]),
+            Say::NotRunning(because) => self.put(&[because.number()]),
+            Say::Abandon(reason) => self.reason(reason),
+        }
+    }
+
     fn closing(&mut self, closing: &Closing) {
         self.put(&closing.session.to_le_bytes());
         self.put(&closing.round.to_le_bytes());
@@ -162,6 +172,11 @@ impl Body<'_> {
         self.transfer(offer.transfer);
         self.put(&offer.session.to_le_bytes());
         self.put(&offer.connections.to_le_bytes());
+        self.put(&[checked_abandoned(offer.abandoned.len())?]);
+        for Abandoned { epoch, proof } in &offer.abandoned {
+            self.put(&epoch.to_le_bytes());
+            self.put(&proof.0);
+        }
         self.part(MACHINE, &offer.machine, MACHINE_OFFER_BYTES_MAX)
     }
 
@@ -257,8 +272,33 @@ fn read_offer(reader: &mut Reader<'_>) -> Result<Offer, Malformed> {
         transfer: read_transfer(reader)?,
         session: reader.u64()?,
         connections: checked_connections(reader.u16()?)?,
+        abandoned: read_abandoned(reader)?,
         machine: read_part(reader, MACHINE, MACHINE_OFFER_BYTES_MAX)?.to_vec(),
     })
+}
+
+fn checked_abandoned(count: usize) -> Result<u8, Malformed> {
+    let known = u8::try_from(count).ok().filter(|&count| u32::from(count) <= ABANDONED_MAX);
+    known.ok_or(Malformed::Value { field: "the number of earlier attempts", found: count as u64 })
+}
+
+fn read_abandoned(reader: &mut Reader<'_>) -> Result<Vec<Abandoned>, Malformed> {
+    let count = checked_abandoned(reader.u8()?.into())?;
+    (0..count)
+        .map(|_| Ok(Abandoned { epoch: reader.u64()?, proof: Proof(reader.array()?) }))
+        .collect()
+}
+
+fn read_word<'a>(
+    reader: &mut Reader<'a>,
+    say: impl FnOnce(&mut Reader<'a>) -> Result<Say, Malformed>,
+) -> Result<Message, Malformed> {
+    let (transfer, proof) = (read_transfer(reader)?, Proof(reader.array()?));
+    Ok(Message::Word(Word { transfer, say: say(reader)?, proof }))
+}
+
+fn read_commit(reader: &mut Reader<'_>) -> Result<Say, Malformed> {
+    Ok(Say::Commit { is_last: read_bool(reader, "whether a copy is the last")? })
 }
 
 /// Its bytes may be megabytes: they stay where they are.
@@ -304,21 +344,8 @@ fn read_session(reader: &mut Reader<'_>) -> Result<Option<SessionBytes>, Malform
     }))
 }
 
-/// The reasons in the order of their numbers.
-const NOT_RUNNING: [NotRunning; 4] =
-    [NotRunning::Unknown, NotRunning::Discarded, NotRunning::JournalFailed, NotRunning::Crashed];
-
-fn not_running_number(because: NotRunning) -> u8 {
-    match because {
-        NotRunning::Unknown => 0,
-        NotRunning::Discarded => 1,
-        NotRunning::JournalFailed => 2,
-        NotRunning::Crashed => 3,
-    }
-}
-
 fn read_not_running(reader: &mut Reader<'_>) -> Result<NotRunning, Malformed> {
     let number = reader.u8()?;
-    let known = NOT_RUNNING.get(usize::from(number)).copied();
+    let known = NotRunning::ALL.get(usize::from(number)).copied();
     known.ok_or(Malformed::Value { field: "why a guest does not run", found: u64::from(number) })
 }

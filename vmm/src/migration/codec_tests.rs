@@ -9,14 +9,22 @@ use super::frame::{
 };
 use super::malformed::Malformed;
 use super::message::{
-    Assessment, Message, NotRunning, Objection, Offer, PlatformBytes, Reason, RoundEnd,
+    Abandoned, Assessment, Message, NotRunning, Objection, Offer, PlatformBytes, Reason, RoundEnd,
     SessionBytes, Transfer, VmId,
 };
+use super::word::{Proof, Say, Secret, Word};
 use crate::machine::pinning::Pinned;
 
 const TRANSFER: Transfer =
     Transfer { vm: VmId(*b"0123456789abcdef"), epoch: 0x0807_0605_0403_0201 };
 const TRANSFER_HEX: &str = "30313233343536373839616263646566 0102030405060708";
+
+const SECRET: Secret = Secret([0xab; 16]);
+const PROOF: Proof = Proof([0xcd; 32]);
+
+fn proof_hex() -> String {
+    "cd".repeat(32)
+}
 
 /// What follows the last round; its digest is not looked at here.
 fn closing(bytes: Vec<u8>) -> Closing {
@@ -37,22 +45,32 @@ fn golden() -> Vec<(Message, String)> {
                 transfer: TRANSFER,
                 session: 0x1122_3344_5566_7788,
                 connections: 4,
+                abandoned: vec![Abandoned { epoch: 2, proof: PROOF }],
                 machine: bytes(3, 0xaa),
             }),
             format!(
-                "53564659 0300 0100 29000000 {TRANSFER_HEX} 8877665544332211 0400 03000000 aaaaaa"
+                "53564659 0300 0100 52000000 {TRANSFER_HEX} 8877665544332211 0400 \
+                 01 0200000000000000 {} 03000000 aaaaaa",
+                proof_hex()
             ),
         ),
-        (Message::Accept { platform: None }, "53564659 0300 0200 01000000 00".into()),
+        (
+            Message::Accept { secret: SECRET, platform: None },
+            format!("53564659 0300 0200 11000000 {} 00", "ab".repeat(16)),
+        ),
         (
             Message::Accept {
+                secret: SECRET,
                 platform: Some(PlatformBytes {
                     pdh: bytes(1, 0x11),
                     chain: bytes(2, 0x22),
                     roots: bytes(3, 0x33),
                 }),
             },
-            "53564659 0300 0200 13000000 01 01000000 11 02000000 2222 03000000 333333".into(),
+            format!(
+                "53564659 0300 0200 23000000 {} 01 01000000 11 02000000 2222 03000000 333333",
+                "ab".repeat(16)
+            ),
         ),
         (
             Message::Refuse { reason: Reason::new("no") },
@@ -71,8 +89,8 @@ fn golden() -> Vec<(Message, String)> {
         ),
         (Message::Started, "53564659 0300 0500 00000000".into()),
         (
-            Message::Join { session: 0x1122_3344_5566_7788, index: 3 },
-            "53564659 0300 0600 0a000000 8877665544332211 0300".into(),
+            Message::Join { session: 0x1122_3344_5566_7788, index: 3, proof: PROOF },
+            format!("53564659 0300 0600 2a000000 8877665544332211 0300 {}", proof_hex()),
         ),
         (
             Message::RoundEnd(RoundEnd { round: 2, frames: 3, digest: [0x66; 32] }),
@@ -81,20 +99,28 @@ fn golden() -> Vec<(Message, String)> {
         (Message::RoundOk { round: 2 }, "53564659 0300 0900 04000000 02000000".into()),
         (Message::StatusList(closing(bytes(2, 0x77))), closing_hex("0a", "7777")),
         (Message::State(closing(bytes(2, 0x88))), closing_hex("0b", "8888")),
-        (Message::Prepared(TRANSFER), format!("53564659 0300 0c00 18000000 {TRANSFER_HEX}")),
-        (Message::Commit(TRANSFER), format!("53564659 0300 0d00 18000000 {TRANSFER_HEX}")),
-        (Message::Running(TRANSFER), format!("53564659 0300 0e00 18000000 {TRANSFER_HEX}")),
-        (
-            Message::NotRunning { transfer: TRANSFER, because: NotRunning::Crashed },
-            format!("53564659 0300 0f00 19000000 {TRANSFER_HEX} 03"),
-        ),
-        (
-            Message::Abandon { transfer: TRANSFER, reason: Reason::new("no") },
-            format!("53564659 0300 1000 1e000000 {TRANSFER_HEX} 02000000 6e6f"),
-        ),
     ];
+    messages.extend(golden_words());
     messages.extend(golden_inquiries());
     messages
+}
+
+/// Those of the handover.
+fn golden_words() -> [(Message, String); 7] {
+    [
+        (Say::Prepared, "0c", "38", ""),
+        (Say::Commit { is_last: false }, "0d", "39", "00"),
+        (Say::Commit { is_last: true }, "0d", "39", "01"),
+        (Say::Running, "0e", "38", ""),
+        (Say::NotRunning(NotRunning::Crashed), "0f", "39", "03"),
+        (Say::Abandon(Reason::new("no")), "10", "3e", "02000000 6e6f"),
+        (Say::Released, "14", "38", ""),
+    ]
+    .map(|(say, kind, length, rest)| {
+        let hex = proof_hex();
+        let text = format!("53564659 0300 {kind}00 {length}000000 {TRANSFER_HEX} {hex} {rest}");
+        (Message::Word(Word { transfer: TRANSFER, say, proof: PROOF }), text)
+    })
 }
 
 /// Those of a pre-flight.
@@ -106,10 +132,12 @@ fn golden_inquiries() -> [(Message, String); 4] {
                 transfer: TRANSFER,
                 session: 0x1122_3344_5566_7788,
                 connections: 4,
+                abandoned: Vec::new(),
                 machine: bytes(3, 0xaa),
             }),
             format!(
-                "53564659 0300 1100 29000000 {TRANSFER_HEX} 8877665544332211 0400 03000000 aaaaaa"
+                "53564659 0300 1100 2a000000 {TRANSFER_HEX} 8877665544332211 0400 00 \
+                 03000000 aaaaaa"
             ),
         ),
         (Message::Assessment(Assessment::default()), "53564659 0300 1200 02000000 00 00".into()),
@@ -230,7 +258,7 @@ fn foreign_headers_are_named() {
         decode(&bytes).unwrap_err()
     };
     assert_eq!(with(0, 0), Malformed::Magic { magic: [0, 0, b'F', b'Y'] });
-    for theirs in [0, 1, u16::MAX] {
+    for theirs in [0, 1, 2, u16::MAX] {
         assert_eq!(with(4, theirs), Malformed::Version { theirs, ours: 3 });
     }
     let text = with(4, 1).to_string();
@@ -263,7 +291,7 @@ fn length_bombs_are_refused_by_the_header() {
 #[test]
 fn length_bombs_inside_a_message_are_refused() {
     let mut bytes = hex(&golden()[0].1);
-    let at = FRAME_HEADER_LEN + 34;
+    let at = FRAME_HEADER_LEN + 75;
     bytes[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
     let refused = decode(&bytes).unwrap_err();
     assert!(matches!(refused, Malformed::FieldTooLong { length: 0xffff_ffff, .. }), "{refused}");
@@ -278,13 +306,15 @@ fn nothing_beyond_a_cap_is_encoded() {
     assert!(matches!(state.encode(), Err(Malformed::TooLong { kind: Kind::State, .. })));
     let pdh = vec![0; CERTIFICATES_BYTES_MAX as usize + 1];
     let platform = Some(PlatformBytes { pdh, ..PlatformBytes::default() });
-    assert!(matches!(Message::Accept { platform }.encode(), Err(Malformed::FieldTooLong { .. })));
+    let accept = Message::Accept { secret: SECRET, platform };
+    assert!(matches!(accept.encode(), Err(Malformed::FieldTooLong { .. })));
     let objections = vec![Objection::new("", ""); 65];
     let assessment = Message::Assessment(Assessment { objections, platform: None });
     assert!(matches!(assessment.encode(), Err(Malformed::Value { found: 65, .. })));
-    for connections in [0, 129] {
+    for (connections, attempts) in [(0, 0), (129, 0), (1, 17)] {
+        let abandoned = vec![Abandoned { epoch: 1, proof: PROOF }; attempts];
         let machine = Vec::new();
-        let offer = Offer { transfer: TRANSFER, session: 1, connections, machine };
+        let offer = Offer { transfer: TRANSFER, session: 1, connections, abandoned, machine };
         assert!(matches!(Message::Offer(offer).encode(), Err(Malformed::Value { .. })));
     }
 }
@@ -311,13 +341,15 @@ fn values_without_meaning_are_refused() {
         (0, 32, &[0, 0][..], 0),
         (0, 32, &[129, 0], 129),
         (7, 8, &[128, 0], 128),
-        (15, 24, &[4], 4),
-        (18, 0, &[65], 65),
+        (0, 34, &[17], 17),
+        (16, 56, &[4], 4),
+        (20, 0, &[65], 65),
     ] {
         let refused = refused(index, offset, value);
         assert!(matches!(refused, Malformed::Value { found, .. } if found == meant), "{refused}");
     }
-    assert!(matches!(refused(1, 0, &[2]), Malformed::NotABool { found: 2, .. }));
+    assert!(matches!(refused(1, 16, &[2]), Malformed::NotABool { found: 2, .. }));
+    assert!(matches!(refused(13, 56, &[2]), Malformed::NotABool { found: 2, .. }));
     assert!(matches!(refused(4, 0, &[255]), Malformed::NotABool { found: 255, .. }));
     assert_eq!(refused(3, 4, &[0xff]), Malformed::NotText);
 }
@@ -342,24 +374,39 @@ fn some_platform() -> impl Strategy<Value = PlatformBytes> {
     })
 }
 
+fn some_proof() -> impl Strategy<Value = Proof> {
+    any::<[u8; 32]>().prop_map(Proof)
+}
+
+fn some_say() -> impl Strategy<Value = Say> {
+    prop_oneof![
+        Just(Say::Prepared),
+        any::<bool>().prop_map(|is_last| Say::Commit { is_last }),
+        Just(Say::Running),
+        prop::sample::select(NotRunning::ALL.to_vec()).prop_map(Say::NotRunning),
+        some_reason().prop_map(Say::Abandon),
+        Just(Say::Released),
+    ]
+}
+
 fn some_offer() -> impl Strategy<Value = Offer> {
-    (some_transfer(), any::<u64>(), 1..=128_u16, some_bytes()).prop_map(
-        |(transfer, session, connections, machine)| Offer {
+    let abandoned =
+        (any::<u64>(), some_proof()).prop_map(|(epoch, proof)| Abandoned { epoch, proof });
+    let abandoned = prop::collection::vec(abandoned, 0..=16);
+    (some_transfer(), any::<u64>(), 1..=128_u16, abandoned, some_bytes()).prop_map(
+        |(transfer, session, connections, abandoned, machine)| Offer {
             transfer,
             session,
             connections,
+            abandoned,
             machine,
         },
     )
 }
 
 fn some_message() -> impl Strategy<Value = Message> {
-    let because = prop::sample::select(vec![
-        NotRunning::Unknown,
-        NotRunning::Discarded,
-        NotRunning::JournalFailed,
-        NotRunning::Crashed,
-    ]);
+    let accept = (any::<[u8; 16]>(), prop::option::of(some_platform()))
+        .prop_map(|(secret, platform)| Message::Accept { secret: Secret(secret), platform });
     let objection =
         (some_reason(), some_reason()).prop_map(|(subject, reason)| Objection { subject, reason });
     let assessment = (prop::collection::vec(objection, 0..4), prop::option::of(some_platform()))
@@ -375,24 +422,20 @@ fn some_message() -> impl Strategy<Value = Message> {
         (any::<u64>(), any::<u64>()).prop_map(|(one, other)| {
             Message::Building(Pinned { pages: one.min(other), of: one.max(other) })
         }),
-        prop::option::of(some_platform()).prop_map(|platform| Message::Accept { platform }),
+        accept,
         some_reason().prop_map(|reason| Message::Refuse { reason }),
         prop::option::of(session).prop_map(|encryption| Message::Start { encryption }),
         Just(Message::Started),
-        (any::<u64>(), 0..128_u16).prop_map(|(session, index)| Message::Join { session, index }),
+        (any::<u64>(), 0..128_u16, some_proof())
+            .prop_map(|(session, index, proof)| Message::Join { session, index, proof }),
         (any::<u32>(), any::<u64>(), any::<[u8; 32]>()).prop_map(|(round, frames, digest)| {
             Message::RoundEnd(RoundEnd { round, frames, digest })
         }),
         any::<u32>().prop_map(|round| Message::RoundOk { round }),
         some_closing().prop_map(Message::StatusList),
         some_closing().prop_map(Message::State),
-        some_transfer().prop_map(Message::Prepared),
-        some_transfer().prop_map(Message::Commit),
-        some_transfer().prop_map(Message::Running),
-        (some_transfer(), because)
-            .prop_map(|(transfer, because)| Message::NotRunning { transfer, because }),
-        (some_transfer(), some_reason())
-            .prop_map(|(transfer, reason)| Message::Abandon { transfer, reason }),
+        (some_transfer(), some_say(), some_proof())
+            .prop_map(|(transfer, say, proof)| Message::Word(Word { transfer, say, proof })),
     ]
 }
 

@@ -6,6 +6,7 @@
 use std::io::{Error as IoError, Write};
 use std::time::{Duration, Instant};
 
+use getrandom::Error as RandomError;
 use log::info;
 use thiserror::Error;
 use zerocopy::FromBytes;
@@ -13,18 +14,19 @@ use zerocopy::FromBytes;
 use super::arrivals::{Arrivals, BadArrival};
 use super::assessment::assess;
 use super::building::Words;
-use super::caller::Caller;
+use super::caller::{Caller, Line};
 use super::certificates::{CertificatesError, to_wire};
-use super::handover::{Destination, DestinationInput, DestinationOutput, DestinationState};
 use super::intake::{Delivered, IntakeError, take_in};
 use super::joining::accept_connections;
-use super::journal::{Journal, Side, last};
+use super::journal::{Journal, Side};
 use super::link::{Due, Link, LinkError};
 use super::message::{Message, NotRunning, Offer, Reason, SessionBytes, Transfer, VmId};
 use super::placer::Target;
 use super::progress::{Phase, Progress};
+use super::recall::{admit, forget, recall};
 use super::reception::{Arrived, Reception};
 use super::transport::Listener;
+use super::word::Secret;
 use crate::encryption::{Malformed as MalformedStatus, NotMigratable, PageStatus};
 use crate::machine::compatibility::{HostOffer, Incompatible, MachineOffer, compare};
 use crate::machine::config::PlatformKind;
@@ -69,8 +71,18 @@ pub struct Prepared {
     pub(super) journal: Journal,
     /// Which guest, which attempt.
     pub transfer: Transfer,
+    /// What makes words about it count.
+    pub(super) secret: Secret,
     /// How it came.
     pub reception: Reception,
+}
+
+impl Prepared {
+    /// The guest is not to be taken over; its source, which was not told that it is prepared, keeps it.
+    pub fn refuse(mut self, why: &str) {
+        forget(&mut self.journal, self.transfer);
+        Caller::refuse_on(self.link, why);
+    }
 }
 
 /// What a caller has led to.
@@ -78,8 +90,10 @@ pub struct Prepared {
 pub enum Received {
     /// A guest.
     Guest(Box<Prepared>),
-    /// The source of an earlier one was told what became of it here.
-    Answered(Transfer, NotRunning),
+    /// The source of an earlier one was told what became of it here, and may have a last word.
+    Answered(Transfer, NotRunning, Line),
+    /// The source of an earlier one will not ask for it any more.
+    Settled(Transfer),
     /// A source was told whether this guest would be taken: so many reasons against it.
     Asked(Transfer, usize),
 }
@@ -98,8 +112,8 @@ pub fn receive(
     look_up: &mut LookUp<'_>,
 ) -> Result<Received, DestinationError> {
     let Caller { mut link, first } = caller;
-    if let Message::Commit(transfer) = first {
-        return recall(&mut link, transfer, host);
+    if let Message::Word(word) = &first {
+        return recall(link, word, host);
     }
     if let Message::Inquiry(offer) = &first {
         let assessment = assess(offer, host, &mut link, look_up);
@@ -110,9 +124,7 @@ pub fn receive(
     }
     let received = match &first {
         Message::Offer(offer) => phases(&mut link, offer, listener, host, look_up),
-        Message::Abandon { reason, .. } | Message::Refuse { reason } => {
-            Err(LinkError::Refused(reason.clone()).into())
-        }
+        Message::Refuse { reason } => Err(LinkError::Refused(reason.clone()).into()),
         Message::Accept { .. }
         | Message::Start { .. }
         | Message::Started
@@ -121,18 +133,15 @@ pub fn receive(
         | Message::RoundOk { .. }
         | Message::StatusList(_)
         | Message::State(_)
-        | Message::Prepared(_)
-        | Message::Commit(_)
-        | Message::Running(_)
-        | Message::NotRunning { .. }
+        | Message::Word(_)
         | Message::Inquiry(_)
         | Message::Assessment(_)
         | Message::Building(_) => Err(LinkError::unexpected("an offer").into()),
     };
     match received {
-        Ok((machine, journal, reception)) => {
+        Ok((machine, (journal, secret), reception)) => {
             let transfer = reception.now().transfer;
-            let prepared = Prepared { machine, link, journal, transfer, reception };
+            let prepared = Prepared { machine, link, journal, transfer, secret, reception };
             Ok(Received::Guest(Box::new(prepared)))
         }
         Err(cause) => {
@@ -144,30 +153,15 @@ pub fn receive(
     }
 }
 
-/// The process that had this guest here is gone, and the guest with it: only its journal is left to
-/// tell the source what it did.
-fn recall(
-    link: &mut Link,
-    transfer: Transfer,
-    host: &mut Host<'_>,
-) -> Result<Received, DestinationError> {
-    let journal = (host.journal)(transfer.vm).map_err(DestinationError::Journal)?;
-    let side = Destination::recovered(transfer, last(journal.records(), transfer));
-    let (side, outputs) = side.on(DestinationInput::Commit(transfer));
-    for output in outputs {
-        if let DestinationOutput::Send(say) = output {
-            link.say(&say.into())?;
-        }
-    }
-    let because = match side.state {
-        DestinationState::Dropped(because) => because,
-        DestinationState::Prepared
-        | DestinationState::Owning { .. }
-        | DestinationState::Running
-        | DestinationState::Discarding => NotRunning::Unknown,
-    };
-    Ok(Received::Answered(transfer, because))
+/// A guest that may come.
+struct Expected<'a> {
+    begun: Instant,
+    offer: &'a Offer,
+    description: MachineOffer,
+    secret: Secret,
 }
+
+type Arrival = (PausedMachine, (Journal, Secret), Reception);
 
 fn phases(
     link: &mut Link,
@@ -175,13 +169,32 @@ fn phases(
     listener: &Listener,
     host: &mut Host<'_>,
     look_up: &mut LookUp<'_>,
-) -> Result<(PausedMachine, Journal, Reception), DestinationError> {
+) -> Result<Arrival, DestinationError> {
     let begun = Instant::now();
     let description = MachineOffer::from_bytes(&offer.machine)?;
     compare(&description, &HostOffer::read(host.platform)?)?;
-    // Before anything is sent: a guest that nobody could own here must not come.
-    let journal = (host.journal)(offer.transfer.vm).map_err(DestinationError::Journal)?;
+    // Before anything is sent.
+    let (mut journal, secret) = admit(offer, host)?;
     info!("{} is offered", offer.transfer);
+    let guest = Expected { begun, offer, description, secret };
+    match arrive(link, &guest, listener, host, look_up) {
+        Ok((machine, reception)) => Ok((machine, (journal, secret), reception)),
+        Err(cause) => {
+            // It was not said that the guest is prepared: the source will never ask.
+            forget(&mut journal, offer.transfer);
+            Err(cause)
+        }
+    }
+}
+
+fn arrive(
+    link: &mut Link,
+    guest: &Expected<'_>,
+    listener: &Listener,
+    host: &mut Host<'_>,
+    look_up: &mut LookUp<'_>,
+) -> Result<(PausedMachine, Reception), DestinationError> {
+    let Expected { begun, offer, ref description, ref secret } = *guest;
     let mut reception = Reception::new(begun, offer.transfer, offer.connections);
     reception.enter(Phase::Attest);
     let output = (host.output)().map_err(DestinationError::Output)?;
@@ -193,15 +206,15 @@ fn phases(
         lost = words.say(link, pinned, &mut || look_up(progress)).err();
         lost.is_some() || look_up(progress)
     };
-    let built = ReceivingMachine::build(&description, host.platform, output, &mut watch);
+    let built = ReceivingMachine::build(description, host.platform, output, &mut watch);
     if let Some(cause) = lost {
         return Err(cause.into());
     }
     let mut machine = built?;
     let mut stop = || look_up(reception.progress(&arrived));
-    let receiving = start((link, host.silence), &mut machine, &description, &mut stop)?;
+    let receiving = start((link, secret, host.silence), &mut machine, description, &mut stop)?;
     let arrivals = Arrivals::new(machine.ram().layout()).ok_or(DestinationError::Memory)?;
-    let mut placers = accept_connections(listener, offer, host.silence, &mut stop)?;
+    let mut placers = accept_connections(listener, offer, secret, host.silence, &mut stop)?;
     reception.enter(Phase::Rounds);
     let target = Target {
         ram: machine.ram(),
@@ -215,18 +228,18 @@ fn phases(
     let Delivered { status, state, saved, rounds } =
         take_in(link, &mut placers, &target, &mut stop)?;
     reception.enter(Phase::State);
-    let status = check(&description, status, &arrivals)?;
+    let status = check(description, status, &arrivals)?;
     let state = MachineState::from_bytes(&state)?;
     let launched = receiving.map(Receiving::finish).transpose()?;
     let machine = machine.finish((&state, saved), status, launched)?;
     reception.all_arrived(&arrived, rounds);
     info!("{}: all arrived in {rounds} rounds", offer.transfer);
-    Ok((machine, journal, reception))
+    Ok((machine, reception))
 }
 
 /// Says what this platform is, and takes the session that the source has made for it.
 fn start(
-    (link, silence): (&mut Link, Duration),
+    (link, secret, silence): (&mut Link, &Secret, Duration),
     machine: &mut ReceivingMachine,
     description: &MachineOffer,
     stop: &mut dyn FnMut() -> bool,
@@ -234,7 +247,7 @@ fn start(
     let own = machine.platform_certificates().map_err(CertificatesError::Own)?;
     let platform = own.as_ref().map(to_wire);
     let encrypted = platform.is_some();
-    link.send(&Message::Accept { platform }, stop)?;
+    link.send(&Message::Accept { secret: *secret, platform }, stop)?;
     let started = link.answer_unless(Due::START, silence, stop)?;
     let Message::Start { encryption } = started.ok_or(IntakeError::Stopped)? else {
         return Err(LinkError::unexpected("a start").into());
@@ -319,6 +332,21 @@ pub enum DestinationError {
     /// The journal.
     #[error("a guest cannot be owned here without its journal")]
     Journal(#[source] IoError),
+    /// No secret could be made.
+    #[error("making the secret of a transfer")]
+    Random(#[source] RandomError),
+    /// The same attempt once more.
+    #[error("{transfer} was here before: its source would offer it with the next epoch")]
+    Again {
+        /// Which.
+        transfer: Transfer,
+    },
+    /// It may be anybody's.
+    #[error("somebody has a word on {transfer}, without a proof that counts here")]
+    Unproven {
+        /// Which.
+        transfer: Transfer,
+    },
     /// Listening.
     #[error("accepting connections")]
     Accept(#[from] IoError),
@@ -364,59 +392,4 @@ pub enum DestinationError {
     /// The machine.
     #[error(transparent)]
     Finish(#[from] MachineReceiveError),
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::sink;
-
-    use vmm_sys_util::tempdir::TempDir;
-
-    use super::*;
-    use crate::migration::handover::Step;
-    use crate::migration::link::Due;
-    use crate::migration::lobby::Lobby;
-    use crate::migration::transport::Stream;
-
-    const SILENCE: Duration = Duration::from_secs(5);
-
-    /// A source that is back hears what the journal knows, from a process that never had the guest.
-    #[test]
-    fn a_source_that_is_back_is_answered_from_the_journal() {
-        let transfer = Transfer { vm: VmId([5; 16]), epoch: 4 };
-        let earlier = Transfer { epoch: 3, ..transfer };
-        for (steps, because) in [
-            (&[][..], NotRunning::Unknown),
-            (&[(earlier, Step::Owner)][..], NotRunning::Unknown),
-            (&[(transfer, Step::Owner)][..], NotRunning::Crashed),
-            (&[(transfer, Step::Discarded)][..], NotRunning::Discarded),
-        ] {
-            let directory = TempDir::new().unwrap();
-            let mut journal = |vm| {
-                Journal::open(directory.as_path(), vm, Side::Destination).map_err(IoError::other)
-            };
-            let mut before = journal(transfer.vm).unwrap();
-            for (transfer, step) in steps {
-                before.append(*transfer, *step, "").unwrap();
-            }
-            drop(before);
-            let mut output = || -> Result<Box<dyn Write + Send>, IoError> { Ok(Box::new(sink())) };
-            let silence = SILENCE;
-            let mut host =
-                Host { platform: None, output: &mut output, journal: &mut journal, silence };
-            let socket = format!("unix:{}", directory.as_path().join("socket").display());
-            let endpoint = socket.parse().unwrap();
-            let listener = Listener::bind(&endpoint).unwrap();
-            let stream = Stream::connect(&endpoint, silence, &|| true).unwrap();
-            let mut source = Link::new(stream, silence);
-            source.say(&Message::Commit(transfer)).unwrap();
-            let caller = Lobby::new(silence).hear(&listener, silence).unwrap().unwrap();
-            let received = receive(caller, &listener, &mut host, &mut |_| false).unwrap();
-            assert!(
-                matches!(received, Received::Answered(of, why) if (of, why) == (transfer, because))
-            );
-            let answer = source.answer(Due::VERDICT, silence).unwrap();
-            assert_eq!(answer, Message::NotRunning { transfer, because });
-        }
-    }
 }

@@ -37,7 +37,8 @@ use crate::machine::MACHINE_BYTES_MAX;
 use crate::page::{Frame, PAGE_SIZE, RamLayout};
 
 /// The version that this program speaks, and the only one. Neither earlier one was released: version 1
-/// had no digests of what follows the last round, version 2 no word on a machine that is being made.
+/// had no digests of what follows the last round, version 2 no proofs, and no word on a machine that is
+/// being made.
 pub const VERSION: u16 = 3;
 
 /// First bytes of every frame.
@@ -122,11 +123,12 @@ pub enum Kind {
     Inquiry = 17,
     Assessment = 18,
     Building = 19,
+    Released = 20,
 }
 
 impl Kind {
     /// Every kind, in the order of their numbers.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Offer,
         Self::Accept,
         Self::Refuse,
@@ -146,6 +148,7 @@ impl Kind {
         Self::Inquiry,
         Self::Assessment,
         Self::Building,
+        Self::Released,
     ];
 
     fn from_number(number: u16) -> Result<Self, Malformed> {
@@ -157,25 +160,42 @@ impl Kind {
     #[must_use]
     pub fn length_max(self) -> u32 {
         match self {
-            Self::Offer | Self::Inquiry => 38 + MACHINE_OFFER_BYTES_MAX,
-            Self::Accept => PLATFORM_BYTES_MAX,
+            Self::Offer | Self::Inquiry => {
+                39 + ABANDONED_MAX * ABANDONED_BYTES + MACHINE_OFFER_BYTES_MAX
+            }
+            Self::Accept => SECRET_BYTES + PLATFORM_BYTES_MAX,
             Self::Assessment => 1 + OBJECTIONS_MAX * OBJECTION_BYTES_MAX + PLATFORM_BYTES_MAX,
             Self::Start => 13 + 2 * CERTIFICATES_BYTES_MAX,
             Self::Refuse => 4 + REASON_BYTES_MAX,
-            Self::Abandon => 28 + REASON_BYTES_MAX,
+            Self::Abandon => WORD_BYTES + 4 + REASON_BYTES_MAX,
             Self::Started => 0,
-            Self::Join => 10,
+            Self::Join => 10 + PROOF_BYTES,
             Self::Pages => PAGES_LENGTH_MAX,
             Self::RoundEnd => 44,
             Self::RoundOk => 4,
             Self::Building => 16,
             Self::StatusList => CLOSING_HEADER_LEN + STATUS_BYTES_MAX,
             Self::State => CLOSING_HEADER_LEN + STATE_BYTES_MAX,
-            Self::Prepared | Self::Commit | Self::Running => 24,
-            Self::NotRunning => 25,
+            Self::Prepared | Self::Running | Self::Released => WORD_BYTES,
+            Self::Commit | Self::NotRunning => WORD_BYTES + 1,
         }
     }
 }
+
+/// Earlier attempts that an offer speaks of.
+pub const ABANDONED_MAX: u32 = 16;
+
+/// An epoch and a proof.
+const ABANDONED_BYTES: u32 = 8 + PROOF_BYTES;
+
+/// The secret of a transfer.
+const SECRET_BYTES: u32 = 16;
+
+/// HMAC-SHA256.
+const PROOF_BYTES: u32 = 32;
+
+/// A transfer and a proof, before whatever else a word has.
+const WORD_BYTES: u32 = 24 + PROOF_BYTES;
 
 /// Reasons in one assessment.
 pub const OBJECTIONS_MAX: u32 = 64;

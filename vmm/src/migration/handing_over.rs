@@ -12,9 +12,11 @@ use super::dialling::Dialling;
 use super::handover::{Resolution, Source, SourceInput, SourceOutput, SourceState};
 use super::journal::Journal;
 use super::link::{Due, Link, LinkError};
-use super::message::{Message, NotRunning, Reason};
+use super::message::{Abandoned, Message, NotRunning, Reason};
 use super::progress::{Outcome, Phase, Summary};
+use super::recall::forget;
 use super::source::{Attempt, Guest, Look, Options, SourceError, Wish, Wishes};
+use super::word::{Say, Secret, Word};
 use crate::machine::RunningMachine;
 use crate::vcpu::{Stop, VcpuError};
 
@@ -39,6 +41,8 @@ pub enum Ended {
         machine: Option<Box<RunningMachine>>,
         /// What was done, and why it was not sent.
         summary: Box<Summary>,
+        /// What the next offer of the guest says of this attempt.
+        abandoned: Option<Abandoned>,
     },
 }
 
@@ -57,17 +61,20 @@ where
     E: From<Stop> + Send + 'static,
 {
     let mut attempt = Attempt::new(machine, options);
-    if let Err(cause) = attempt.send_all(wish) {
-        let reason = super::chain_of(&cause);
-        let machine = attempt.give_up(&reason, events)?.map(Box::new);
-        let summary = attempt.summary(stayed(machine.is_some(), reason));
-        return Ok(Ended::Stayed { machine, summary });
+    match attempt.send_all(wish) {
+        Ok(secret) => hand_over(attempt, secret, journal, events, wish),
+        Err(cause) => {
+            let reason = super::chain_of(&cause);
+            let machine = attempt.give_up(&reason, events)?.map(Box::new);
+            let summary = attempt.summary(stayed(machine.is_some(), reason));
+            Ok(Ended::Stayed { machine, summary, abandoned: attempt.abandoned() })
+        }
     }
-    hand_over(attempt, journal, events, wish)
 }
 
 fn hand_over<E>(
     mut attempt: Attempt<'_>,
+    secret: Secret,
     journal: &mut Journal,
     events: &Sender<E>,
     wish: &mut Wishes<'_>,
@@ -77,7 +84,7 @@ where
 {
     attempt.account.enter(Phase::Handover);
     attempt.heard = Instant::now();
-    let mut side = Source::new(attempt.options.transfer);
+    let mut side = Source::new(attempt.options.transfer, secret);
     let mut inputs = VecDeque::new();
     let (mut since, mut running, mut why) = (Instant::now(), None, None);
     loop {
@@ -101,22 +108,27 @@ where
                 | SourceOutput::Reconnect
                 | SourceOutput::SendFinish
                 | SourceOutput::TearDown
-                | SourceOutput::Refuse(_)) => inputs.extend(attempt.perform(output, journal)),
+                | SourceOutput::Forget
+                | SourceOutput::Refuse(_)) => {
+                    inputs.extend(attempt.perform(output, &side, journal));
+                }
             }
         }
         match side.state {
+            _ if !inputs.is_empty() => {}
             SourceState::Resumed => {
                 let reason = why.unwrap_or_default().to_string();
                 let summary = attempt.summary(stayed(running.is_some(), reason));
-                return Ok(Ended::Stayed { machine: running.map(Box::new), summary });
+                let (machine, abandoned) = (running.map(Box::new), attempt.abandoned());
+                return Ok(Ended::Stayed { machine, summary, abandoned });
             }
-            SourceState::Released => {
+            SourceState::Released(_) => {
                 return Ok(Ended::Moved(attempt.summary(Outcome::Moved)));
             }
             SourceState::Waiting
             | SourceState::Committing { .. }
             | SourceState::InDoubt(_)
-            | SourceState::Keeping(_) => {}
+            | SourceState::Keeping(..) => {}
         }
     }
 }
@@ -133,10 +145,10 @@ fn reason_in(input: &SourceInput) -> Option<Reason> {
         SourceInput::ConnectionLost => Some(Reason::new("the connection was lost")),
         SourceInput::JournalFailed => Some(Reason::new("the journal could not be written")),
         SourceInput::Resolve(Resolution::Keep) => Some(Reason::new("a person decided so")),
+        SourceInput::NotRunning(because) => Some(Reason::new(&because.to_string())),
         SourceInput::Resolve(Resolution::Discard)
-        | SourceInput::Prepared(_)
-        | SourceInput::Running(_)
-        | SourceInput::NotRunning(..)
+        | SourceInput::Prepared
+        | SourceInput::Running
         | SourceInput::Connected
         | SourceInput::Retry
         | SourceInput::JournalWritten => None,
@@ -170,10 +182,6 @@ fn next_input(
     let message = match link.hear(Due::VERDICT, LOOK_UP) {
         Ok(Some(message)) => {
             attempt.words = attempt.words.saturating_add(1);
-            // Until then only what is due keeps the guest paused.
-            if in_doubt {
-                attempt.heard = Instant::now();
-            }
             Some(message)
         }
         Ok(None) => None,
@@ -188,27 +196,14 @@ fn next_input(
             warn!("the destination says more than it was asked");
             Some(SourceInput::ConnectionLost)
         }
-        Some(Message::Prepared(transfer)) if !in_doubt && transfer != side.transfer => {
-            let reason = format!("the destination got ready for another migration: {transfer}");
-            Some(SourceInput::Abort(Reason::new(&reason)))
-        }
-        Some(Message::Running(_) | Message::NotRunning { .. }) if !in_doubt => {
-            let reason = "the destination speaks of the guest's end before it was given the guest";
-            Some(SourceInput::Abort(Reason::new(reason)))
-        }
-        Some(Message::Prepared(transfer)) => Some(SourceInput::Prepared(transfer)),
-        Some(Message::Running(transfer)) => Some(SourceInput::Running(transfer)),
-        Some(Message::NotRunning { transfer, because }) => {
-            note(side, because);
-            Some(SourceInput::NotRunning(transfer, because))
-        }
         Some(Message::Refuse { reason }) if in_doubt => {
-            info!("the destination says: {reason}");
+            info!("who answers at {} says: {reason}", attempt.options.to);
             None
         }
-        Some(Message::Refuse { reason } | Message::Abandon { reason, .. }) => {
-            Some(abort(&LinkError::Refused(reason)))
-        }
+        Some(
+            Message::Refuse { reason } | Message::Word(Word { say: Say::Abandon(reason), .. }),
+        ) if !in_doubt => Some(abort(&LinkError::Refused(reason))),
+        Some(Message::Word(word)) => attempt.heard(side, &word),
         Some(other) => {
             warn!("the destination sent {:?} during the handover", other.kind());
             Some(SourceInput::ConnectionLost)
@@ -225,6 +220,22 @@ fn abort(cause: &dyn Error) -> SourceInput {
     SourceInput::Abort(Reason::new(&super::chain_of(cause)))
 }
 
+/// Why a word is none that a destination may say before it is given the guest.
+fn early(side: &Source, word: &Word) -> Option<String> {
+    match word.say {
+        Say::Prepared if word.transfer != side.transfer => {
+            Some(format!("the destination got ready for another migration: {}", word.transfer))
+        }
+        Say::Running | Say::NotRunning(_) => Some(
+            "the destination speaks of the guest's end before it was given the guest".to_owned(),
+        ),
+        Say::Prepared | Say::Commit { .. } | Say::Abandon(_) | Say::Released => {
+            let is_heard = side.hear(word).is_some();
+            (!is_heard).then(|| "the destination cannot prove that it is ready".to_owned())
+        }
+    }
+}
+
 /// The destination was told `commit` and does not run the guest. It is asked again and again, and
 /// may answer the same each time.
 fn note(side: &Source, because: NotRunning) {
@@ -235,13 +246,36 @@ fn note(side: &Source, because: NotRunning) {
 }
 
 impl Attempt<'_> {
+    /// What a word on the handover comes to.
+    fn heard(&mut self, side: &Source, word: &Word) -> Option<SourceInput> {
+        if !side.is_in_doubt() {
+            let early = early(side, word).map(|reason| SourceInput::Abort(Reason::new(&reason)));
+            return early.or_else(|| side.hear(word));
+        }
+        let Some(input) = side.hear(word) else {
+            warn!("who answers at {} cannot prove to be the destination", self.options.to);
+            return None;
+        };
+        // Only the destination's own word keeps a connection.
+        self.heard = Instant::now();
+        if let SourceInput::NotRunning(because) = input {
+            note(side, because);
+        }
+        Some(input)
+    }
+
     /// Carries out one output; what comes of it is the next input.
-    fn perform(&mut self, output: SourceOutput, journal: &mut Journal) -> Option<SourceInput> {
-        let transfer = self.options.transfer;
+    fn perform(
+        &mut self,
+        output: SourceOutput,
+        side: &Source,
+        journal: &mut Journal,
+    ) -> Option<SourceInput> {
+        let transfer = side.transfer;
         match output {
             SourceOutput::WriteJournal(step) => {
                 let peer = self.options.to.to_string();
-                match journal.append(transfer, step, &peer) {
+                match journal.append(transfer, side.secret, step, &peer) {
                     Ok(()) => Some(SourceInput::JournalWritten),
                     Err(cause) => {
                         warn!("{}", super::chain_of(&cause));
@@ -251,7 +285,8 @@ impl Attempt<'_> {
             }
             SourceOutput::Send(say) => {
                 self.words = 0;
-                let sent = self.link.as_mut().map(|link| link.say(&say.into()));
+                let word = side.word(say);
+                let sent = self.link.as_mut().map(|link| link.say(&word.into()));
                 (!matches!(sent, Some(Ok(())))).then_some(SourceInput::ConnectionLost)
             }
             SourceOutput::Reconnect => self.reconnect(),
@@ -264,6 +299,10 @@ impl Attempt<'_> {
             }
             SourceOutput::TearDown => {
                 self.guest = Guest::Nowhere;
+                None
+            }
+            SourceOutput::Forget => {
+                forget(journal, transfer);
                 None
             }
             SourceOutput::Refuse(refusal) => {

@@ -28,6 +28,7 @@ use super::placer::Target;
 use super::reception::Arrived;
 use super::sender::{PageSender, Round, Sent};
 use super::transport::{Listener, Stream};
+use super::word::Secret;
 use crate::encryption::{MapGpaRange, Overflow, PageStatus, Status};
 use crate::page::{Frame, FrameSet, PAGE_SIZE, PageRange};
 use crate::sev::Policy;
@@ -37,6 +38,7 @@ use crate::sev::software::fixture::{Fixture, RAM_LEN};
 const PAGES: u64 = RAM_LEN / PAGE_SIZE;
 const PAGE_LEN: usize = 4096;
 const SESSION: u64 = 0x1234_5678_9abc_def0;
+const SECRET: Secret = Secret([0x42; 16]);
 const STATE: &[u8] = b"the state of a machine";
 
 /// All has come by then that will ever come of a bad stream: where the source seems to be alive,
@@ -86,7 +88,7 @@ impl Golden {
         let mut senders: Vec<_> = (0..)
             .zip(ends)
             .map(|(index, end)| {
-                PageSender::join(Stream::Unix(end), (SESSION, index), LATE).unwrap()
+                PageSender::join(Stream::Unix(end), (SESSION, index), &SECRET, LATE).unwrap()
             })
             .collect();
         let (sent, stop) = (Sent::default(), AtomicBool::new(false));
@@ -156,7 +158,8 @@ impl Golden {
             silence: LATE,
         };
         let transfer = Transfer { vm: VmId([1; 16]), epoch: 1 };
-        let offer = Offer { transfer, session: SESSION, connections: 2, machine: Vec::new() };
+        let (abandoned, machine) = (Vec::new(), Vec::new());
+        let offer = Offer { transfer, session: SESSION, connections: 2, abandoned, machine };
         let begun = Instant::now();
         thread::scope(|scope| {
             scope.spawn(|| say_after_two_rounds(far, &streams[0]));
@@ -164,8 +167,9 @@ impl Golden {
             let mut stop = || begun.elapsed() > patience;
             let mut link = Link::new(Stream::Unix(near), LATE);
             let text = |cause: &dyn std::error::Error| chain_of(cause);
-            let mut placers = accept_connections(&listener.socket, &offer, LATE, &mut stop)
-                .map_err(|cause| text(&cause))?;
+            let mut placers =
+                accept_connections(&listener.socket, &offer, &SECRET, LATE, &mut stop)
+                    .map_err(|cause| text(&cause))?;
             let delivered = take_in(&mut link, &mut placers, &target, &mut stop)
                 .map_err(|cause| text(&cause))?;
             let list = delivered.status.ok_or("no region list")?;

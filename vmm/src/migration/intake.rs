@@ -20,6 +20,7 @@ use super::message::{Message, Reason, RoundEnd};
 use super::patience::in_all;
 use super::placer::{PagePlacer, PlacerError, Target};
 use super::transport::Stream;
+use super::word::{Say, Word};
 use crate::machine::SavedBetween;
 
 /// What must come in twice the silence. A KiB a second where that is 30 s: less than any network, more
@@ -213,7 +214,9 @@ fn collect(
                 let saved = SavedBetween { earliest: acknowledged, latest: Instant::now() };
                 return Ok(Delivered { status, state, saved, rounds });
             }
-            Arrival::Control(Message::Abandon { reason, .. } | Message::Refuse { reason }) => {
+            Arrival::Control(
+                Message::Word(Word { say: Say::Abandon(reason), .. }) | Message::Refuse { reason },
+            ) => {
                 return Err(IntakeError::Abandoned { reason });
             }
             Arrival::Control(_) => {
@@ -230,7 +233,9 @@ fn explained(cause: IntakeError, arrivals: &Receiver<Arrival>) -> IntakeError {
     while let IntakeError::Placer(_) = cause {
         let left = until.saturating_duration_since(Instant::now());
         match arrivals.recv_timeout(left) {
-            Ok(Arrival::Control(Message::Abandon { reason, .. } | Message::Refuse { reason })) => {
+            Ok(Arrival::Control(
+                Message::Word(Word { say: Say::Abandon(reason), .. }) | Message::Refuse { reason },
+            )) => {
                 return IntakeError::Abandoned { reason };
             }
             // The other page connections.
@@ -331,6 +336,7 @@ pub enum IntakeError {
 mod tests {
     use super::*;
     use crate::migration::message::{Transfer, VmId};
+    use crate::migration::word::Secret;
 
     /// A source that gives up is heard also if its page connections end first; one that is gone, or
     /// sends what it must not, is not waited for.
@@ -339,7 +345,7 @@ mod tests {
         let cut = || IntakeError::Placer(PlacerError::Cut { round: 1 });
         let reason = Reason::new("enough");
         let transfer = Transfer { vm: VmId([1; 16]), epoch: 1 };
-        let abandon = Message::Abandon { transfer, reason: reason.clone() };
+        let abandon = Word::new(&Secret([1; 16]), transfer, Say::Abandon(reason.clone())).into();
         for (next, heard) in [
             (vec![Arrival::Failed(cut()), Arrival::Control(abandon)], true),
             (vec![Arrival::Failed(LinkError::unexpected("it").into())], false),

@@ -12,6 +12,7 @@ use super::message::{Message, Offer};
 use super::patience::in_all;
 use super::placer::PagePlacer;
 use super::transport::Listener;
+use super::word::Secret;
 
 /// How often waiting looks up.
 const LOOK_UP: Duration = Duration::from_millis(20);
@@ -21,6 +22,7 @@ const LOOK_UP: Duration = Duration::from_millis(20);
 pub(super) fn accept_connections(
     listener: &Listener,
     offer: &Offer,
+    secret: &Secret,
     silence: Duration,
     stop: &mut dyn FnMut() -> bool,
 ) -> Result<Vec<PagePlacer>, DestinationError> {
@@ -44,8 +46,9 @@ pub(super) fn accept_connections(
             }
         };
         // A connection that is there already is not replaced.
-        if let Message::Join { session, index } = caller.first
+        if let Message::Join { session, index, proof } = caller.first
             && session == offer.session
+            && proof.is(&secret.proof_of_join(session, index))
             && let Some(slot @ None) = joined.get_mut(usize::from(index))
         {
             *slot = Some(PagePlacer::new(caller.link.into_stream(), offer.connections));

@@ -4,11 +4,12 @@
 //! which a person can read:
 //!
 //! ```text
-//! 1 <checksum> <guest> <epoch> <step> <peer>
+//! 2 <checksum> <guest> <epoch> <secret> <step> <peer>
 //! ```
 //!
-//! The checksum is XXH3 of what follows it. A line is durable before [`Journal::append`] returns;
-//! a last line that a crash has torn was never reported as written, and is dropped.
+//! The checksum is XXH3 of what follows it. A line is durable before [`Journal::append`] returns, in
+//! a file that the next process will find; a last line that a crash has torn was never reported as
+//! written, and is dropped. What nobody will ask for any more is taken back ([`Journal::forget`]).
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Error as IoError, ErrorKind, Read};
@@ -16,21 +17,28 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::str::from_utf8;
 
+use log::debug;
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use twox_hash::XxHash3_64;
 
 use super::handover::Step;
 use super::message::{Transfer, VmId};
+use super::word::Secret;
 
-/// Bytes of the longest journal that is read. A handover adds less than 300.
+/// Bytes of the longest journal that is read. A handover adds less than 1,200.
 const JOURNAL_BYTES_MAX: u64 = 1 << 20;
+
+/// Bytes that the lines of a handover may take.
+const RESERVED_BYTES: u64 = 4096;
 
 /// Bytes of a peer's address that are kept.
 const PEER_BYTES_MAX: usize = 256;
 
 /// Version of a line.
-const VERSION: &str = "1";
+const VERSION: &str = "2";
 
 /// Which side of a handover a journal is of. One host can be both, for one guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -52,10 +60,12 @@ impl Side {
 }
 
 /// A line of a journal.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     /// Of which handover.
     pub transfer: Transfer,
+    /// What proves that a word is about it.
+    pub secret: Secret,
     /// What was decided.
     pub step: Step,
     /// The other side's address, for people and for connecting again.
@@ -140,7 +150,22 @@ impl Journal {
         Ok(guests)
     }
 
-    /// Appends a line; on return it survives a crash of the host.
+    /// Makes sure that the lines of a handover will find room, where the file system can say so.
+    ///
+    /// # Errors
+    /// [`JournalError`] if there is none.
+    pub fn reserve(&self) -> Result<(), JournalError> {
+        match fallocate(&self.file, FallocateFlags::KEEP_SIZE, self.length, RESERVED_BYTES) {
+            Ok(()) => Ok(()),
+            Err(cause @ (Errno::OPNOTSUPP | Errno::NOSYS)) => {
+                debug!("no room can be reserved for {}: {cause}", self.path.display());
+                Ok(())
+            }
+            Err(cause) => Err(failed("reserving room for", &self.path)(cause.into())),
+        }
+    }
+
+    /// Appends a line; on return it survives a crash of the host, and the next process finds it.
     ///
     /// # Errors
     /// [`JournalError`] if it could not be written. The line was then taken back as far as the
@@ -148,23 +173,61 @@ impl Journal {
     pub fn append(
         &mut self,
         transfer: Transfer,
+        secret: Secret,
         step: Step,
         peer: &str,
     ) -> Result<(), JournalError> {
         self.trim()?;
-        let record = Record { transfer, step, peer: printable(peer) };
+        let record = Record { transfer, secret, step, peer: printable(peer) };
         let line = line(&record);
-        let written = self.file.write_all_at(line.as_bytes(), self.length);
-        if let Err(cause) = written.and_then(|()| self.file.sync_all()) {
+        if let Err(cause) = self.write(&line) {
             self.is_torn = true;
             // If even this fails, the next append tries again before it writes.
             let taken_back = self.trim();
-            log::debug!("taking back a line of {}: {taken_back:?}", self.path.display());
-            return Err(failed("writing", &self.path)(cause));
+            debug!("taking back a line of {}: {taken_back:?}", self.path.display());
+            return Err(cause);
         }
         self.length += line.len() as u64;
         self.records.push(record);
         Ok(())
+    }
+
+    /// The file may have been moved or removed since it was opened: then nobody would find the line.
+    fn write(&self, line: &str) -> Result<(), JournalError> {
+        let written = self.file.write_all_at(line.as_bytes(), self.length);
+        written.and_then(|()| self.file.sync_all()).map_err(failed("writing", &self.path))?;
+        if is_file_at(&self.file, &self.path).map_err(failed("looking for", &self.path))? {
+            return Ok(());
+        }
+        Err(JournalError::Moved { path: self.path.clone() })
+    }
+
+    /// Takes back the lines of `transfer` at the end: nobody will ask for them. A journal without a
+    /// line goes when it is closed.
+    ///
+    /// # Errors
+    /// [`JournalError`] if the file cannot be cut. The lines are true then as before.
+    pub fn forget(&mut self, transfer: Transfer) -> Result<(), JournalError> {
+        let of_others = self.records.iter().rposition(|record| record.transfer != transfer);
+        let kept = of_others.map_or(0, |last| last + 1);
+        if kept == self.records.len() {
+            return Ok(());
+        }
+        self.records.truncate(kept);
+        self.length = self.records.iter().map(|record| line(record).len() as u64).sum();
+        self.is_torn = true;
+        if kept == 0 { Ok(()) } else { self.trim() }
+    }
+
+    /// Moves it to where no start reads it: all of it is settled here, and may be of interest to a
+    /// person who decides at the other side.
+    ///
+    /// # Errors
+    /// [`JournalError`] if it cannot be moved.
+    pub fn set_aside(self) -> Result<(), JournalError> {
+        let Some(last) = self.records.last() else { return Ok(()) };
+        let aside = self.path.with_extension(format!("{}.settled", last.transfer.epoch));
+        fs::rename(&self.path, aside).map_err(failed("setting aside", &self.path))
     }
 
     /// Every line, oldest first.
@@ -173,9 +236,9 @@ impl Journal {
         &self.records
     }
 
-    /// The last step of `transfer`.
+    /// The last line about `transfer`.
     #[must_use]
-    pub fn last(&self, transfer: Transfer) -> Option<Step> {
+    pub fn last(&self, transfer: Transfer) -> Option<&Record> {
         last(&self.records, transfer)
     }
 
@@ -192,10 +255,11 @@ impl Journal {
 
 impl Drop for Journal {
     fn drop(&mut self) {
-        // Locked until it is closed, so that nobody has begun to write.
-        if self.records.is_empty() {
+        // Locked until it is closed, so that nobody has begun to write. What is there may be
+        // another's by now.
+        if self.records.is_empty() && is_file_at(&self.file, &self.path).unwrap_or(false) {
             fs::remove_file(&self.path).unwrap_or_else(|cause| {
-                log::debug!("removing the empty {}: {cause}", self.path.display());
+                debug!("removing the empty {}: {cause}", self.path.display());
             });
         }
     }
@@ -211,11 +275,10 @@ fn is_file_at(file: &File, path: &Path) -> Result<bool, IoError> {
     }
 }
 
-/// The last step of `transfer` in `records`.
+/// The last line about `transfer` in `records`.
 #[must_use]
-pub fn last(records: &[Record], transfer: Transfer) -> Option<Step> {
-    let of_transfer = records.iter().rev().find(|record| record.transfer == transfer);
-    of_transfer.map(|record| record.step)
+pub fn last(records: &[Record], transfer: Transfer) -> Option<&Record> {
+    records.iter().rev().find(|record| record.transfer == transfer)
 }
 
 fn path_of(directory: &Path, vm: VmId, side: Side) -> PathBuf {
@@ -243,8 +306,8 @@ fn printable(peer: &str) -> String {
 }
 
 fn line(record: &Record) -> String {
-    let Record { transfer: Transfer { vm, epoch }, step, peer } = record;
-    let text = format!("{vm} {epoch} {} {peer}", step_name(*step));
+    let Record { transfer: Transfer { vm, epoch }, secret, step, peer } = record;
+    let text = format!("{vm} {epoch} {secret} {} {peer}", step_name(*step));
     format!("{VERSION} {:016x} {text}\n", XxHash3_64::oneshot(text.as_bytes()))
 }
 
@@ -288,22 +351,25 @@ fn parse_line(line: &[u8]) -> Result<Record, BadLine> {
 }
 
 fn parse_record(text: &str) -> Option<Record> {
-    let mut words = text.splitn(4, ' ');
+    let mut words = text.splitn(5, ' ');
     let vm = words.next()?.parse().ok()?;
     let epoch = words.next()?.parse().ok()?;
+    let secret = words.next()?.parse().ok()?;
     let name = words.next()?;
     let step = STEPS.into_iter().find(|step| step_name(*step) == name)?;
-    Some(Record { transfer: Transfer { vm, epoch }, step, peer: words.next()?.to_owned() })
+    let peer = words.next()?.to_owned();
+    Some(Record { transfer: Transfer { vm, epoch }, secret, step, peer })
 }
 
-const STEPS: [Step; 5] =
-    [Step::Committed, Step::Kept, Step::Released, Step::Owner, Step::Discarded];
+const STEPS: [Step; 6] =
+    [Step::Committed, Step::Kept, Step::Released, Step::Accepted, Step::Owner, Step::Discarded];
 
 fn step_name(step: Step) -> &'static str {
     match step {
         Step::Committed => "committed",
         Step::Kept => "kept",
         Step::Released => "released",
+        Step::Accepted => "accepted",
         Step::Owner => "owner",
         Step::Discarded => "discarded",
     }
@@ -321,6 +387,9 @@ pub enum JournalError {
         #[source]
         cause: IoError,
     },
+    /// A line would be found by nobody.
+    #[error("the journal {path} was moved or removed while it was in use: put it back")]
+    Moved { path: PathBuf },
     /// Another process has it.
     #[error("the journal {path} is in use: is the guest being moved by another process?")]
     InUse { path: PathBuf },
@@ -333,7 +402,9 @@ pub enum JournalError {
     )]
     Damaged { path: PathBuf, line: usize },
     /// A line of another program.
-    #[error("line {line} of the journal {path} was written by another version of this program")]
+    #[error(
+        "line {line} of the journal {path} was written by another version of this program: finish with that what it began, then move it away"
+    )]
     Version { path: PathBuf, line: usize },
 }
 

@@ -1,13 +1,15 @@
 //! What a journal remembers, and what it does not let happen.
 
 use std::env::temp_dir;
-use std::fs::{create_dir, metadata, read, remove_dir_all, write};
+use std::fs::{create_dir, metadata, read, remove_dir_all, remove_file, rename, write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use super::*;
 
 const VM: VmId = VmId([9; 16]);
 const TRANSFER: Transfer = Transfer { vm: VM, epoch: 2 };
+const EARLIER: Transfer = Transfer { vm: VM, epoch: 1 };
+const SECRET: Secret = Secret([0x5a; 16]);
 
 struct Folder(PathBuf);
 
@@ -36,9 +38,13 @@ impl Drop for Folder {
 /// A journal of two lines, as bytes.
 fn two_lines(folder: &Folder) -> Vec<u8> {
     let mut journal = folder.open().unwrap();
-    journal.append(TRANSFER, Step::Committed, "tcp:10.0.0.2:4000").unwrap();
-    journal.append(TRANSFER, Step::Released, "tcp:10.0.0.2:4000").unwrap();
+    journal.append(TRANSFER, SECRET, Step::Committed, "tcp:10.0.0.2:4000").unwrap();
+    journal.append(TRANSFER, SECRET, Step::Released, "tcp:10.0.0.2:4000").unwrap();
     read(folder.file()).unwrap()
+}
+
+fn step_of(journal: &Journal) -> Option<Step> {
+    journal.last(TRANSFER).map(|last| last.step)
 }
 
 /// What was appended is there for the next process, and no one else can read it.
@@ -51,8 +57,11 @@ fn steps_outlive_the_process() {
     let steps: Vec<_> = journal.records().iter().map(|record| record.step).collect();
     assert_eq!(steps, [Step::Committed, Step::Released]);
     assert_eq!(journal.records()[0].peer, "tcp:10.0.0.2:4000");
-    assert_eq!(journal.last(TRANSFER), Some(Step::Released));
-    assert_eq!(journal.last(Transfer { epoch: 1, ..TRANSFER }), None);
+    assert_eq!(
+        journal.last(TRANSFER).map(|last| (last.step, last.secret)),
+        Some((Step::Released, SECRET))
+    );
+    assert_eq!(journal.last(EARLIER), None);
     assert_eq!(Journal::read(&folder.0, VM, Side::Source).unwrap(), journal.records());
     assert_eq!(metadata(folder.file()).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(Journal::guests(&folder.0, Side::Source).unwrap(), [VM]);
@@ -85,15 +94,15 @@ fn a_torn_last_line_is_dropped() {
         write(folder.file(), &whole[..cut]).unwrap();
         let mut journal = folder.open().unwrap();
         assert_eq!(journal.records().len(), usize::from(cut >= first), "cut at {cut}");
-        journal.append(TRANSFER, Step::Kept, "").unwrap();
+        journal.append(TRANSFER, SECRET, Step::Kept, "").unwrap();
         drop(journal);
-        assert_eq!(folder.open().unwrap().last(TRANSFER), Some(Step::Kept), "cut at {cut}");
+        assert_eq!(step_of(&folder.open().unwrap()), Some(Step::Kept), "cut at {cut}");
     }
     // A file system may also leave a line of the right length and the wrong content.
     let mut zeroed = whole.clone();
     zeroed[first..].fill(0);
     write(folder.file(), &zeroed).unwrap();
-    assert_eq!(folder.open().unwrap().last(TRANSFER), Some(Step::Committed));
+    assert_eq!(step_of(&folder.open().unwrap()), Some(Step::Committed));
 }
 
 /// Damage before the last line is no crash's doing, and is not guessed away.
@@ -105,7 +114,7 @@ fn damage_is_refused() {
     write(folder.file(), &bytes).unwrap();
     assert!(matches!(folder.open(), Err(JournalError::Damaged { line: 1, .. })));
     bytes[30] ^= 1;
-    bytes[0] = b'2';
+    bytes[0] = b'1';
     write(folder.file(), &bytes).unwrap();
     assert!(matches!(folder.open(), Err(JournalError::Version { line: 1, .. })));
     write(folder.file(), vec![b'\n'; 2 << 20]).unwrap();
@@ -137,17 +146,17 @@ fn a_failed_write_is_taken_back() {
     let mut journal = folder.open().unwrap();
     let writable = journal.file.try_clone().unwrap();
     journal.file = File::open(folder.file()).unwrap();
-    let refused = journal.append(TRANSFER, Step::Kept, "").unwrap_err();
+    let refused = journal.append(TRANSFER, SECRET, Step::Kept, "").unwrap_err();
     assert!(matches!(refused, JournalError::Io { doing: "writing", .. }), "{refused}");
-    assert_eq!(journal.last(TRANSFER), Some(Step::Released));
+    assert_eq!(step_of(&journal), Some(Step::Released));
     // What the failed write may have left, now that the disk works again:
     writable.write_all_at(b"1 half a li", journal.length).unwrap();
     journal.file = writable;
-    journal.append(TRANSFER, Step::Kept, "").unwrap();
+    journal.append(TRANSFER, SECRET, Step::Kept, "").unwrap();
     drop(journal);
     let records = Journal::read(&folder.0, VM, Side::Source).unwrap();
     assert_eq!(records.len(), 3);
-    assert_eq!(last(&records, TRANSFER), Some(Step::Kept));
+    assert_eq!(last(&records, TRANSFER).unwrap().step, Step::Kept);
 }
 
 /// An address cannot write lines of its own.
@@ -155,9 +164,86 @@ fn a_failed_write_is_taken_back() {
 fn an_address_is_one_short_line() {
     let folder = Folder::new();
     let mut journal = folder.open().unwrap();
-    journal.append(TRANSFER, Step::Owner, &format!("a\nb c{}", "d".repeat(999))).unwrap();
+    journal.append(TRANSFER, SECRET, Step::Owner, &format!("a\nb c{}", "d".repeat(999))).unwrap();
     drop(journal);
     let records = Journal::read(&folder.0, VM, Side::Source).unwrap();
     assert_eq!(records.len(), 1);
     assert!(records[0].peer.starts_with("ab cd") && records[0].peer.len() == 256);
+}
+
+/// A line that no name leads to is not written down: the next process would not find it. What has
+/// taken the file's place is another's, and is left alone.
+#[test]
+fn a_journal_that_was_moved_takes_no_line() {
+    let folder = Folder::new();
+    let aside = folder.0.join("aside");
+    for replaced in [false, true] {
+        let mut journal = folder.open().unwrap();
+        journal.append(TRANSFER, SECRET, Step::Committed, "").unwrap();
+        let before = read(folder.file()).unwrap();
+        rename(folder.file(), &aside).unwrap();
+        if replaced {
+            write(folder.file(), b"").unwrap();
+        }
+        let refused = journal.append(TRANSFER, SECRET, Step::Released, "").unwrap_err();
+        assert!(matches!(refused, JournalError::Moved { .. }), "{refused}");
+        assert_eq!(step_of(&journal), Some(Step::Committed));
+        assert_eq!(read(&aside).unwrap(), before, "the line was taken back");
+        journal.forget(TRANSFER).unwrap();
+        drop(journal);
+        assert_eq!(folder.file().exists(), replaced);
+        // Back in its place it is the journal again.
+        rename(&aside, folder.file()).unwrap();
+        assert_eq!(step_of(&folder.open().unwrap()), Some(Step::Committed));
+        remove_file(folder.file()).unwrap();
+    }
+}
+
+/// What nobody asks for any more goes, with the file if nothing else is in it; what is said of
+/// another attempt stays.
+#[test]
+fn what_is_settled_is_forgotten() {
+    let folder = Folder::new();
+    let mut journal = folder.open().unwrap();
+    journal.append(TRANSFER, SECRET, Step::Accepted, "source").unwrap();
+    journal.append(TRANSFER, SECRET, Step::Owner, "source").unwrap();
+    journal.forget(EARLIER).unwrap();
+    assert_eq!(step_of(&journal), Some(Step::Owner));
+    journal.forget(TRANSFER).unwrap();
+    assert_eq!(journal.records(), []);
+    drop(journal);
+    assert!(!folder.file().exists());
+    let mut journal = folder.open().unwrap();
+    journal.append(EARLIER, SECRET, Step::Owner, "source").unwrap();
+    let kept = read(folder.file()).unwrap();
+    journal.append(TRANSFER, SECRET, Step::Accepted, "source").unwrap();
+    journal.forget(TRANSFER).unwrap();
+    assert_eq!(read(folder.file()).unwrap(), kept);
+    // It can be written to as before.
+    journal.append(TRANSFER, SECRET, Step::Accepted, "source").unwrap();
+    drop(journal);
+    let steps = Journal::read(&folder.0, VM, Side::Source).unwrap();
+    let steps: Vec<_> = steps.iter().map(|record| (record.transfer, record.step)).collect();
+    assert_eq!(steps, [(EARLIER, Step::Owner), (TRANSFER, Step::Accepted)]);
+}
+
+/// What is set aside is there for a person, under its attempt's number, and for no start.
+#[test]
+fn what_is_set_aside_is_not_listed() {
+    let folder = Folder::new();
+    two_lines(&folder);
+    folder.open().unwrap().set_aside().unwrap();
+    assert_eq!(Journal::guests(&folder.0, Side::Source).unwrap(), []);
+    assert!(folder.file().with_extension("2.settled").exists());
+}
+
+/// Room is had before anything depends on it, and costs the file no byte.
+#[test]
+fn room_is_reserved() {
+    let folder = Folder::new();
+    let journal = folder.open().unwrap();
+    journal.reserve().unwrap();
+    let reserved = metadata(folder.file()).unwrap();
+    assert_eq!(reserved.len(), 0);
+    assert!(reserved.blocks() * 512 >= RESERVED_BYTES, "{} blocks", reserved.blocks());
 }

@@ -11,6 +11,7 @@ use super::message::{Message, Reason};
 use super::patience::{Patience, Wait};
 use super::reading::Reading;
 use super::transport::Stream;
+use super::word::{Say, Word};
 
 /// How often waiting for a message looks up.
 const STEP: Duration = Duration::from_millis(50);
@@ -28,7 +29,7 @@ pub(super) struct Due {
 impl Due {
     /// From whoever connects to a host that receives guests.
     pub(super) const GREETING: Self =
-        Self::new("its first message", &[Kind::Offer, Kind::Commit, Kind::Inquiry]);
+        Self::new("its first message", &[Kind::Offer, Kind::Commit, Kind::Released, Kind::Inquiry]);
     /// First on a page connection.
     pub(super) const JOIN: Self = Self::new("its first message", &[Kind::Join]);
     pub(super) const ACCEPT: Self = Self::new("an acceptance", &[Kind::Accept, Kind::Building]);
@@ -42,7 +43,7 @@ impl Due {
     pub(super) const VERDICT: Self =
         Self::new("a word on the handover", &[Kind::Prepared, Kind::Running, Kind::NotRunning]);
     /// At the destination.
-    pub(super) const COMMIT: Self = Self::new("a commit", &[Kind::Commit]);
+    pub(super) const COMMIT: Self = Self::new("a commit", &[Kind::Commit, Kind::Released]);
 
     const fn new(what: &'static str, kinds: &'static [Kind]) -> Self {
         Self { what, kinds, status_bytes_max: STATUS_BYTES_MAX }
@@ -237,7 +238,10 @@ impl Link {
         let until = Instant::now() + patience;
         loop {
             match self.hear(due, STEP.min(patience))? {
-                Some(Message::Refuse { reason } | Message::Abandon { reason, .. }) => {
+                Some(
+                    Message::Refuse { reason }
+                    | Message::Word(Word { say: Say::Abandon(reason), .. }),
+                ) => {
                     return Err(LinkError::Refused(reason));
                 }
                 Some(message) => return Ok(Some(message)),

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use log::warn;
 use rustix::io::Errno;
 
-use super::caller::Caller;
+use super::caller::{Caller, Line};
 use super::frame::CONNECTIONS_MAX;
 use super::link::{Due, Link, LinkError};
 use super::message::{Message, Reason};
@@ -107,6 +107,11 @@ impl Lobby {
                 return None;
             }
         }
+    }
+
+    /// Hears also who has been heard before: what is said there next is a first message again.
+    pub fn let_back_in(&mut self, Line(link): Line) {
+        self.newcomers.push_back(Newcomer::new(link.into_stream()));
     }
 
     /// Accepts all who knock now.

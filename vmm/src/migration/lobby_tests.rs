@@ -39,7 +39,8 @@ impl Host {
 
 fn offer(machine: usize) -> Message {
     let transfer = Transfer { vm: VmId([9; 16]), epoch: 1 };
-    Message::Offer(Offer { transfer, session: 1, connections: 1, machine: vec![7; machine] })
+    let (abandoned, machine) = (Vec::new(), vec![7; machine]);
+    Message::Offer(Offer { transfer, session: 1, connections: 1, abandoned, machine })
 }
 
 /// The next who is a caller; whoever was turned away before is passed over.

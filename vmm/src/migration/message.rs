@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use super::closing::Closing;
 use super::frame::Kind;
+use super::word::{Proof, Say, Secret, Word};
 use crate::machine::pinning::Pinned;
 
 /// Which guest: random, chosen at its launch, and kept wherever it moves.
@@ -97,6 +98,8 @@ pub enum Message {
     Offer(Offer),
     /// Destination: yes; this is my platform.
     Accept {
+        /// What makes words about this transfer count from now on.
+        secret: Secret,
         /// `None`: a guest without SEV is welcome.
         platform: Option<PlatformBytes>,
     },
@@ -118,6 +121,8 @@ pub enum Message {
         session: u64,
         /// Which of the offered connections, from 0.
         index: u16,
+        /// [`Secret::proof_of_join`].
+        proof: Proof,
     },
     /// Source, on every page connection: the round is over here.
     RoundEnd(RoundEnd),
@@ -130,26 +135,8 @@ pub enum Message {
     StatusList(Closing),
     /// Source: the machine's state.
     State(Closing),
-    /// Destination: everything is loaded and checked; the guest is paused here.
-    Prepared(Transfer),
-    /// Source: the guest is yours. Also first on a connection that is made to say it again.
-    Commit(Transfer),
-    /// Destination: the guest runs here.
-    Running(Transfer),
-    /// Destination, to a [`Message::Commit`]: the guest does not run here.
-    NotRunning {
-        /// As in the commit.
-        transfer: Transfer,
-        /// Why not.
-        because: NotRunning,
-    },
-    /// Source: I keep the guest. Never said of a transfer that was committed.
-    Abandon {
-        /// Which one.
-        transfer: Transfer,
-        /// For people.
-        reason: Reason,
-    },
+    /// Either side, about who owns the guest.
+    Word(Word),
     /// Source, instead of an [`Message::Offer`]: would you take this guest? Nothing follows from it.
     Inquiry(Offer),
     /// Destination, to an inquiry; it waits for the next caller then.
@@ -173,15 +160,17 @@ impl Message {
             Self::RoundOk { .. } => Kind::RoundOk,
             Self::StatusList(_) => Kind::StatusList,
             Self::State(_) => Kind::State,
-            Self::Prepared(_) => Kind::Prepared,
-            Self::Commit(_) => Kind::Commit,
-            Self::Running(_) => Kind::Running,
-            Self::NotRunning { .. } => Kind::NotRunning,
-            Self::Abandon { .. } => Kind::Abandon,
+            Self::Word(word) => word.say.kind(),
             Self::Inquiry(_) => Kind::Inquiry,
             Self::Assessment(_) => Kind::Assessment,
             Self::Building(_) => Kind::Building,
         }
+    }
+}
+
+impl From<Word> for Message {
+    fn from(word: Word) -> Self {
+        Self::Word(word)
     }
 }
 
@@ -194,8 +183,39 @@ pub struct Offer {
     pub session: u64,
     /// How many page connections will join: 1 to [`super::frame::CONNECTIONS_MAX`].
     pub connections: u16,
+    /// Earlier attempts whose copy of this guest is of no use any more, wherever it is: up to
+    /// [`super::frame::ABANDONED_MAX`].
+    pub abandoned: Vec<Abandoned>,
     /// The serial form of the machine's offer (`machine::compatibility`).
     pub machine: Vec<u8>,
+}
+
+impl Offer {
+    /// What the offer says of earlier attempts, as it would have been said by itself.
+    pub fn abandons(&self) -> impl Iterator<Item = Word> + '_ {
+        self.abandoned.iter().map(|abandoned| {
+            let transfer = Transfer { epoch: abandoned.epoch, ..self.transfer };
+            Word { transfer, say: Say::Abandon(Reason::default()), proof: abandoned.proof }
+        })
+    }
+}
+
+/// A [`Say::Abandon`] that may not have been heard when it was said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Abandoned {
+    /// Of which attempt to move the guest.
+    pub epoch: u64,
+    /// Its proof.
+    pub proof: Proof,
+}
+
+impl Abandoned {
+    /// The attempt of this transfer, whose secret is known.
+    #[must_use]
+    pub fn new(secret: &Secret, transfer: Transfer) -> Self {
+        let word = Word::new(secret, transfer, Say::Abandon(Reason::default()));
+        Self { epoch: transfer.epoch, proof: word.proof }
+    }
 }
 
 /// What a destination thinks of a guest that it is asked about.
@@ -262,20 +282,44 @@ pub struct RoundEnd {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NotRunning {
-    /// It has no such guest and its journal does not know it.
-    Unknown,
-    /// It was told to discard the guest, and has.
+    /// It never ran the guest and has it no more: its journal could not be written, or the process
+    /// that had the guest is gone.
+    GivenBack,
+    /// It never ran the guest, was told to discard it, and has.
     Discarded,
-    /// It could not write its journal; the guest is paused there and may still be committed.
+    /// It could not write its journal. It keeps the guest, which is the last copy, and tries again.
     JournalFailed,
     /// It owned the guest and has crashed since: the guest is gone there.
     Crashed,
 }
 
+impl NotRunning {
+    /// All, in the order of their numbers.
+    pub const ALL: [Self; 4] =
+        [Self::GivenBack, Self::Discarded, Self::JournalFailed, Self::Crashed];
+
+    /// On the wire.
+    #[must_use]
+    pub fn number(self) -> u8 {
+        match self {
+            Self::GivenBack => 0,
+            Self::Discarded => 1,
+            Self::JournalFailed => 2,
+            Self::Crashed => 3,
+        }
+    }
+
+    /// Whether the destination has no copy, and never ran it: the source's is as good as ever.
+    #[must_use]
+    pub fn gives_back(self) -> bool {
+        matches!(self, Self::GivenBack | Self::Discarded)
+    }
+}
+
 impl Display for NotRunning {
     fn fmt(&self, f: &mut Formatter<'_>) -> FmtResult {
         f.write_str(match self {
-            Self::Unknown => "the destination does not know this guest",
+            Self::GivenBack => "the destination could not keep the guest, and never ran it",
             Self::Discarded => "the destination was told to discard the guest, and has",
             Self::JournalFailed => "the destination could not write its journal; it keeps trying",
             Self::Crashed => "the destination owned the guest and has crashed since",

@@ -56,6 +56,7 @@ pub mod progress;
 #[cfg(test)]
 mod race_tests;
 mod reading;
+mod recall;
 pub mod reception;
 pub mod recovery;
 mod rounds;
@@ -64,9 +65,10 @@ mod socket_file;
 pub mod source;
 pub mod taking_over;
 mod transport;
+pub mod word;
 
 use crate::machine::chain_of;
-pub use caller::Caller;
+pub use caller::{Caller, Line};
 pub use dialling::LOOK_UP_MAX;
 pub use endpoint::{BadEndpoint, Endpoint};
 pub use link::LinkError;

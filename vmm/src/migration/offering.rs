@@ -16,6 +16,7 @@ use super::progress::Phase;
 use super::sender::PageSender;
 use super::source::{Attempt, Guest, Options, SourceError, Wishes};
 use super::transport::Stream;
+use super::word::Secret;
 use crate::machine::compatibility::{MachineOffer, SevOffer};
 use crate::sev::Policy;
 use crate::sev::session::random;
@@ -35,8 +36,9 @@ impl Attempt<'_> {
         let stream = self.unless_ended(wish, |_, options, stop| connect(options, stop))?;
         self.link = Some(Link::new(stream, self.options.silence));
         self.ask(&Message::Offer(offer), wish)?;
-        let platform = self.acceptance(machine.ram_bytes, wish)?;
+        let (secret, platform) = self.acceptance(machine.ram_bytes, wish)?;
         self.session = session;
+        self.secret = Some(secret);
         self.account.enter(Phase::Attest);
         let encryption = self.attest(machine.sev.as_ref(), platform.as_ref())?;
         self.ask(&Message::Start { encryption }, wish)?;
@@ -51,12 +53,12 @@ impl Attempt<'_> {
         &mut self,
         ram_bytes: u64,
         wish: &mut Wishes<'_>,
-    ) -> Result<Option<PlatformBytes>, SourceError> {
+    ) -> Result<(Secret, Option<PlatformBytes>), SourceError> {
         let mut heard = Heard::of_guest(ram_bytes);
         loop {
             let answer = self.answer(Due::ACCEPT, wish)?;
-            if let Message::Accept { platform } = answer {
-                return Ok(platform);
+            if let Message::Accept { secret, platform } = answer {
+                return Ok((secret, platform));
             }
             let Message::Building(pinned) = answer else {
                 return Err(LinkError::unexpected("an acceptance").into());
@@ -119,10 +121,11 @@ impl Attempt<'_> {
 
     /// Opens the page connections.
     pub(super) fn join(&mut self, wish: &mut Wishes<'_>) -> Result<(), SourceError> {
+        let secret = self.secret.ok_or(SourceError::Gone)?;
         for index in 0..self.options.connections {
             let stream = self.unless_ended(wish, |_, options, stop| connect(options, stop))?;
             let place = (self.session, index);
-            self.senders.push(PageSender::join(stream, place, self.options.silence)?);
+            self.senders.push(PageSender::join(stream, place, &secret, self.options.silence)?);
         }
         Ok(())
     }
@@ -132,7 +135,8 @@ impl Attempt<'_> {
 pub(super) fn described(machine: &MachineOffer, options: &Options) -> Result<Offer, SourceError> {
     let (transfer, connections) = (options.transfer, options.connections);
     let session = u64::from_le_bytes(random().map_err(SourceError::Random)?);
-    Ok(Offer { transfer, session, connections, machine: machine.to_bytes()? })
+    let abandoned = options.abandoned.clone();
+    Ok(Offer { transfer, session, connections, abandoned, machine: machine.to_bytes()? })
 }
 
 /// Connects, unless `stop` says so meanwhile.
@@ -182,6 +186,7 @@ mod tests {
             silence: Duration::from_secs(300),
             transfer: Transfer { vm: VmId([3; 16]), epoch: 1 },
             allow_unchecked: false,
+            abandoned: Vec::new(),
         };
         let begun = Instant::now();
         let given_up = connect(&options, &mut || begun.elapsed() > moment).unwrap_err();

@@ -256,6 +256,7 @@ mod tests {
             throttle: true,
             silence: Duration::from_secs(60),
             transfer: Transfer { vm: VmId([3; 16]), epoch: 1 },
+            abandoned: Vec::new(),
             allow_unchecked,
         };
         thread::scope(|scope| {

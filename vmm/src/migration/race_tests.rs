@@ -27,6 +27,7 @@ use super::reception::Arrived;
 use super::rounds::{Changes, Rounds};
 use super::sender::{PageSender, Sent};
 use super::transport::Stream;
+use super::word::Secret;
 use crate::encryption::{KVM_HC_MAP_GPA_RANGE, Overflow, PageStatus, Status};
 use crate::machine::take_in_order;
 use crate::memory::{GuestRam, Pages, RamError};
@@ -43,6 +44,7 @@ const RAM_BYTES: u64 = 0x110 * PAGE_SIZE;
 const FRAMES: [u64; 6] = [3, 4, 0x100, 0x101, 0x102, 0x10f];
 
 const SESSION: u64 = 7;
+const SECRET: Secret = Secret([7; 16]);
 
 /// How long either side may be silent.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -222,8 +224,9 @@ impl Connection {
         let sending = launched.start_send(&destination.certificates(), own.pdh).unwrap();
         let receiving = destination.initialised().start_receive(sending.session()).unwrap();
         let (here, there) = UnixStream::pair().unwrap();
-        let sender = PageSender::join(Stream::Unix(here), (SESSION, 0), SILENCE).unwrap();
-        let join = Message::Join { session: SESSION, index: 0 }.encode().unwrap();
+        let sender = PageSender::join(Stream::Unix(here), (SESSION, 0), &SECRET, SILENCE).unwrap();
+        let proof = SECRET.proof_of_join(SESSION, 0);
+        let join = Message::Join { session: SESSION, index: 0, proof }.encode().unwrap();
         let (mut stream, mut came) = (Stream::Unix(there), vec![0; join.len()]);
         std::io::Read::read_exact(&mut stream, &mut came).unwrap();
         assert_eq!(came, join);

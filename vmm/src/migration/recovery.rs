@@ -4,6 +4,7 @@
 //! it is paused there, whole, and ours by nobody's leave: so `commit` is said again, as the process
 //! that is gone would have, until the destination says what became of the guest.
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::thread::{Builder, park_timeout};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use super::handover::{Source, SourceInput, SourceOutput, SourceState};
 use super::journal::{Journal, JournalError, Record, Side};
 use super::link::{Due, Link};
 use super::message::{Message, NotRunning};
+use super::recall::forget;
 use super::transport::Stream;
 
 /// How often a destination that does not answer is tried.
@@ -22,6 +24,9 @@ const RETRY: Duration = Duration::from_secs(2);
 
 /// How long a destination may take for its answer.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
+
+/// Journals that one start looks at. What is settled is set aside then, so that the next has fewer.
+const LOOKED_AT_MAX: usize = 256;
 
 /// A handover that a process which is gone has left in doubt.
 #[derive(Debug)]
@@ -39,25 +44,36 @@ pub enum Fate {
     Lost(NotRunning),
 }
 
-/// Finds the handovers in `directory` that are in doubt and belong to no process any more.
+/// Finds the handovers in `directory` that are in doubt and belong to no process any more. What is
+/// settled is set aside.
 ///
 /// # Errors
 /// [`JournalError`] if the directory cannot be read; a journal that cannot be is left for a person.
 pub fn unfinished(directory: &Path) -> Result<Vec<Unfinished>, JournalError> {
     let mut found = Vec::new();
-    for vm in Journal::guests(directory, Side::Source)? {
+    let guests = Journal::guests(directory, Side::Source)?;
+    if let Some(more @ 1..) = guests.len().checked_sub(LOOKED_AT_MAX) {
+        warn!("{more} more journals in {} are not looked at", directory.display());
+    }
+    for vm in guests.into_iter().take(LOOKED_AT_MAX) {
         match Journal::open(directory, vm, Side::Source) {
-            Ok(journal) => {
-                let last = journal.records().last().cloned();
-                let doubtful =
-                    last.filter(|record| Source::recovered(record.transfer, record.step).is_some());
-                found.extend(doubtful.map(|record| Unfinished { journal, record }));
-            }
+            Ok(journal) => match journal.records().last().cloned() {
+                Some(record) if recovered(&record).is_some() => {
+                    found.push(Unfinished { journal, record });
+                }
+                _ => journal.set_aside().unwrap_or_else(|cause| {
+                    warn!("{}", super::chain_of(&cause));
+                }),
+            },
             Err(JournalError::InUse { .. }) => debug!("guest {vm} is being moved"),
             Err(cause) => warn!("{}", super::chain_of(&cause)),
         }
     }
     Ok(found)
+}
+
+fn recovered(record: &Record) -> Option<Source> {
+    Source::recovered(record.transfer, record.secret, record.step)
 }
 
 impl Unfinished {
@@ -94,7 +110,7 @@ impl Unfinished {
     /// Connects, says `commit`, and hears the answer, if there is one.
     fn ask_once(&mut self, to: &Endpoint) -> Option<Fate> {
         let transfer = self.record.transfer;
-        let mut side = Source::recovered(transfer, self.record.step)?;
+        let mut side = recovered(&self.record)?;
         // On this thread, which nobody waits for.
         let mut link = match Stream::connect(to, ANSWER_MAX, &|| true) {
             Ok(stream) => Link::new(stream, ANSWER_MAX),
@@ -103,49 +119,55 @@ impl Unfinished {
                 return None;
             }
         };
-        let mut input = SourceInput::Connected;
+        let (mut inputs, mut fate) = (VecDeque::from([SourceInput::Connected]), Fate::Runs);
         loop {
+            let input = match inputs.pop_front() {
+                Some(input) => input,
+                None if matches!(side.state, SourceState::Released(_)) => return Some(fate),
+                None => hear(&side, &mut link, to)?,
+            };
+            if let SourceInput::NotRunning(because) = input {
+                fate = Fate::Lost(because);
+            }
             let (next, outputs) = side.on(input);
             side = next;
             for output in outputs {
-                self.perform(output, &mut link)?;
+                inputs.extend(self.perform(output, &side, &mut link)?);
             }
-            match side.state {
-                SourceState::Released => return Some(Fate::Runs),
-                SourceState::InDoubt(doubt) => match doubt.answer {
-                    // It still has the guest, and will try again.
-                    Some(NotRunning::JournalFailed) => return None,
-                    Some(because) => return Some(Fate::Lost(because)),
-                    None => {}
-                },
-                SourceState::Waiting
-                | SourceState::Committing { .. }
-                | SourceState::Keeping(_)
-                | SourceState::Resumed => return None,
+            // It has the guest still, and tries again.
+            if fate == Fate::Lost(NotRunning::JournalFailed) {
+                return None;
             }
-            input = match link.answer(Due::VERDICT, ANSWER_MAX) {
-                Ok(Message::Running(transfer)) => SourceInput::Running(transfer),
-                Ok(Message::NotRunning { transfer, because }) => {
-                    SourceInput::NotRunning(transfer, because)
-                }
-                other => {
-                    info!("{to} was asked for {transfer}: {other:?}");
-                    return None;
-                }
-            };
         }
     }
 
-    fn perform(&mut self, output: SourceOutput, link: &mut Link) -> Option<()> {
+    /// `None`: it cannot be gone on; else what comes of it, if anything.
+    fn perform(
+        &mut self,
+        output: SourceOutput,
+        side: &Source,
+        link: &mut Link,
+    ) -> Option<Option<SourceInput>> {
         match output {
-            SourceOutput::Send(say) => link.say(&say.into()).ok(),
+            SourceOutput::Send(say) => {
+                let sent = link.say(&side.word(say).into()).is_ok();
+                // Who has had the last word may be gone.
+                (sent || !side.is_in_doubt()).then_some(None)
+            }
             SourceOutput::WriteJournal(step) => {
-                let written = self.journal.append(self.record.transfer, step, &self.record.peer);
-                if let Err(cause) = written {
-                    // The same is asked, and answered, at the next start.
-                    warn!("{}", super::chain_of(&cause));
+                let Record { transfer, secret, peer, .. } = self.record.clone();
+                match self.journal.append(transfer, secret, step, &peer) {
+                    Ok(()) => Some(Some(SourceInput::JournalWritten)),
+                    Err(cause) => {
+                        // The same is asked, and answered, at the next start.
+                        warn!("{}", super::chain_of(&cause));
+                        Some(Some(SourceInput::JournalFailed))
+                    }
                 }
-                Some(())
+            }
+            SourceOutput::Forget => {
+                forget(&mut self.journal, side.transfer);
+                Some(None)
             }
             // There is no guest to do anything to, and no person to refuse.
             SourceOutput::Reconnect
@@ -153,9 +175,21 @@ impl Unfinished {
             | SourceOutput::ResumeGuest
             | SourceOutput::SendFinish
             | SourceOutput::TearDown
-            | SourceOutput::Refuse(_) => Some(()),
+            | SourceOutput::Refuse(_) => Some(None),
         }
     }
+}
+
+/// What the destination says, if it is one that can prove it.
+fn hear(side: &Source, link: &mut Link, to: &Endpoint) -> Option<SourceInput> {
+    let answer = link.answer(Due::VERDICT, ANSWER_MAX);
+    if let Ok(Message::Word(word)) = &answer
+        && let Some(input) = side.hear(word)
+    {
+        return Some(input);
+    }
+    info!("{to} was asked for {} and has no answer that counts: {answer:?}", side.transfer);
+    None
 }
 
 #[cfg(test)]
@@ -165,12 +199,15 @@ mod tests {
     use vmm_sys_util::tempdir::TempDir;
 
     use super::*;
-    use crate::migration::handover::{Destination, DestinationInput, DestinationOutput, Step};
+    use crate::migration::handover::Step;
     use crate::migration::lobby::Lobby;
     use crate::migration::message::{Transfer, VmId};
     use crate::migration::transport::Listener;
+    use crate::migration::word::{Say, Secret, Word};
 
     const SOON: Duration = Duration::from_secs(20);
+
+    const SECRET: Secret = Secret([3; 16]);
 
     fn transfer(number: u8) -> Transfer {
         Transfer { vm: VmId([number; 16]), epoch: 3 }
@@ -180,7 +217,7 @@ mod tests {
         let transfer = transfer(number);
         let mut journal = Journal::open(directory, transfer.vm, Side::Source).unwrap();
         for step in steps {
-            journal.append(transfer, *step, peer).unwrap();
+            journal.append(transfer, SECRET, *step, peer).unwrap();
         }
     }
 
@@ -198,16 +235,24 @@ mod tests {
         let found = unfinished(path).unwrap();
         let transfers: Vec<_> = found.iter().map(|found| found.record.transfer).collect();
         assert_eq!(transfers, [transfer(1)]);
+        // What is settled is there for a person, and the next start does not look at it.
+        let left = Journal::guests(path, Side::Source).unwrap();
+        assert_eq!(left, [transfer(1).vm, transfer(5).vm]);
+        let aside = |number| path.join(format!("{}.source.3.settled", transfer(number).vm));
+        assert!(aside(2).exists() && aside(3).exists());
         let missing = path.join("nothing");
         assert!(matches!(unfinished(&missing), Err(JournalError::Io { .. })));
     }
 
-    /// The destination hears `commit` again until it answers, and its answer is the guest's fate.
+    /// The destination hears `commit` again until it answers, and its answer is the guest's fate;
+    /// then it hears that nobody asks any more, and the journal goes. Who cannot prove to be the
+    /// destination is not believed.
     #[test]
     fn a_destination_that_waits_hears_the_commit_again() {
-        for (number, answer, fate, last) in [
-            (1, None, Fate::Runs, Step::Released),
-            (2, Some(NotRunning::Crashed), Fate::Lost(NotRunning::Crashed), Step::Committed),
+        for (number, answer, fate) in [
+            (1, Say::Running, Fate::Runs),
+            (2, Say::NotRunning(NotRunning::Crashed), Fate::Lost(NotRunning::Crashed)),
+            (3, Say::NotRunning(NotRunning::GivenBack), Fate::Lost(NotRunning::GivenBack)),
         ] {
             let directory = TempDir::new().unwrap();
             let socket = format!("unix:{}", directory.as_path().join("b").display());
@@ -216,23 +261,30 @@ mod tests {
             let found = unfinished(directory.as_path()).unwrap().remove(0);
             let (told, heard) = channel();
             found.finish(move |_, fate| told.send(fate).unwrap()).unwrap();
-            // The first connection breaks before it is answered.
+            // The first connection breaks before it is answered; the next is a stranger's.
             drop(listener.accept(SOON).unwrap().unwrap());
-            let mut caller = Lobby::new(SOON).hear(&listener, SOON).unwrap().unwrap();
-            assert_eq!(caller.first, Message::Commit(transfer(number)));
-            let say = match answer {
-                None => Message::Running(transfer(number)),
-                Some(_) => {
-                    let side = Destination::recovered(transfer(number), Some(Step::Owner));
-                    let (_, outputs) = side.on(DestinationInput::Commit(transfer(number)));
-                    let [DestinationOutput::Send(say)] = outputs.as_slice() else { panic!() };
-                    say.clone().into()
+            for secret in [Secret([4; 16]), SECRET] {
+                let mut caller = Lobby::new(SOON).hear(&listener, SOON).unwrap().unwrap();
+                let commit = Say::Commit { is_last: true };
+                let commit = Word::new(&SECRET, transfer(number), commit);
+                assert_eq!(caller.first, commit.into());
+                let answer = Word::new(&secret, transfer(number), answer.clone());
+                caller.link.say(&answer.into()).unwrap();
+                let last_word = caller.link.hear(Due::COMMIT, SOON);
+                if secret == SECRET {
+                    let released = Word::new(&SECRET, transfer(number), Say::Released);
+                    assert_eq!(last_word.unwrap(), Some(released.into()));
+                } else {
+                    assert!(last_word.is_err(), "{last_word:?}");
+                    heard.try_recv().unwrap_err();
                 }
-            };
-            caller.link.say(&say).unwrap();
+            }
             assert_eq!(heard.recv_timeout(SOON), Ok(fate));
-            let read = Journal::read(directory.as_path(), transfer(number).vm, Side::Source);
-            assert_eq!(read.unwrap().last().unwrap().step, last);
+            // The thread may not have closed it yet.
+            let vm = transfer(number).vm;
+            let read = Journal::read(directory.as_path(), vm, Side::Source).unwrap();
+            assert!(read.iter().all(|record| record.step != Step::Kept));
+            assert!(read.is_empty() || read.last().unwrap().step == Step::Released);
         }
     }
 }

@@ -17,6 +17,7 @@ use super::malformed::Malformed;
 use super::message::{Message, RoundEnd};
 use super::patience::Wait;
 use super::transport::Stream;
+use super::word::Secret;
 use crate::memory::{GuestRam, RamError, is_zero};
 use crate::page::{Frame, FrameSet, PAGE_SIZE, PageRange, RamLayout};
 use crate::sev::send::{SendError, Sending};
@@ -95,10 +96,12 @@ impl PageSender {
     pub(super) fn join(
         mut stream: Stream,
         (session, index): (u64, u16),
+        secret: &Secret,
         silence: Duration,
     ) -> Result<Self, SenderError> {
+        let proof = secret.proof_of_join(session, index);
         // The first on its connection, which has room for it.
-        stream.send_at_once(&Message::Join { session, index }.encode()?)?;
+        stream.send_at_once(&Message::Join { session, index, proof }.encode()?)?;
         Ok(Self {
             stream,
             silence,

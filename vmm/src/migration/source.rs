@@ -23,10 +23,11 @@ use super::frame::Kind;
 use super::handover::{Refusal, Resolution};
 use super::link::{Due, Link, LinkError};
 use super::malformed::Malformed;
-use super::message::{Message, Reason, Transfer};
+use super::message::{Abandoned, Message, Reason, Transfer};
 use super::progress::{Outcome, Phase, Progress, Summary};
 use super::rounds::{Rounds, RoundsError};
 use super::sender::{PageSender, SenderError, Sent};
+use super::word::{Say, Secret, Word};
 use crate::encryption::NotMigratable;
 use crate::machine::{PausedMachine, RunningMachine, SaveError, Unpaused};
 use crate::memory::RamError;
@@ -63,6 +64,8 @@ pub struct Options {
     pub silence: Duration,
     /// Which guest, and which attempt.
     pub transfer: Transfer,
+    /// Earlier attempts, whose destinations may have a copy of the guest still.
+    pub abandoned: Vec<Abandoned>,
     /// Send also a guest whose policy lets the firmware send it to any destination.
     pub allow_unchecked: bool,
 }
@@ -121,6 +124,8 @@ pub(super) struct Attempt<'a> {
     pub(super) account: Account,
     pub(super) sent: Sent,
     pub(super) session: u64,
+    /// Once the destination has accepted.
+    pub(super) secret: Option<Secret>,
     /// When the destination was last heard, or connected to, in the handover.
     pub(super) heard: Instant,
     /// When it was last connected to again.
@@ -145,6 +150,7 @@ impl<'a> Attempt<'a> {
             account: Account::new(options),
             sent: Sent::default(),
             session: 0,
+            secret: None,
             heard: Instant::now(),
             dialled: None,
             dialling: None,
@@ -153,8 +159,9 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// Everything up to the handover. What fails leaves the guest to [`Attempt::give_up`].
-    pub(super) fn send_all(&mut self, wish: &mut Wishes<'_>) -> Result<(), SourceError> {
+    /// Everything up to the handover, for which it has the secret. What fails leaves the guest to
+    /// [`Attempt::give_up`].
+    pub(super) fn send_all(&mut self, wish: &mut Wishes<'_>) -> Result<Secret, SourceError> {
         self.account.enter(Phase::Offer);
         self.offer(wish)?;
         self.join(wish)?;
@@ -164,7 +171,8 @@ impl<'a> Attempt<'a> {
         self.pause()?;
         self.send_last_round(wish)?;
         self.account.enter(Phase::State);
-        self.send_state(wish)
+        self.send_state(wish)?;
+        self.secret.ok_or(SourceError::Gone)
     }
 
     /// Sends all of RAM, then what changed meanwhile, until the rest fits into the downtime.
@@ -227,9 +235,9 @@ impl<'a> Attempt<'a> {
     fn explain(&mut self, cause: SenderError) -> SourceError {
         let said = self.link.as_mut().map(|link| link.hear(Due::REFUSAL, LAST_WORDS));
         match said {
-            Some(Ok(Some(Message::Refuse { reason } | Message::Abandon { reason, .. }))) => {
-                LinkError::Refused(reason).into()
-            }
+            Some(Ok(Some(
+                Message::Refuse { reason } | Message::Word(Word { say: Say::Abandon(reason), .. }),
+            ))) => LinkError::Refused(reason).into(),
             _ => cause.into(),
         }
     }
@@ -296,12 +304,20 @@ impl<'a> Attempt<'a> {
     {
         let machine = self.back_to_running(events)?;
         if let Some(link) = &mut self.link {
-            let transfer = self.options.transfer;
-            let abandon = Message::Abandon { transfer, reason: Reason::new(reason) };
+            let (transfer, reason) = (self.options.transfer, Reason::new(reason));
+            let last_word = match &self.secret {
+                Some(secret) => Word::new(secret, transfer, Say::Abandon(reason)).into(),
+                None => Message::Refuse { reason },
+            };
             // It may be gone: then it gives up by itself.
-            link.say(&abandon).unwrap_or_default();
+            link.say(&last_word).unwrap_or_default();
         }
         Ok(machine)
+    }
+
+    /// What the next offer of the guest says of this attempt.
+    pub(super) fn abandoned(&self) -> Option<Abandoned> {
+        self.secret.as_ref().map(|secret| Abandoned::new(secret, self.options.transfer))
     }
 
     /// It is over.

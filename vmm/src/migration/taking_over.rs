@@ -4,25 +4,33 @@ use std::collections::VecDeque;
 use std::io::Error as IoError;
 use std::sync::mpsc::Sender;
 use std::thread::Builder;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::{debug, info, warn};
 
-use super::caller::Caller;
+use super::caller::{Caller, Line};
 use super::destination::Prepared;
 use super::handover::{
-    Destination, DestinationInput, DestinationOutput, DestinationState, Refusal, Resolution, Say,
+    Destination, DestinationInput, DestinationOutput, DestinationState, Refusal, Resolution,
 };
-use super::journal::JournalError;
+use super::journal::{Journal, JournalError};
 use super::link::{Due, Link};
 use super::lobby::Lobby;
-use super::message::{Message, NotRunning, Transfer};
+use super::message::{Message, VmId};
+use super::recall::{UNPROVEN, forget};
 use super::transport::Listener;
+use super::word::{Say, Word};
 use crate::machine::RunningMachine;
 use crate::vcpu::{Stop, VcpuError};
 
 /// How often waiting looks up.
 const LOOK_UP: Duration = Duration::from_millis(50);
+
+/// How long a source that was told that its guest runs here may take for its last word.
+const LAST_WORD_MAX: Duration = Duration::from_secs(60);
+
+/// How long nobody has to come who asks for a guest that runs here.
+const IDLE: Duration = Duration::from_secs(3600);
 
 /// Asked now and then whether a person has decided; is told why that was refused, if it was.
 pub type Decisions<'a> = dyn FnMut(Option<Refusal>) -> Option<Resolution> + 'a;
@@ -31,9 +39,16 @@ pub type Decisions<'a> = dyn FnMut(Option<Refusal>) -> Option<Resolution> + 'a;
 #[derive(Debug)]
 pub enum Taken {
     /// The guest runs here.
-    Runs(Box<RunningMachine>, Destination),
-    /// The guest was dropped; its source may already offer it anew.
-    Dropped(Option<Caller>),
+    Runs(Box<RunningMachine>, Box<Answering>),
+    /// The guest was dropped. Its source may already offer it anew, or have a last word.
+    Dropped(Option<Box<Caller>>, Option<Line>),
+}
+
+/// What is left to do for a source while its guest runs here: see [`keep_answering`].
+#[derive(Debug)]
+pub struct Answering {
+    side: Destination,
+    source: Source,
 }
 
 /// Waits until the guest is this host's, and runs it, or it is not to be.
@@ -51,39 +66,40 @@ pub fn take_over<E>(
 where
     E: From<Stop> + Send + 'static,
 {
-    let Prepared { machine, link, mut journal, transfer, .. } = prepared;
+    let Prepared { machine, link, mut journal, transfer, secret, .. } = prepared;
     let (mut paused, mut running, mut refused) = (Some(machine), None, None);
     let lobby = Lobby::new(link.silence());
     let mut source = Source { link: Some(link), lobby, anew: None };
-    let (mut side, outputs) = Destination::new(transfer);
+    let (mut side, outputs) = Destination::new(transfer, secret);
     let (mut outputs, mut inputs) = (VecDeque::from(outputs), VecDeque::new());
     loop {
         while let Some(output) = outputs.pop_front() {
             match output {
                 DestinationOutput::WriteJournal(step) => {
-                    inputs.push_back(written(journal.append(transfer, step, "source")));
+                    inputs.push_back(written(journal.append(transfer, secret, step, "source")));
                 }
-                DestinationOutput::Send(say) => source.tell(say),
+                DestinationOutput::Send(say) => source.tell(side.word(say)),
                 DestinationOutput::RunGuest => {
                     running = paused.take().map(|paused| paused.resume(events)).transpose()?;
                 }
                 DestinationOutput::TearDown => paused = None,
+                DestinationOutput::Forget => forget(&mut journal, transfer),
                 DestinationOutput::Refuse(refusal) => refused = Some(refusal),
             }
         }
         match (side.state, running.take()) {
             (DestinationState::Running, Some(machine)) => {
-                return Ok(Taken::Runs(Box::new(machine), side));
+                return Ok(Taken::Runs(Box::new(machine), Box::new(Answering { side, source })));
             }
             (DestinationState::Dropped(because), _) => {
                 info!("the guest was dropped here: {because}");
-                return Ok(Taken::Dropped(source.anew));
+                return Ok(Taken::Dropped(source.anew.map(Box::new), source.link.map(Line)));
             }
             _ => {}
         }
         let input = inputs.pop_front().or_else(|| match decided(refused.take()) {
             Some(resolution) => Some(DestinationInput::Resolve(resolution)),
-            None => source.next_input(listener, transfer),
+            None => source.next_input(listener, &side, LOOK_UP),
         });
         if let Some(input) = input {
             let (next, more) = side.on(input);
@@ -103,6 +119,7 @@ fn written(result: Result<(), JournalError>) -> DestinationInput {
 }
 
 /// The source, as far as it can be heard.
+#[derive(Debug)]
 struct Source {
     link: Option<Link>,
     /// Who else connects; it may be the source, which has lost its connection.
@@ -112,38 +129,51 @@ struct Source {
 }
 
 impl Source {
-    fn tell(&mut self, say: Say) {
-        let sent = self.link.as_mut().map(|link| link.say(&say.into()));
+    fn tell(&mut self, word: Word) {
+        let sent = self.link.as_mut().map(|link| link.say(&word.into()));
         if !matches!(sent, Some(Ok(()))) {
             debug!("the source is not there to be told; it will ask again");
             self.link = None;
         }
     }
 
-    /// What it says next, on its connection or on a new one: the old one may be stuck for ever.
-    fn next_input(&mut self, listener: &Listener, transfer: Transfer) -> Option<DestinationInput> {
+    /// What it says next, on its connection or on a new one: the old one may be stuck for ever. Nobody
+    /// may say anything for `patience`.
+    fn next_input(
+        &mut self,
+        listener: &Listener,
+        side: &Destination,
+        patience: Duration,
+    ) -> Option<DestinationInput> {
         if let Some(link) = &mut self.link {
-            match link.hear(Due::COMMIT, LOOK_UP) {
+            match link.hear(Due::COMMIT, LOOK_UP.min(patience)) {
                 Ok(None) => {}
-                Ok(Some(Message::Commit(named))) => return Some(DestinationInput::Commit(named)),
-                Ok(Some(Message::Abandon { transfer, reason })) => {
-                    info!("the source keeps the guest: {reason}");
-                    return Some(DestinationInput::Abandon(transfer));
-                }
+                Ok(Some(Message::Word(word))) => match side.hear(&word) {
+                    Some(input) => {
+                        if let Say::Abandon(reason) = &word.say {
+                            info!("the source keeps the guest: {reason}");
+                        }
+                        return Some(input);
+                    }
+                    None => {
+                        warn!("the source cannot prove its word on the guest");
+                        self.link = None;
+                    }
+                },
                 Ok(Some(other)) => {
                     warn!("the source sent {:?} during the handover", other.kind());
                     self.link = None;
                 }
                 Err(cause) => {
-                    info!("{cause}; the guest waits here for its source to come back");
+                    info!("{cause}; it may come back");
                     self.link = None;
                 }
             }
         }
-        let patience = if self.link.is_some() { Duration::ZERO } else { LOOK_UP };
+        let patience = if self.link.is_some() { Duration::ZERO } else { patience };
         match self.lobby.hear(listener, patience) {
             None => None,
-            Some(Ok(caller)) => self.hear(caller, transfer),
+            Some(Ok(caller)) => self.hear(caller, side),
             Some(Err(cause)) => {
                 info!("somebody connected: {cause}");
                 None
@@ -152,159 +182,85 @@ impl Source {
     }
 
     /// A new connection, of the source or of somebody else.
-    fn hear(&mut self, mut caller: Caller, transfer: Transfer) -> Option<DestinationInput> {
-        if let Message::Commit(named) = caller.first {
-            if named == transfer {
-                info!("the source of {transfer} is back");
-                self.link = Some(caller.link);
-                return Some(DestinationInput::Commit(transfer));
+    fn hear(&mut self, caller: Caller, side: &Destination) -> Option<DestinationInput> {
+        if let Message::Word(word) = &caller.first {
+            let input = side.hear(word);
+            match input {
+                Some(DestinationInput::Commit { .. }) => {
+                    info!("the source of {} is back", side.transfer);
+                    self.link = Some(caller.link);
+                }
+                Some(_) => {}
+                None => caller.refuse(UNPROVEN),
             }
-            let answer = Say::NotRunning(named, NotRunning::Unknown);
-            // Whoever it is asks again.
-            caller.link.say(&answer.into()).unwrap_or_default();
+            return input;
+        }
+        if side.state == DestinationState::Running {
+            caller.refuse(RUNS);
             return None;
         }
-        if let Message::Abandon { transfer: named, .. } = caller.first {
-            return Some(DestinationInput::Abandon(named));
+        let mut abandon = None;
+        if let Message::Offer(offer) = &caller.first {
+            // Of the guest that is here, offered anew: so its source has kept it.
+            abandon = offer.abandons().find_map(|word| side.hear(&word));
         }
-        if let Message::Offer(offer) = &caller.first
-            && offer.transfer.vm == transfer.vm
-        {
-            let offered = DestinationInput::Offered(offer.transfer);
-            if offer.transfer > transfer {
-                self.anew = Some(caller);
-            } else {
-                caller.refuse("this host has that guest from a later attempt");
-            }
-            return Some(offered);
+        match abandon {
+            Some(_) => self.anew = Some(caller),
+            None => caller.refuse(KEEPS),
         }
-        caller.refuse("this host keeps another guest until its source commits it");
-        None
+        abandon
     }
 }
 
+/// What others are told who offer a guest.
+const RUNS: &str = "a guest runs here already: this process takes no other";
+const KEEPS: &str = "this host keeps a guest until its source commits it, offers it anew with a proof \
+     that it is its source, or `sevferry resolve` decides here";
+
 /// Goes on answering a source that did not hear that its guest runs here, on a thread of its own
-/// that ends with the process. Who connects may be silent for `silence`.
+/// that ends with the process. `journal` opens the guest's journal, which goes when the source has no
+/// more to ask.
 ///
 /// # Errors
 /// If the host has no thread to give.
 pub fn keep_answering(
     listener: Listener,
-    side: Destination,
-    silence: Duration,
+    answering: Answering,
+    mut journal: impl FnMut(VmId) -> Result<Journal, IoError> + Send + 'static,
 ) -> Result<(), IoError> {
+    let Answering { mut side, mut source } = answering;
     let answer = move || {
-        let mut lobby = Lobby::new(silence);
+        let mut said = Instant::now();
         loop {
-            match lobby.hear(&listener, Duration::from_secs(3600)) {
-                None => {}
-                Some(Ok(caller)) => answer_one(caller, side),
-                Some(Err(cause)) => debug!("somebody connected: {cause}"),
+            if said.elapsed() > LAST_WORD_MAX {
+                source.link = None;
+            }
+            let Some(input) = source.next_input(&listener, &side, IDLE) else { continue };
+            said = Instant::now();
+            let (next, outputs) = side.on(input);
+            side = next;
+            for output in outputs {
+                match output {
+                    DestinationOutput::Send(say) => source.tell(side.word(say)),
+                    DestinationOutput::Forget => {
+                        match journal(side.transfer.vm) {
+                            Ok(mut journal) => forget(&mut journal, side.transfer),
+                            Err(cause) => debug!("forgetting {}: {cause}", side.transfer),
+                        }
+                        source.link = None;
+                    }
+                    // The guest runs: there is nothing to do to it, and nobody asks for more.
+                    DestinationOutput::WriteJournal(_)
+                    | DestinationOutput::RunGuest
+                    | DestinationOutput::TearDown
+                    | DestinationOutput::Refuse(_) => {}
+                }
             }
         }
     };
     Builder::new().name("answer".to_owned()).spawn(answer).map(|_detached| ())
 }
 
-fn answer_one(mut caller: Caller, side: Destination) {
-    let Message::Commit(transfer) = caller.first else {
-        caller.refuse("a guest runs here already: this process takes no other");
-        return;
-    };
-    let (_, outputs) = side.on(DestinationInput::Commit(transfer));
-    for output in outputs {
-        if let DestinationOutput::Send(say) = output
-            && let Err(cause) = caller.link.say(&say.into())
-        {
-            debug!("{cause}");
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use std::env::{current_exe, var};
-    use std::fs::read_dir;
-    use std::process::{Child, Command, Stdio};
-    use std::time::Instant;
-
-    use rustix::process::{Pid, Resource, Rlimit, prlimit};
-    use vmm_sys_util::tempdir::TempDir;
-
-    use super::*;
-    use crate::migration::endpoint::Endpoint;
-    use crate::migration::handover::Step;
-    use crate::migration::message::VmId;
-    use crate::migration::transport::Stream;
-
-    const SOON: Duration = Duration::from_secs(60);
-
-    /// Tells the process that this test starts where it is to answer.
-    const SOCKET: &str = "SEVFERRY_TEST_ANSWERS_AT";
-
-    const TEST: &str = "migration::taking_over::tests::answering_survives_a_lack_of_descriptors";
-
-    fn transfer() -> Transfer {
-        Transfer { vm: VmId([4; 16]), epoch: 2 }
-    }
-
-    /// Answers for a guest until it is killed, or has nobody left to answer.
-    fn answer_at(socket: &str) {
-        let listener = Listener::bind(&socket.parse().unwrap()).unwrap();
-        let side = Destination::recovered(transfer(), Some(Step::Owner));
-        keep_answering(listener, side, SOON).unwrap();
-        std::thread::park_timeout(SOON * 2);
-    }
-
-    /// Killed, however its test ends.
-    struct Answering(Child);
-
-    impl Drop for Answering {
-        fn drop(&mut self) {
-            self.0.kill().unwrap_or_default();
-            self.0.wait().unwrap();
-        }
-    }
-
-    impl Answering {
-        fn allow_descriptors(&self, most: u64) {
-            let limit = Rlimit { current: Some(most), maximum: Some(1024) };
-            prlimit(Some(Pid::from_child(&self.0)), Resource::Nofile, limit).unwrap();
-        }
-    }
-
-    fn link(to: &Endpoint) -> Link {
-        Link::new(Stream::connect(to, SOON, &|| true).unwrap(), SOON)
-    }
-
-    /// A source in doubt is answered also after the host has had no descriptor for it for a while,
-    /// because strangers had them all: in a real process with a real limit.
-    #[test]
-    fn answering_survives_a_lack_of_descriptors() {
-        if let Ok(socket) = var(SOCKET) {
-            return answer_at(&socket);
-        }
-        let directory = TempDir::new().unwrap();
-        let socket = format!("unix:{}", directory.as_path().join("b").display());
-        let mut child = Command::new(current_exe().unwrap());
-        child.args(["--exact", TEST]).env(SOCKET, &socket).stdout(Stdio::null());
-        let child = Answering(child.spawn().unwrap());
-        let to: Endpoint = socket.parse().unwrap();
-        let begun = Instant::now();
-        while Stream::connect(&to, SOON, &|| true).is_err() {
-            assert!(begun.elapsed() < SOON, "it does not listen");
-            std::thread::park_timeout(Duration::from_millis(10));
-        }
-        let open = read_dir(format!("/proc/{}/fd", child.0.id())).unwrap().count();
-        child.allow_descriptors(u64::try_from(open).unwrap() + 2);
-        let mut strangers: Vec<_> = (0..12).map(|_| link(&to)).collect();
-        // Being told so is the proof that the limit was met.
-        let crowded = strangers[0].answer(Due::REFUSAL, SOON).unwrap_err().to_string();
-        assert!(crowded.contains("too many connections at once"), "{crowded}");
-        let mut source = link(&to);
-        source.say(&Message::Commit(transfer())).unwrap();
-        let answer = source.answer(Due::VERDICT, SOON).unwrap();
-        let because = NotRunning::Crashed;
-        assert_eq!(answer, Message::NotRunning { transfer: transfer(), because });
-    }
-}
+#[path = "taking_over_tests.rs"]
+mod tests;

@@ -5,10 +5,12 @@ use std::thread;
 
 use sevferry::migration::frame::Kind;
 use sevferry::migration::handover::Resolution;
-use sevferry::migration::message::{Message, NotRunning, Transfer};
+use sevferry::migration::message::{Message, NotRunning, Reason, Transfer};
 use sevferry::migration::progress::Outcome;
+use sevferry::migration::word::{Say, Word};
 
-use super::answers::{HANG, Step, answer, before, good, say};
+use super::answers::{HANG, SECRET, Step, accept, answer, before, good, say, word};
+use super::golden::NOBODYS;
 use super::memory::peak_of;
 use super::peer::Bench as Alone;
 use super::rows_answers::{
@@ -155,23 +157,38 @@ fn a_cancel_is_heard_while_the_destination_is_waited_for() {
     bench.moves();
 }
 
-/// After `prepared` the guest is in doubt, whatever a destination says that is not that the guest
-/// runs there: only a person ends that.
+/// What somebody says who has taken the destination's place, and listens there.
+fn stranger(transfer: Transfer, say: Say) -> Message {
+    Word::new(&NOBODYS, transfer, say).into()
+}
+
+/// After `prepared` the guest is in doubt, whatever is said that is not proven, or not final: only
+/// a person ends that. What the destination says and proves does too.
 #[test]
 #[ignore = "needs /dev/kvm: scripts/test kvm_hostile"]
 fn a_destination_that_has_the_commit_and_lies_leaves_a_doubt() {
     let mut bench = Bench::new(false);
     let other = |transfer: Transfer| Transfer { epoch: transfer.epoch - 1, ..transfer };
-    let lies: [fn(Transfer) -> Vec<Step>; 7] = [
+    let lies: [fn(Transfer) -> Vec<Step>; 11] = [
         |_| Vec::new(),
         |_| vec![Step::CloseAll],
-        |transfer| vec![say(&Message::NotRunning { transfer, because: NotRunning::Unknown })],
-        |_| vec![Step::Say(0, b"HTTP/1.1 200 OK\r\n\r\n".to_vec())],
-        |transfer| vec![Step::Flood(Message::Prepared(transfer).encode().unwrap().repeat(99))],
+        |transfer| vec![say(&word(transfer, Say::NotRunning(NotRunning::Crashed)))],
+        |transfer| vec![say(&stranger(transfer, Say::Running))],
+        |transfer| vec![say(&stranger(transfer, Say::NotRunning(NotRunning::GivenBack)))],
+        |transfer| vec![say(&stranger(transfer, Say::Abandon(Reason::new("yours"))))],
         |transfer| {
-            let because = NotRunning::Crashed;
-            let words = [NotRunning::Unknown, because];
-            let words = words.map(|because| Message::NotRunning { transfer, because });
+            // The proof of the commit that it has heard, for a word of its own.
+            let Word { proof, .. } = Word::new(&SECRET, transfer, Say::Commit { is_last: false });
+            vec![say(&Message::Word(Word { transfer, say: Say::Running, proof }))]
+        },
+        |_| vec![Step::Say(0, b"HTTP/1.1 200 OK\r\n\r\n".to_vec())],
+        |transfer| {
+            let prepared = word(transfer, Say::Prepared);
+            vec![Step::Flood(prepared.encode().unwrap().repeat(99))]
+        },
+        |transfer| {
+            let words = [NotRunning::JournalFailed, NotRunning::Crashed];
+            let words = words.map(|because| word(transfer, Say::NotRunning(because)));
             vec![Step::Flood(words.map(|word| word.encode().unwrap()).concat().repeat(99))]
         },
         |_| vec![Step::Say(0, vec![b'n'; 1 << 16])],
@@ -183,12 +200,22 @@ fn a_destination_that_has_the_commit_and_lies_leaves_a_doubt() {
         });
         assert_eq!(reason(&summary), "a person decided so", "{number}");
     }
+    // What is proven ends the doubt: the guest was given back, and nobody had to decide.
+    for because in [NotRunning::GivenBack, NotRunning::Discarded] {
+        let (summary, _) = bench.attempt(User::Patient, |transfer| {
+            let given_back = word(transfer, Say::NotRunning(because));
+            let abandoned = Step::Hear(Kind::Abandon);
+            [before(&good(transfer, None), RUNNING), vec![say(&given_back), abandoned]].concat()
+        });
+        assert_eq!(reason(&summary), because.to_string());
+    }
     // A word on another migration is none on this one, and the right one ends the doubt.
     let (summary, _) = bench.attempt(User::Patient, |transfer| {
-        let running = Message::Running(other(transfer));
+        let running = word(other(transfer), Say::Running);
         let steps = good(transfer, None);
         let last = Step::Say(0, answer(&steps, RUNNING));
-        [before(&steps, RUNNING), vec![say(&running), last]].concat()
+        let released = Step::Hear(Kind::Released);
+        [before(&steps, RUNNING), vec![say(&running), last, released]].concat()
     });
     assert_eq!(summary.outcome, Outcome::Moved, "{summary}");
 }
@@ -235,8 +262,7 @@ fn certificates_that_do_not_hold_leave_the_guest() {
     for (what, platform, said) in rows::of_certificates(&own) {
         let reason = bench.kept(|transfer| {
             let steps = good(transfer, Some(&own));
-            [before(&steps, ACCEPT), vec![say(&Message::Accept { platform: platform.clone() })]]
-                .concat()
+            [before(&steps, ACCEPT), vec![say(&accept(platform.clone()))]].concat()
         });
         if !said.split('|').any(|said| reason.contains(said)) {
             wrong.push(format!("{what}: {reason:?} instead of {said:?}"));

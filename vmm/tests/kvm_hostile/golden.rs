@@ -19,6 +19,7 @@ use sevferry::migration::frame::{Kind, RoundDigest};
 use sevferry::migration::message::{
     Assessment, Message, NotRunning, Offer, Reason, SessionBytes, Transfer, VmId,
 };
+use sevferry::migration::word::{Proof, Say, Secret, Word};
 use sevferry::page::{Frame, PAGE_SIZE, PageRange, RamLayout};
 use sevferry::sev::Policy;
 use sevferry::sev::send::Sending;
@@ -42,6 +43,9 @@ pub(crate) const PRIVATE: [u64; 6] = [0, 1, 2, 3, 40, 41];
 pub(crate) const FILLED: [u64; 3] = [8, 9, 200];
 
 pub(crate) const TRANSFER: Transfer = Transfer { vm: VmId([0xa5; 16]), epoch: 3 };
+
+/// The secret of no transfer.
+pub(crate) const NOBODYS: Secret = Secret([0xee; 16]);
 
 /// A good stream, and where it may be sent.
 pub(crate) struct Golden {
@@ -183,7 +187,8 @@ fn start_send(machine: &mut PausedMachine, identity: &Path) -> Sending {
 
 fn offer(machine: &PausedMachine) -> Offer {
     let machine = machine.offer().to_bytes().unwrap();
-    Offer { transfer: TRANSFER, session: 0x5e55_1011, connections: 2, machine }
+    let abandoned = Vec::new();
+    Offer { transfer: TRANSFER, session: 0x5e55_1011, connections: 2, abandoned, machine }
 }
 
 /// An SEV guest of this platform.
@@ -249,25 +254,26 @@ pub(crate) fn pvh(name: &str, program: &[u8]) -> PathBuf {
 /// A good message of every kind.
 pub(crate) fn one_of_each() -> Vec<(Kind, Vec<u8>)> {
     let reason = Reason::new("no reason");
-    let transfer = TRANSFER;
+    let word = |say| Word::new(&NOBODYS, TRANSFER, say).into();
     let end = RoundDigest::default().end(1);
     let closing = |kind, bytes| Closing::new(kind, plain().script.offer.session, 2, bytes);
     let messages = [
         Message::Offer(plain().script.offer.clone()),
-        Message::Accept { platform: None },
+        Message::Accept { secret: NOBODYS, platform: None },
         Message::Refuse { reason: reason.clone() },
         Message::Start { encryption: None },
         Message::Started,
-        Message::Join { session: plain().script.offer.session, index: 0 },
+        Message::Join { session: plain().script.offer.session, index: 0, proof: Proof([1; 32]) },
         Message::RoundEnd(end),
         Message::RoundOk { round: 1 },
         Message::StatusList(closing(Kind::StatusList, regions(&[]))),
         Message::State(closing(Kind::State, plain().script.state.clone())),
-        Message::Prepared(transfer),
-        Message::Commit(transfer),
-        Message::Running(transfer),
-        Message::NotRunning { transfer, because: NotRunning::Unknown },
-        Message::Abandon { transfer, reason },
+        word(Say::Prepared),
+        word(Say::Commit { is_last: false }),
+        word(Say::Running),
+        word(Say::NotRunning(NotRunning::GivenBack)),
+        word(Say::Abandon(reason)),
+        word(Say::Released),
         Message::Inquiry(plain().script.offer.clone()),
         Message::Assessment(Assessment::default()),
         Message::Building(Pinned { pages: 1, of: 2 }),

@@ -19,9 +19,10 @@ use sevferry::migration::frame::{FRAME_HEADER_LEN, FrameHeader};
 use sevferry::migration::journal::{Journal, Side};
 use sevferry::migration::message::Message;
 use sevferry::migration::progress::Progress;
+use sevferry::migration::word::Secret;
 use sevferry::migration::{Endpoint, Listener, Lobby};
 
-use super::script::{Channel, Step};
+use super::script::{Channel, Step, TO_FILL_IN};
 
 /// After this an attempt hangs. Far above every deadline of the destination's.
 pub(crate) const HANG: Duration = Duration::from_secs(180);
@@ -48,8 +49,8 @@ pub(crate) struct Bench {
 
 /// How an attempt ended.
 pub(crate) struct Outcome {
-    /// The guest that arrived, or the error with its causes.
-    pub(crate) result: Result<Received, String>,
+    /// Whether a guest arrived, or the error with its causes.
+    pub(crate) result: Result<bool, String>,
     /// What the destination told the source, if it refused.
     pub(crate) refusal: Option<String>,
     pub(crate) took: Duration,
@@ -116,7 +117,14 @@ impl Bench {
             self.forget_waiting();
             let took = began.elapsed();
             assert!(took < HANG, "an attempt hung");
-            Outcome { result: result.map_err(|cause| chain(&cause)), refusal, took }
+            let arrived = result.map(|received| match received {
+                Received::Guest(prepared) => {
+                    prepared.refuse("it was only tried");
+                    true
+                }
+                Received::Answered(..) | Received::Settled(_) | Received::Asked(..) => false,
+            });
+            Outcome { result: arrived.map_err(|cause| chain(&cause)), refusal, took }
         })
     }
 
@@ -137,6 +145,8 @@ struct Source<'a> {
     path: &'a PathBuf,
     streams: BTreeMap<Channel, UnixStream>,
     refusal: Option<String>,
+    /// What the destination has told.
+    secret: Option<Secret>,
     /// Whether the attempt is over, and was refused.
     ended: Option<bool>,
     over: Receiver<bool>,
@@ -144,7 +154,8 @@ struct Source<'a> {
 
 impl<'a> Source<'a> {
     fn new(path: &'a PathBuf, over: Receiver<bool>) -> Self {
-        Self { path, streams: BTreeMap::new(), refusal: None, ended: None, over }
+        let streams = BTreeMap::new();
+        Self { path, streams, refusal: None, secret: None, ended: None, over }
     }
 
     /// Does the steps, as far as the destination lets it, and stays until the attempt is over.
@@ -167,7 +178,10 @@ impl<'a> Source<'a> {
                 self.streams.insert(*channel, stream);
                 Ok(())
             }
-            Step::Send(channel, bytes) => self.stream(*channel)?.write_all(bytes),
+            Step::Send(channel, bytes) => {
+                let bytes = self.proven(bytes);
+                self.stream(*channel)?.write_all(&bytes)
+            }
             Step::Trickle(channel, bytes) => {
                 for byte in bytes {
                     self.stream(*channel)?.write_all(&[*byte])?;
@@ -193,6 +207,22 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// A join that has no proof yet gets one.
+    fn proven(&self, bytes: &[u8]) -> Vec<u8> {
+        let filled_in = || {
+            let (header, body) = bytes.split_first_chunk::<FRAME_HEADER_LEN>()?;
+            let header = FrameHeader::decode(header).ok()?;
+            match Message::decode(header, body.to_vec()) {
+                Ok(Message::Join { session, index, proof: TO_FILL_IN }) => {
+                    let proof = self.secret?.proof_of_join(session, index);
+                    Message::Join { session, index, proof }.encode().ok()
+                }
+                _ => None,
+            }
+        };
+        filled_in().unwrap_or_else(|| bytes.to_vec())
+    }
+
     fn stream(&mut self, channel: Channel) -> Result<&mut UnixStream, IoError> {
         self.streams.get_mut(&channel).ok_or(ErrorKind::NotConnected.into())
     }
@@ -209,6 +239,9 @@ impl<'a> Source<'a> {
         if let Message::Refuse { reason } = &message {
             self.refusal = Some(reason.to_string());
             return Err(ErrorKind::ConnectionRefused.into());
+        }
+        if let Message::Accept { secret, .. } = message {
+            self.secret = Some(secret);
         }
         Ok(message)
     }

@@ -3,6 +3,10 @@
 use sevferry::migration::closing::Closing;
 use sevferry::migration::frame::{Kind, PageKind, PagesHeader, PayloadDigest, RoundDigest};
 use sevferry::migration::message::{Message, Offer, SessionBytes};
+use sevferry::migration::word::Proof;
+
+/// A join with this is sent with the proof that the destination's secret makes.
+pub(crate) const TO_FILL_IN: Proof = Proof([0; 32]);
 
 /// Bytes of a page.
 pub(crate) const PAGE_LEN: usize = 4096;
@@ -115,7 +119,10 @@ impl Script {
         for channel in 1..=connections {
             let index = u16::try_from(channel - 1).unwrap();
             steps.push(Step::Connect(channel));
-            steps.push(Step::Send(channel, Message::Join { session, index }.encode().unwrap()));
+            steps.push(Step::Send(
+                channel,
+                Message::Join { session, index, proof: TO_FILL_IN }.encode().unwrap(),
+            ));
         }
         let mut sequences = vec![0; connections];
         for (round, parts) in (1..).zip(&self.rounds) {

@@ -123,6 +123,7 @@ impl Bench {
             goal: Goal { downtime, timeout, strategy: TimeoutStrategy::Cancel },
             silence: self.silence,
             transfer,
+            abandoned: Vec::new(),
             allow_unchecked: false,
             throttle: true,
         };
@@ -147,7 +148,7 @@ impl Bench {
         while self.listener.accept().is_ok() {}
         match end {
             Ended::Moved(summary) => (summary, played),
-            Ended::Stayed { machine, summary } => {
+            Ended::Stayed { machine, summary, .. } => {
                 self.machine = machine.map(|machine| *machine);
                 self.assert_runs();
                 (summary, played)

@@ -2,24 +2,32 @@
 //!
 //! ```text
 //!      source                                              destination
+//!                                                          journal: accepted, with the secret
 //!   Waiting   guest paused, all sent                      guest loaded and checked
 //!      |  <----------------------- prepared -----------------  Prepared   paused
 //!   Committing   journal: committed                            |
 //!   InDoubt   ------------------------ commit ------------->   |
 //!      |                                                    Owning     journal: owner
 //!      |  <----------------------- running ------------------  Running    guest runs
-//!   Released   SEND_FINISH, tear down, journal: released
+//!   Released   SEND_FINISH, tear down, journal: released       |
+//!      |  ---------------------------- released ------------>  |
+//!      forget the journal                                   forget the journal
 //! ```
 //!
 //! - Before `committed` is on the source's disk only the source may run the guest: whatever goes
 //!   wrong, it cancels the transfer and resumes ([`SourceState::Resumed`]).
-//! - After it the source never resumes by itself. It says `commit` again on every connection until
-//!   the destination answers, or a person decides ([`Resolution`]).
+//! - After it the source says `commit` again on every connection until the destination answers, or
+//!   a person decides ([`Resolution`]). It resumes only if the destination has no copy any more and
+//!   never ran it, and says so.
 //! - The destination runs the guest only after `owner` is on its disk, which it writes only when
-//!   told `commit`, or when a person decides.
+//!   told `commit`, or when a person decides. If that cannot be written it gives the guest back: its
+//!   copy goes first, then it says so. A copy that it knows to be the last it keeps.
+//! - Nothing that is heard counts unless it is proven to be the other side's on this very transfer
+//!   ([`Source::hear`], [`Destination::hear`]).
+//! - A side forgets its journal when the other has no question left that only the journal answers.
 //!
 //! So never do two run it, and none runs only while in doubt. `tests/handover_model` drives
-//! these functions through every order of losses, repeats, crashes and decisions.
+//! these functions through every order of losses, repeats, crashes, lies and decisions.
 //!
 //! Outputs are carried out in their order, each before the next; the result of a journal write
 //! comes back as an input before anything else does.
@@ -30,23 +38,22 @@ mod source;
 mod tests;
 
 pub use destination::{Destination, DestinationInput, DestinationOutput, DestinationState};
-pub use source::{Doubt, Source, SourceInput, SourceOutput, SourceState};
+pub use source::{By, Doubt, Source, SourceInput, SourceOutput, SourceState};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::message::{Message, NotRunning, Reason, Transfer};
-
 /// What a journal says of a transfer. The last step counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Step {
     /// Source: the destination may own the guest from here on; the source resumes it no more.
     Committed,
-    /// Source: a person decided that it keeps the guest.
+    /// Source: it keeps the guest, which its destination gave back, or a person decided so.
     Kept,
-    /// Source: the destination owns the guest, and it is torn down here.
+    /// Source: nothing of the guest is left here, and it is known what became of it.
     Released,
+    /// Destination: it takes the guest in, and its source may commit it.
+    Accepted,
     /// Destination: it owns the guest.
     Owner,
     /// Destination: a person decided that it drops the guest.
@@ -84,31 +91,4 @@ pub enum Refusal {
     /// The decision could not be written down.
     #[error("the journal could not be written, so nothing was changed: free space and try again")]
     Journal,
-}
-
-/// What either side says in a handover.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Say {
-    /// [`Message::Prepared`]
-    Prepared(Transfer),
-    /// [`Message::Commit`]
-    Commit(Transfer),
-    /// [`Message::Running`]
-    Running(Transfer),
-    /// [`Message::NotRunning`]
-    NotRunning(Transfer, NotRunning),
-    /// [`Message::Abandon`]
-    Abandon(Transfer, Reason),
-}
-
-impl From<Say> for Message {
-    fn from(say: Say) -> Self {
-        match say {
-            Say::Prepared(transfer) => Self::Prepared(transfer),
-            Say::Commit(transfer) => Self::Commit(transfer),
-            Say::Running(transfer) => Self::Running(transfer),
-            Say::NotRunning(transfer, because) => Self::NotRunning { transfer, because },
-            Say::Abandon(transfer, reason) => Self::Abandon { transfer, reason },
-        }
-    }
 }
