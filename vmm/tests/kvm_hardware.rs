@@ -216,14 +216,14 @@ fn what_a_guest_has_just_written_arrives() {
     let (a, b) = (Host("fresh-a", VmTypes::New), Host("fresh-b", VmTypes::New));
     let destination = b.receive(&b.platform());
     let platform = format!("{},write_back=last-round", a.platform());
-    let mut source = a.run(&platform, "ready fresh=8M+16:20000");
+    let mut source = a.run(&platform, "ready share=4M+16 fresh=8M+16:60000");
     source.wait_for("fresh: 0x800000+16 begins");
     a.migrate(&b).with_code(0);
     let source = source.end().with_code(0);
     let is_real = std::env::var("SEVFERRY_CEK").is_ok();
     assert!(is_real || source.err.contains("epyc: caches written back"), "{source}");
     let destination = destination.end().with_code(0);
-    assert!(destination.out.contains("fresh: 0x800000+16 passes=20000 ok"), "{destination}");
+    assert!(destination.out.contains("fresh: 0x800000+16 passes=60000 ok"), "{destination}");
     assert_passed(&destination);
 }
 

@@ -74,16 +74,18 @@ impl Encrypted {
                 let host = software_host(identity.as_deref(), *model)?;
                 let device = host.open_device().map_err(EncryptedError::Device)?;
                 let device: Box<dyn SevDevice> = Box::new(device);
-                (ram, c_bit, device, host.new_platform(private))
+                (Arc::new(ram), c_bit, device, host.new_platform(private))
             }
             PlatformKind::Hardware { .. } => {
                 // Before the kernel has pinned nearly all of it.
                 check_lockable(layout.bytes(), lockable_bytes())?;
                 let device: Box<dyn SevDevice> = Box::new(HardwareDevice::open()?);
-                let platform: Box<dyn Platform> = Box::new(HardwarePlatform::new(Arc::clone(vm))?);
+                let platform = HardwarePlatform::new(Arc::clone(vm))?;
                 let c_bit = cpuid::hardware_c_bit(supported).ok_or(EncryptedError::CBit)?;
                 check_room(layout, c_bit)?;
-                (GuestRam::pinned(layout)?, c_bit, device, platform)
+                let ram = Arc::new(GuestRam::pinned(layout)?);
+                let platform: Box<dyn Platform> = Box::new(platform.keeping(Arc::clone(&ram)));
+                (ram, c_bit, device, platform)
             }
         };
         let initialised = match vm_type {
@@ -94,7 +96,7 @@ impl Encrypted {
         let populate = matches!(kind, PlatformKind::Hardware { .. });
         pin(&ram, &initialised, populate, watch)?;
         let platform = kind.clone();
-        Ok((Arc::new(ram), Some(Self { c_bit, platform, device, initialised })))
+        Ok((ram, Some(Self { c_bit, platform, device, initialised })))
     }
 
     /// The number of the C-bit.

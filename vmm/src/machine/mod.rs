@@ -103,6 +103,8 @@ impl Machine {
         let supported = host.supported_cpuid()?;
         let platform = config.sev.as_ref().map(|sev| &sev.platform);
         let vm_type = host.vm_type(platform);
+        // Older than the VM, and so dropped after it whatever fails.
+        let _ram_outlives_vm;
         let vm = Arc::new(host.create_vm_of(vm_type)?);
         let serial = serial_port(&vm, output).map_err(MachineError::Interrupt)?;
         if config.sev.is_some() {
@@ -110,6 +112,7 @@ impl Machine {
         }
         let (ram, encrypted) =
             Encrypted::prepare(platform, config.ram, (&vm, vm_type), &supported, watch)?;
+        _ram_outlives_vm = Arc::clone(&ram);
         ram.register(&vm)?;
         let c_bit = encrypted.as_ref().map(Encrypted::c_bit);
         // Before the launch, which takes long: a guest without CPUID must not get that far.

@@ -68,6 +68,8 @@ impl ReceivingMachine {
         let host = Host::open()?;
         let platform = offer.sev.and(platform);
         let vm_type = host.vm_type(platform);
+        // Older than the VM, and so dropped after it whatever fails.
+        let _ram_outlives_vm;
         let vm = Arc::new(host.create_vm_of(vm_type)?);
         let serial = serial_port(&vm, output).map_err(MachineError::Interrupt)?;
         if offer.sev.is_some() {
@@ -76,6 +78,7 @@ impl ReceivingMachine {
         let supported = host.supported_cpuid()?;
         let (ram, encrypted) =
             Encrypted::prepare(platform, layout, (&vm, vm_type), &supported, watch)?;
+        _ram_outlives_vm = Arc::clone(&ram);
         ram.register(&vm)?;
         let cpuid = offer.cpuids()?;
         let created = (0..).zip(&cpuid).map(|(index, cpuid)| {
@@ -135,7 +138,8 @@ impl ReceivingMachine {
         guest: Option<Launched>,
     ) -> Result<PausedMachine, ReceiveError> {
         self.check(state)?;
-        let Self { vm, vcpus, ram, serial, cpuid, msrs, tsc_khz, sev } = self;
+        // What is named last is dropped first, whatever fails: the VM before its RAM.
+        let Self { ram, serial, cpuid, msrs, tsc_khz, sev, vcpus, vm } = self;
         let record = state.launch()?;
         let (guest, pages) = match (sev, record, pages, guest) {
             (None, None, None, None) => (None, None),

@@ -330,7 +330,7 @@ fn register_view(
         let slot = kvm_userspace_memory_region { flags, ..memory_slot(slot, region, offset) };
         debug!("memory slot {slot:?}");
         // SAFETY: the region is a live mapping of that size. `GuestRam` keeps it until the VM is
-        // gone (the machine drops its VM first), and its pages are only ever accessed as volatile.
+        // gone (whoever keeps a VM drops it first), and its pages are only ever accessed as volatile.
         unsafe { vm.set_user_memory_region(slot) }.map_err(|cause| RamError::Register {
             gpa: Gpa(slot.guest_phys_addr),
             bytes: slot.memory_size,

@@ -171,12 +171,13 @@ impl Vm {
         Ok(())
     }
 
-    /// Whether any of these bytes are RAM that was registered.
+    /// Whether any of these bytes are RAM that was registered, and that the guest has.
     pub(super) fn has_pinned(&self, address: u64, bytes: u64) -> bool {
         let overlaps = |region: &kvm_enc_region| {
             address < region.addr + region.size && region.addr < address + bytes
         };
-        lock(&self.init).regions.iter().any(overlaps)
+        // Without memory slots the kernel has nothing to write back.
+        self.sev.get().is_some() && lock(&self.init).regions.iter().any(overlaps)
     }
 
     /// `KVM_SET_USER_MEMORY_REGION`: the guest gets two views of the slot.

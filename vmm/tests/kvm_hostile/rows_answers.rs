@@ -151,6 +151,9 @@ pub(crate) fn of_order() -> Vec<Row> {
                 "no reason"
             } else if [Kind::Running, Kind::NotRunning].contains(&kind) && nth == PREPARED {
                 "before it was given"
+            } else if kind == Kind::Building && nth == ACCEPT {
+                // Of another guest: it is due, and no news.
+                "it does not get on"
             } else {
                 "the other host sent something else where"
             };
