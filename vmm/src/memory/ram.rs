@@ -218,7 +218,7 @@ impl Split {
 #[derive(Debug, Error)]
 pub enum RamError {
     /// The host has no such memory to give.
-    #[error("mapping {bytes:#x} bytes of guest RAM: {cause}; ask for less with --memory size=")]
+    #[error("mapping {bytes:#x} bytes of guest RAM: {cause}; ask for less with --memory")]
     Map {
         /// Bytes asked for.
         bytes: u64,
