@@ -6,7 +6,7 @@ use thiserror::Error;
 use super::arguments::{Pause, RunOptions};
 use super::exit::Ending;
 use super::held::{Held, NotContinued, hold};
-use super::owner::{Ended, Owner, OwnerError, serial_output, warn_about};
+use super::owner::{Ended, Owner, OwnerError, warn_about};
 use super::report;
 use crate::control::api::State;
 use crate::machine::{Config, Machine, MachineError};
@@ -38,7 +38,7 @@ fn boot_until_end(
     owner: &Owner,
 ) -> Result<Ended, RunError> {
     loop {
-        let machine = Machine::build(config, serial_output(&config.serial)?)?;
+        let machine = Machine::build(config, owner.output.clone())?;
         if let Some(launch) = machine.launch() {
             report::print_launch(launch);
         }

@@ -29,7 +29,7 @@ mod vcpus;
 mod wire;
 
 use std::error::Error;
-use std::io::{Error as IoError, Write};
+use std::io::Error as IoError;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 
@@ -56,7 +56,7 @@ pub use vcpus::VcpuSetupError;
 pub use wire::{MACHINE_BYTES_MAX, MACHINE_VERSION, Undecodable};
 
 use crate::boot::{BootError, Entry, load};
-use crate::devices::{COM1_IRQ, Ports, SerialPort};
+use crate::devices::{COM1_IRQ, Ports, SerialOutput, SerialPort};
 use crate::encryption::PageStatus;
 use crate::memory::{Pages, RamError};
 use crate::sev::endorsement::EndorsementError;
@@ -81,7 +81,7 @@ impl Machine {
     ///
     /// # Errors
     /// [`MachineError`] with the step that failed.
-    pub fn build(config: &Config, output: Box<dyn Write + Send>) -> Result<Self, MachineError> {
+    pub fn build(config: &Config, output: SerialOutput) -> Result<Self, MachineError> {
         let host = Host::open()?;
         let supported = host.supported_cpuid()?;
         let platform = config.sev.as_ref().map(|sev| &sev.platform);
@@ -169,11 +169,11 @@ pub(crate) fn chain_of(error: &dyn Error) -> String {
 }
 
 /// COM1 with its interrupt.
-fn serial_port(vm: &VmFd, output: Box<dyn Write + Send>) -> Result<Arc<SerialPort>, IoError> {
+fn serial_port(vm: &VmFd, output: SerialOutput) -> Result<Arc<SerialPort>, IoError> {
     let interrupt = EventFd::new(EFD_NONBLOCK)?;
     vm.register_irqfd(&interrupt, COM1_IRQ)
         .map_err(|cause| IoError::from_raw_os_error(cause.errno()))?;
-    Ok(Arc::new(SerialPort::new(interrupt, output)))
+    Ok(Arc::new(SerialPort::new(interrupt, output)?))
 }
 
 /// Why a machine cannot be put together or started.

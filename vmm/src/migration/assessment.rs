@@ -3,12 +3,11 @@
 //! A machine that nothing speaks against is made, as for a guest that comes, and dropped: so memory
 //! that cannot be had or locked, and a platform that is full, are found out too.
 
-use std::io::sink;
-
 use super::certificates::to_wire;
 use super::destination::Host;
 use super::frame::OBJECTIONS_MAX;
 use super::message::{Assessment, Objection, Offer, PlatformBytes};
+use crate::devices::SerialOutput;
 use crate::machine::compatibility::{HostOffer, MachineOffer, compare};
 use crate::machine::{MachineError, ReceivingMachine, certificates_of};
 
@@ -52,7 +51,7 @@ fn make(
     can_be_made: bool,
 ) -> Result<Option<PlatformBytes>, MachineError> {
     if can_be_made {
-        let machine = ReceivingMachine::build(description, host.platform, Box::new(sink()))?;
+        let machine = ReceivingMachine::build(description, host.platform, SerialOutput::nowhere())?;
         return Ok(machine.platform_certificates()?.as_ref().map(to_wire));
     }
     // Also of a host that cannot make the machine: whatever is wrong with them is one reason more.

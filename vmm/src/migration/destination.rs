@@ -3,7 +3,7 @@
 //! offer -> compare -> `RECEIVE_START` -> rounds -> region list and state -> checks ->
 //! `RECEIVE_FINISH`, then the handover in `taking_over.rs`.
 
-use std::io::{Error as IoError, Write};
+use std::io::Error as IoError;
 use std::time::{Duration, Instant};
 
 use log::info;
@@ -24,6 +24,7 @@ use super::placer::Target;
 use super::progress::{Phase, Progress};
 use super::reception::{Arrived, Reception};
 use super::transport::Listener;
+use crate::devices::SerialOutput;
 use crate::encryption::{Malformed as MalformedStatus, NotMigratable, PageStatus};
 use crate::machine::compatibility::{HostOffer, Incompatible, MachineOffer, compare};
 use crate::machine::config::PlatformKind;
@@ -40,8 +41,8 @@ use crate::sev::session::Session;
 pub struct Host<'a> {
     /// Receives SEV guests; `None` takes plain VMs only.
     pub platform: Option<&'a PlatformKind>,
-    /// Where a guest's serial port writes to.
-    pub output: &'a mut dyn FnMut() -> Result<Box<dyn Write + Send>, IoError>,
+    /// Where a guest's serial port writes to: open already, so that no guest comes in vain.
+    pub output: &'a SerialOutput,
     /// Opens a guest's journal.
     pub journal: &'a mut dyn FnMut(VmId) -> Result<Journal, IoError>,
     /// How long the source may be silent.
@@ -181,7 +182,7 @@ fn phases(
     info!("{} is offered", offer.transfer);
     let mut reception = Reception::new(begun, offer.transfer, offer.connections);
     reception.enter(Phase::Attest);
-    let output = (host.output)().map_err(DestinationError::Output)?;
+    let output = host.output.clone();
     let mut machine = ReceivingMachine::build(&description, host.platform, output)?;
     let receiving = start(link, &mut machine, &description, host.silence)?;
     let arrivals = Arrivals::new(machine.ram().layout()).ok_or(DestinationError::Memory)?;
@@ -297,9 +298,6 @@ pub enum DestinationError {
     /// This host's KVM.
     #[error(transparent)]
     Machine(#[from] MachineError),
-    /// The serial output.
-    #[error("opening the guest's serial output")]
-    Output(#[source] IoError),
     /// The journal.
     #[error("a guest cannot be owned here without its journal")]
     Journal(#[source] IoError),
@@ -352,8 +350,6 @@ pub enum DestinationError {
 
 #[cfg(test)]
 mod tests {
-    use std::io::sink;
-
     use vmm_sys_util::tempdir::TempDir;
 
     use super::*;
@@ -385,10 +381,9 @@ mod tests {
                 before.append(*transfer, *step, "").unwrap();
             }
             drop(before);
-            let mut output = || -> Result<Box<dyn Write + Send>, IoError> { Ok(Box::new(sink())) };
+            let output = &SerialOutput::nowhere();
             let silence = SILENCE;
-            let mut host =
-                Host { platform: None, output: &mut output, journal: &mut journal, silence };
+            let mut host = Host { platform: None, output, journal: &mut journal, silence };
             let socket = format!("unix:{}", directory.as_path().join("socket").display());
             let endpoint = socket.parse().unwrap();
             let listener = Listener::bind(&endpoint).unwrap();

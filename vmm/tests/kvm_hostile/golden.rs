@@ -1,7 +1,6 @@
 //! Two machines to move, and the streams that move them: the good ones, recorded once.
 
 use std::fs;
-use std::io::sink;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::OnceLock;
@@ -9,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
+use sevferry::devices::SerialOutput;
 use sevferry::encryption::{MapGpaRange, Overflow, PageStatus, Status};
 use sevferry::machine::config::{
     OwnerInput, PlatformKind, Serial, SevConfig, VcpuCount, ram_layout,
@@ -205,7 +205,7 @@ fn paused(platform: Option<PlatformKind>) -> PausedMachine {
         serial: Serial::Null,
         sev,
     };
-    let machine = Machine::build(&config, Box::new(sink())).unwrap();
+    let machine = Machine::build(&config, SerialOutput::nowhere()).unwrap();
     fs::remove_file(kernel).unwrap();
     let (events, _stops) = channel::<Stop>();
     machine.run(&events).unwrap().pause().unwrap()
