@@ -8,6 +8,7 @@
 //! - [`start_info`], [`ram`], [`acpi`], [`platform`]: what machine this is.
 //! - [`paging`], [`descriptors`]: what the processor needs; [`serial`], [`verdict`]: what is said.
 //! - [`conversion`], [`pattern`], [`storm`], [`smp`]: what is done to pages, and by whom.
+//! - [`ports`]: port accesses of every size and count.
 //! - [`secret`]: what the guest's owner has sent it.
 //! - [`scenario`] and [`steps`]: the words, parsed and carried out.
 #![no_std]
@@ -26,6 +27,7 @@ mod paging;
 mod pattern;
 mod physical;
 mod platform;
+mod ports;
 mod ram;
 mod scenario;
 mod secret;

@@ -158,6 +158,30 @@ fn processors_that_convert_pages_do_not_notice_pauses() {
     machine.stop();
 }
 
+/// A string instruction on a port is whole, however often its guest is paused in the middle of it, and
+/// when it is moved.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_state"]
+fn port_accesses_are_whole_across_pauses_and_moves() {
+    let words = format!("count=1 {}", "ports ".repeat(150));
+    for sev in [None, as_sev()] {
+        let mut console = Console::new();
+        let is_plain = sev.is_none();
+        let mut machine = console.boot(&firmware(&words, 1, sev));
+        console.wait_for("count: 1");
+        for pauses in 0..30 {
+            let mut paused = machine.pause().expect("it pauses");
+            if is_plain && pauses % 10 == 9 {
+                paused = moved(paused, &console);
+            }
+            machine = console.resume(paused);
+            console.wait_for("ports: ok");
+        }
+        console.wait_for_pass();
+        machine.stop();
+    }
+}
+
 /// A plain VM, moved twice in the middle of its work, has its memory and goes on where it was.
 #[test]
 #[ignore = "needs KVM: scripts/test kvm_state"]
