@@ -42,6 +42,10 @@ pub(crate) enum Step<'w> {
     Cpuid { leaf: u32, subleaf: u32 },
     /// `input`
     Input,
+    /// `ports`
+    Ports,
+    /// `unemulated`
+    Unemulated,
     /// `forever`
     Forever,
     /// `then=`
@@ -94,6 +98,8 @@ impl<'w> Step<'w> {
             "no-secret" => Self::NoSecret,
             "forever" => Self::Forever,
             "input" => Self::Input,
+            "ports" => Self::Ports,
+            "unemulated" => Self::Unemulated,
             "cpus" => Self::Cpus { expected: None },
             _ => return None,
         })

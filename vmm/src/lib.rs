@@ -4,6 +4,7 @@
 //!
 //! | module | owns |
 //! |---|---|
+//! | [`stream`] | reading and writing what may be slow, full or a pipe: [`stream::write_all`] |
 //! | [`page`] | page arithmetic: [`page::Gpa`], [`page::Frame`], [`page::PageRange`], [`page::RamLayout`] |
 //! | [`encryption`] | which pages are private and which are shared: [`encryption::PageStatus`] |
 //! | [`memory`] | guest RAM, and who sees what of it: [`memory::GuestRam`], [`memory::Pages`] |
@@ -34,4 +35,5 @@ pub mod memory;
 pub mod migration;
 pub mod page;
 pub mod sev;
+pub mod stream;
 pub mod vcpu;

@@ -10,13 +10,16 @@ mod terminal;
 #[path = "vmm/unread.rs"]
 mod unread;
 
+use std::arch::x86_64::__cpuid;
 use std::fs::{read, read_to_string};
+use std::io::{PipeReader, Read, pipe};
 use std::path::Path;
-use std::thread::yield_now;
+use std::thread::{park_timeout, yield_now};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use rustix::io::{ioctl_fionbio, ioctl_fionread};
 use rustix::process::Signal;
 use scratch::Scratch;
 use sevferry::control::api::{Request, Response, State};
@@ -174,6 +177,64 @@ fn run_names_what_it_cannot_use() {
     }
 }
 
+/// More memory than the host's processors can address is refused with their width.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_cli"]
+fn memory_beyond_the_hosts_address_width_names_the_width() {
+    let [bits, ..] = __cpuid(0x8000_0008).eax.to_le_bytes();
+    if bits >= 43 {
+        // A machine has no more than that.
+        return;
+    }
+    let kernel = asset("guest-firmware.elf");
+    let ended = Sevferry::start(["run", "--kernel", &kernel, "--memory", "8T"]).end();
+    let ended = ended.with_code(1).saying(&format!("this host's processors address {bits} bits"));
+    ended.saying("give the guest less memory");
+}
+
+/// Waits until nothing more fits into a pipe.
+fn wait_until_full(pipe: &PipeReader) {
+    const PIPE_BYTES: u64 = 64 << 10;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while ioctl_fionread(pipe).expect("a pipe") < PIPE_BYTES {
+        assert!(Instant::now() < deadline, "the guest does not print enough");
+        park_timeout(Duration::from_millis(10));
+    }
+}
+
+/// Somebody else who has the pipe has made it non-blocking, and reads late: every line of the guest's is
+/// there, once and whole.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_cli"]
+fn a_late_reader_of_a_non_blocking_output_gets_every_line() {
+    const LAST: usize = 6500;
+    let (mut reader, writer) = pipe().expect("a pipe");
+    ioctl_fionbio(&writer, true).expect("a pipe");
+    let guest = firmware("", &format!("count={LAST}"));
+    let sevferry = Sevferry::start_with_output(guest, writer.into());
+    wait_until_full(&reader);
+    let mut printed = String::new();
+    reader.read_to_string(&mut printed).expect("text");
+    let counts = printed.lines().filter_map(|line| line.strip_prefix("count: "));
+    let expected = (1..=LAST).map(|count| count.to_string());
+    assert!(counts.eq(expected.collect::<Vec<_>>()), "{printed}");
+    assert!(printed.ends_with("guest-firmware: PASS\r\n"), "{printed}");
+    sevferry.end().with_code(0);
+}
+
+/// A guest that prints to a pipe that nobody reads ends when it is to, and at once.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_cli"]
+fn a_guest_whose_output_nobody_reads_is_ended_in_order() {
+    let (reader, writer) = pipe().expect("a pipe");
+    let sevferry = Sevferry::start_with_output(firmware("", "count=1000000000"), writer.into());
+    wait_until_full(&reader);
+    sevferry.signal(Signal::TERM);
+    let ended = sevferry.end().with_code(0);
+    assert!(!ended.err.contains("did not stop"), "{ended}");
+    drop(reader);
+}
+
 /// On a host without SEV, asking for it fails at once and says what is missing.
 #[test]
 #[ignore = "needs KVM: scripts/test kvm_cli"]
@@ -255,6 +316,23 @@ fn a_terminal_is_the_guests_console() {
     terminal.press("\x01r");
     sevferry.wait_for("migration: READY");
     terminal.press("poweroff -f\r");
+    sevferry.end().with_code(0);
+}
+
+/// However much is typed to a guest that reads nothing, our own keys are heard.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_cli"]
+fn our_keys_work_when_the_guest_does_not_read() {
+    let mut terminal = Terminal::open();
+    let guest = firmware("--platform=sev=software", "count=1 then=halt");
+    let mut sevferry = Sevferry::start_with_input(guest, terminal.input());
+    sevferry.wait_for(PASS);
+    terminal.press(&"unread ".repeat(100));
+    terminal.press("\x01h");
+    sevferry.wait_for("Ctrl-A r  report page status");
+    terminal.press("\x01r");
+    sevferry.wait_for("page status:");
+    terminal.press("\x01x");
     sevferry.end().with_code(0);
 }
 

@@ -166,13 +166,13 @@ fn moved(machine: RunningMachine, console: &Console, mut road: Road, goal: Goal)
             send(machine, &options, &mut road.source, &events, wish)
         });
         let platform = software();
-        let mut output = || Ok(console.output() as _);
+        let output = console.output();
         let directory = road.directory.clone();
         let mut journal =
             move |vm| Journal::open(&directory, vm, Side::Destination).map_err(IoError::other);
         let mut host = Host {
             platform: Some(&platform),
-            output: &mut output,
+            output: &output,
             journal: &mut journal,
             silence: PATIENCE,
         };

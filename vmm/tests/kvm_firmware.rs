@@ -92,6 +92,26 @@ fn a_plain_vm_has_no_sev() {
     assert!(!ended.err.contains("launch"), "{ended}");
 }
 
+/// A port is read and written as wide, and as often, as the instruction says, in a plain VM and in an SEV
+/// guest: string instructions too, and wide accesses to the serial port.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_firmware"]
+fn every_port_access_has_its_size_and_count() {
+    for options in [SEV, "--memory 64M"] {
+        assert!(pass(options, "ports").out.contains("ports: ok"));
+    }
+}
+
+/// What KVM cannot emulate ends the guest, and is told by name, with the instruction.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_firmware"]
+fn an_instruction_that_kvm_cannot_emulate_is_named() {
+    let ended = firmware("--memory 64M", "unemulated").end().with_code(1);
+    let ended = ended.saying("left the guest with KVM_INTERNAL_ERROR_EMULATION");
+    // fld dword ptr [a register]
+    ended.saying("KVM cannot emulate the instruction d9 0");
+}
+
 /// A hypercall that is nonsense gets its error, is counted if it reached us, and changes nothing.
 #[test]
 #[ignore = "needs KVM: scripts/test kvm_firmware"]

@@ -16,7 +16,7 @@ use vmm::{Ended, PASS, Sevferry, asset, shared_regions};
 
 /// Contents that must survive, then a long while in which to move, then the checks.
 const SCENARIO: &str = "ready share=4M+64 fill=4M+64:7 fill=8M+400:9 in-place-share=12M+32:5 count=12000 \
-     storm=14M+800:3,1500 check=4M+64:7 check=8M+400:9 check=12M+32:5 tables";
+     storm=14M+800:3,1500 check=4M+64:7 check=8M+400:9 check=12M+32:5 ports tables";
 
 /// One migration at a time: the lab has two slow processors, and a guest must not end too early.
 static ALONE: Mutex<()> = Mutex::new(());

@@ -5,11 +5,13 @@
 
 mod guest;
 
-use std::io::{Error as IoError, Write};
-use std::sync::mpsc::{Receiver, channel};
+use std::io::{Read, copy, pipe};
+use std::thread::spawn;
 use std::time::Instant;
 
-use guest::{Console, Output, as_sev, asset, firmware, software, type_line};
+use guest::{Console, as_sev, asset, firmware, software, type_line};
+use rustix::io::{ioctl_fionbio, write};
+use sevferry::devices::SerialOutput;
 use sevferry::encryption::{Overflow, PageStatus, Status};
 use sevferry::machine::compatibility::{HostOffer, MachineOffer, compare};
 use sevferry::machine::config::ram_layout;
@@ -105,50 +107,34 @@ fn a_guest_does_not_notice_pauses() {
     machine.stop();
 }
 
-/// A serial output that blocks after some lines, until its gate is gone.
-struct Blocking {
-    output: Box<Output>,
-    lines_left: usize,
-    gate: Receiver<()>,
-}
-
-impl Write for Blocking {
-    fn write(&mut self, bytes: &[u8]) -> Result<usize, IoError> {
-        if bytes.contains(&b'\n') {
-            self.lines_left = self.lines_left.saturating_sub(1);
-        }
-        let written = self.output.write(bytes);
-        if self.lines_left == 0 {
-            self.gate.recv().expect_err("the other end goes without a word");
-        }
-        written
-    }
-
-    fn flush(&mut self) -> Result<(), IoError> {
-        Ok(())
-    }
-}
-
 /// A processor that hangs in a write to a blocked console cannot be paused; the machine says so,
 /// and once the console moves, all its processors go on.
 #[test]
 #[ignore = "needs KVM: scripts/test kvm_state"]
 fn a_machine_that_cannot_be_paused_runs_on() {
     let mut console = Console::new();
-    let (open, gate) = channel();
-    let output = Blocking { output: console.output(), lines_left: 50, gate };
-    let config = firmware("cpus=2 count=100 storm-smp=8M+100:1,100", 2, None);
-    let machine = Machine::build(&config, Box::new(output)).expect("the machine can be built");
-    let machine = machine.run(&console.end_sender).expect("threads for vCPUs");
-    // The fiftieth line: its newline is what the processor hangs in.
-    console.wait_for("count: 48");
-    let Err(Unpaused::Busy(machine)) = machine.pause() else {
-        panic!("a blocked vCPU was paused; {}", console.transcript());
+    let (mut reader, writer) = pipe().expect("a pipe");
+    ioctl_fionbio(&writer, true).expect("a pipe");
+    while write(&writer, &[b'\n'; 4096]).is_ok() {}
+    // Room for some hundred lines.
+    reader.read_exact(&mut [0; 4096]).expect("newlines");
+    let config = firmware("cpus=2 count=1000 storm-smp=8M+100:1,100", 2, None);
+    let machine = Machine::build(&config, SerialOutput::to(writer)).expect("it can be built");
+    let mut machine = machine.run(&console.end_sender).expect("threads for vCPUs");
+    let machine = loop {
+        machine = match machine.pause() {
+            // It has not come that far yet.
+            Ok(paused) => console.resume(paused),
+            Err(Unpaused::Busy(machine)) => break machine,
+            Err(other) => panic!("{other}"),
+        };
     };
-    drop(open);
+    let mut to = console.writer();
+    let reading = spawn(move || copy(&mut reader, &mut to));
     console.wait_for_pass();
-    console.assert_counted_to(100);
+    console.assert_counted_to(1000);
     machine.stop();
+    reading.join().expect("no panic").expect("all was copied");
 }
 
 /// A guest that has powered off cannot be paused, and that is no failure of the machine's.
@@ -175,6 +161,30 @@ fn processors_that_convert_pages_do_not_notice_pauses() {
     }
     console.wait_for_pass();
     machine.stop();
+}
+
+/// A string instruction on a port is whole, however often its guest is paused in the middle of it, and
+/// when it is moved.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_state"]
+fn port_accesses_are_whole_across_pauses_and_moves() {
+    let words = format!("count=1 {}", "ports ".repeat(150));
+    for sev in [None, as_sev()] {
+        let mut console = Console::new();
+        let is_plain = sev.is_none();
+        let mut machine = console.boot(&firmware(&words, 1, sev));
+        console.wait_for("count: 1");
+        for pauses in 0..30 {
+            let mut paused = machine.pause().expect("it pauses");
+            if is_plain && pauses % 10 == 9 {
+                paused = moved(paused, &console);
+            }
+            machine = console.resume(paused);
+            console.wait_for("ports: ok");
+        }
+        console.wait_for_pass();
+        machine.stop();
+    }
 }
 
 /// A plain VM, moved twice in the middle of its work, has its memory and goes on where it was.

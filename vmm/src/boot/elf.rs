@@ -9,9 +9,9 @@ use linux_loader::elf::{
 };
 use vm_memory::ByteValued;
 
-use super::BootError;
 use super::input::Input;
 use super::layout::KERNEL_MIN;
+use super::{BootError, Room};
 
 /// Every ELF file starts with this.
 pub(super) const MAGIC: [u8; 4] = *b"\x7fELF";
@@ -88,7 +88,8 @@ fn check(input: &Input, segments: &[Segment], entry: u32, low_end: u64) -> Resul
         let fits = segment.address >= KERNEL_MIN.0 && end.is_some_and(|end| end <= low_end);
         if !fits {
             let (path, Segment { address, bytes, .. }) = (input.path.clone(), *segment);
-            return Err(BootError::SegmentOutsideRam { path, address, bytes, low_end });
+            let room = (address >= KERNEL_MIN.0).then(|| Room::to_end_at(end));
+            return Err(BootError::SegmentOutsideRam { path, address, bytes, low_end, room });
         }
         if segment.file_bytes > segment.bytes {
             return malformed("a segment is longer in the file than in memory");

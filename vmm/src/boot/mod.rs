@@ -30,6 +30,7 @@ mod page_tables;
 mod placement;
 mod pvh;
 mod reset;
+mod room;
 mod secret_table;
 #[cfg(test)]
 mod tests;
@@ -47,6 +48,7 @@ use gdt::{Mode, segments};
 use input::Input;
 use layout::{ACPI, COMMAND_LINE, COMMAND_LINE_MAX, GDT, KERNEL_MIN, PAGE_ZERO, RESET_PAGE};
 use placement::{Placement, end};
+pub use room::Room;
 
 /// What to boot, and in what machine.
 #[derive(Debug, Clone, Copy)]
@@ -193,8 +195,14 @@ fn place_common<M: GuestMemoryBackend>(
     placement.place("reset vector", RESET_PAGE, &secret_table::page_with(&reset::code()))
 }
 
-/// The highest place for the initramfs that ends by `limit`, above the kernel.
-fn initramfs_address(file: &Input, kernel_end: u64, limit: u64) -> Result<Gpa, BootError> {
+/// The highest place for the initramfs in RAM that ends at `low_end`, above the kernel and within its
+/// `reach`.
+fn initramfs_address(
+    file: &Input,
+    kernel_end: u64,
+    (low_end, reach): (u64, u64),
+) -> Result<Gpa, BootError> {
+    let limit = low_end.min(reach);
     let start = limit.checked_sub(file.bytes).map(|start| start - start % PAGE_SIZE);
     match start {
         Some(start) if start >= kernel_end => Ok(Gpa(start)),
@@ -203,6 +211,7 @@ fn initramfs_address(file: &Input, kernel_end: u64, limit: u64) -> Result<Gpa, B
             bytes: file.bytes,
             kernel_end,
             limit,
+            room: Room::for_initramfs(file.bytes, kernel_end, reach),
         }),
     }
 }
@@ -290,8 +299,9 @@ pub enum BootError {
     /// It does not fit, or would lie below 1 MiB.
     #[error(
         "{} wants {bytes} bytes loaded at {address:#x}, but RAM for kernels is from 0x100000 to \
-         {low_end:#x}: give the guest more memory, or link it elsewhere",
-        path.display()
+         {low_end:#x}: {}link it elsewhere",
+        path.display(),
+        room.map_or(String::new(), |room| format!("{room}, or "))
     )]
     SegmentOutsideRam {
         /// The kernel.
@@ -302,12 +312,13 @@ pub enum BootError {
         bytes: u64,
         /// Where RAM below the device hole ends.
         low_end: u64,
+        /// What would make room; `None` for what lies below 1 MiB.
+        room: Option<Room>,
     },
     /// It does not fit below the device hole.
     #[error(
-        "{} needs {needed} bytes of RAM at {load:#x}, but RAM there ends at {low_end:#x}: \
-         give the guest at least {} MiB",
-        path.display(), mib(load.saturating_add(*needed))
+        "{} needs {needed} bytes of RAM at {load:#x}, but RAM there ends at {low_end:#x}: {room}",
+        path.display()
     )]
     KernelTooLarge {
         /// The kernel.
@@ -318,12 +329,14 @@ pub enum BootError {
         needed: u64,
         /// Where RAM below the device hole ends.
         low_end: u64,
+        /// What would make room.
+        room: Room,
     },
     /// It does not fit between the kernel and the end of what the kernel can reach.
     #[error(
         "{} ({bytes} bytes) does not fit between the kernel's end at {kernel_end:#x} and \
-         {limit:#x}: give the guest at least {} MiB, or use a smaller initramfs",
-        path.display(), mib(kernel_end.saturating_add(*bytes))
+         {limit:#x}: {room}; or use a smaller initramfs",
+        path.display()
     )]
     InitramfsTooLarge {
         /// The initramfs.
@@ -334,6 +347,8 @@ pub enum BootError {
         kernel_end: u64,
         /// Where the initramfs must end, by RAM's end or by the kernel's reach.
         limit: u64,
+        /// What would make room.
+        room: Room,
     },
     /// Longer than the kernel reads.
     #[error("the command line has {len} bytes, but this kernel reads at most {max}: shorten it")]
@@ -400,9 +415,4 @@ pub enum BootError {
         #[source]
         cause: GuestMemoryError,
     },
-}
-
-/// Bytes in MiB, rounded up.
-fn mib(bytes: u64) -> u64 {
-    bytes.div_ceil(1 << 20)
 }

@@ -37,7 +37,7 @@ pub(super) fn load<M: GuestMemoryBackend>(
     let kernel_end = runs.last().map_or(0, |run| end(*run));
     let module = match &mut initramfs {
         Some(file) => {
-            let gpa = initramfs_address(file, kernel_end, low_end)?;
+            let gpa = initramfs_address(file, kernel_end, (low_end, u64::MAX))?;
             placement.place_file("initramfs", gpa, file)?;
             Some((gpa, file.bytes))
         }

@@ -257,10 +257,10 @@ struct GuestArguments {
     #[arg(long, value_name = "TEXT", default_value = DEFAULT_CMDLINE, allow_hyphen_values = true)]
     cmdline: String,
     /// Number of vCPUs, 1 to 8
-    #[arg(long, value_name = "boot=N", default_value = "boot=1", value_parser = values::vcpus)]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = values::vcpus)]
     cpus: VcpuCount,
-    /// Memory in bytes, or with K, M, G or T
-    #[arg(long, value_name = "size=N", default_value = "size=512M", value_parser = values::memory)]
+    /// Memory in bytes, or with K, M, G or T (512M, 512MiB)
+    #[arg(long, value_name = "N", default_value = "512M", value_parser = values::memory)]
     memory: RamLayout,
 }
 

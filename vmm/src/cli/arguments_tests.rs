@@ -136,6 +136,17 @@ fn sizes_take_binary_suffixes() {
     assert_eq!(run("--memory size=8T").0.ram.bytes(), 8 << 40);
 }
 
+/// What people type: the number alone, and the suffixes by their full names.
+#[test]
+fn the_only_key_of_a_flag_may_be_left_out() {
+    for (memory, bytes) in
+        [("512M", 512 << 20), ("64MiB", 64 << 20), ("2gib", 2 << 30), ("size=65536KiB", 64 << 20)]
+    {
+        let (config, _) = run(&format!("--cpus 4 --memory {memory}"));
+        assert_eq!((config.vcpus.get(), config.ram.bytes()), (4, bytes), "{memory}");
+    }
+}
+
 /// `--platform` makes an SEV guest, with a policy that keeps the host out unless told otherwise.
 #[test]
 fn platform_makes_an_sev_guest() {
@@ -185,14 +196,15 @@ fn refuses(flag: &str, value: &str, answer: &str) {
 /// What is not a number of vCPUs, an amount of memory or a serial port is named with what would be.
 #[test]
 fn wrong_machines_are_named() {
-    let size = "expected a number of bytes, or of K, M, G or T, such as 512M";
+    let size = "expected a number of bytes, or of K, M, G or T, such as 512M or 512MiB";
     let serial = "expected tty, null or file=PATH";
     for (flag, value, answer) in [
         ("cpus", "boot=0", "boot=0: 0 vCPUs; a machine has 1 to 8"),
         ("cpus", "boot=9", "boot=9: 9 vCPUs; a machine has 1 to 8"),
         ("cpus", "boot=+2", "boot=+2: expected a number of vCPUs"),
         ("cpus", "boot=-1", "boot=-1: expected a number of vCPUs"),
-        ("cpus", "4", "unknown key \"4\"; write key=value,... with the keys boot"),
+        ("cpus", "9", "boot=9: 9 vCPUs; a machine has 1 to 8"),
+        ("cpus", "4,max=4", "unknown key \"4\"; write key=value,... with the keys boot"),
         ("cpus", "boot=2,max=4", "unknown key \"max\"; write key=value,... with the keys boot"),
         ("memory", "size=0", "size=0: 0 bytes of memory; a machine needs at least 16 MiB"),
         ("memory", "size=1M", "size=1M: 1048576 bytes of memory; a machine needs at least 16 MiB"),
@@ -211,7 +223,10 @@ fn wrong_machines_are_named() {
         ("memory", "size=M", &format!("size=M: {size}")),
         ("memory", "size=1,size=2", "size is given twice"),
         ("memory", "size=", "size has no value; write size=VALUE"),
-        ("memory", "512M", "unknown key \"512M\"; write key=value,... with the keys size"),
+        ("memory", "64MB", &format!("size=64MB: {size}")),
+        ("memory", "64iB", &format!("size=64iB: {size}")),
+        ("memory", "MiB", &format!("size=MiB: {size}")),
+        ("memory", "size", &format!("size=size: {size}")),
         ("serial", "pty", serial),
         ("serial", "file=", serial),
     ] {

@@ -1,6 +1,6 @@
 //! `sevferry certificates`: a platform's chain in the files that the tools of guest owners read.
 
-use std::fs::{create_dir_all, write};
+use std::fs::create_dir_all;
 use std::io::Error as IoError;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +10,7 @@ use crate::machine::config::PlatformKind;
 use crate::machine::{MachineError, certificates_of};
 use crate::sev::certificate::Chain;
 use crate::sev::target::PlatformCertificates;
+use crate::stream::{create, write_all};
 
 /// Writes one file for each certificate of the platform, and two that have several one after the
 /// other: `sev.chain` (PDH, PEK, OCA, CEK) and `ca.chain` (ASK, ARK), as `sevctl` takes them.
@@ -24,7 +25,8 @@ pub(super) fn export(platform: &PlatformKind, out: &Path) -> Result<(), ExportEr
     create_dir_all(out).map_err(|cause| ExportError::File { path: out.to_owned(), cause })?;
     for (name, bytes) in files(&certificates) {
         let path = out.join(name);
-        write(&path, &bytes).map_err(|cause| ExportError::File { path: path.clone(), cause })?;
+        let written = create(&path).and_then(|file| write_all(file, &bytes));
+        written.map_err(|cause| ExportError::File { path: path.clone(), cause })?;
         println!("{}", path.display());
     }
     Ok(())

@@ -1,12 +1,13 @@
 //! `sevferry check`: one screen, or one JSON object, about this host.
 
-use std::io::{Error as IoError, Write, stdout};
+use std::io::{Error as IoError, stdout};
 
 use serde_json::json;
 
 use super::exit::Exit;
 use crate::machine::config::PlatformKind;
 use crate::machine::{Finding, HostCheck, NOT_PORTABLE, Verdict};
+use crate::stream::write_all;
 
 /// What to check for, and how to say it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +22,7 @@ pub(super) fn check(options: &CheckOptions) -> Result<Exit, IoError> {
     let kind = options.platform.as_ref();
     let host = HostCheck::of_this_host(kind);
     let text = if options.json { json_line(&host) } else { screen(&host) };
-    stdout().write_all(text.as_bytes())?;
+    write_all(stdout(), text.as_bytes())?;
     let usable = match kind {
         Some(PlatformKind::Hardware { .. }) => host.runs_hardware(),
         Some(PlatformKind::Software { .. }) | None => host.runs_software(),

@@ -36,8 +36,8 @@ pub(super) struct CheckArguments {
     /// With --to: how many vCPUs the guest would have
     #[arg(
         long,
-        value_name = "boot=N",
-        default_value = "boot=1",
+        value_name = "N",
+        default_value = "1",
         value_parser = values::vcpus,
         requires = "to",
         conflicts_with = "api_socket"
@@ -46,8 +46,8 @@ pub(super) struct CheckArguments {
     /// With --to: how much memory the guest would have
     #[arg(
         long,
-        value_name = "size=N",
-        default_value = "size=512M",
+        value_name = "N",
+        default_value = "512M",
         value_parser = values::memory,
         requires = "to",
         conflicts_with = "api_socket"

@@ -1,6 +1,5 @@
 //! `sevferry digest`: the launch digest of a guest, recomputed from its files.
 
-use std::fs::File;
 use std::io::Error as IoError;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +13,7 @@ use crate::machine::config::PlatformKind;
 use crate::machine::{Host, HostError, digest_of, hex};
 use crate::memory::{GuestRam, RamError};
 use crate::sev::measurement::{Claim, WrongMeasurement};
+use crate::stream::create;
 use crate::vcpu::cpuid::{hardware_c_bit, software_c_bit};
 
 /// Prints the digest; with a measurement to check, also whether it states this digest.
@@ -45,7 +45,7 @@ pub(super) fn digest(options: &DigestOptions) -> Result<(), DigestError> {
 
 /// Writes the pieces one after the other: the bytes that the digest is of.
 fn write_launch_data(ram: &GuestRam, pieces: &[Piece], path: &Path) -> Result<(), IoError> {
-    let mut file = File::create(path)?;
+    let mut file = create(path)?;
     for Piece { range, .. } in pieces {
         let bytes = usize::try_from(range.bytes()).map_err(IoError::other)?;
         ram.host()

@@ -9,7 +9,7 @@ use log::info;
 use super::inbox::Interruption;
 use super::journals::open_journal;
 use super::migration_arguments::ReceiveOptions;
-use super::owner::{Owner, serial_output};
+use super::owner::Owner;
 use super::receive::ReceiveError;
 use crate::control::api::{Outcome, Progress, Resolution, State};
 use crate::machine::RunningMachine;
@@ -126,13 +126,13 @@ fn prepare(
 ) -> Option<Came> {
     owner.board.show(State::Receiving);
     let platform = options.platform.as_ref().map(|platform| &platform.kind);
-    let mut output = || serial_output(&options.serial).map_err(IoError::other);
     let mut journal = |vm: VmId| {
         let directory = owner.options.journal.as_deref();
         open_journal(directory, vm, Side::Destination).map_err(IoError::other)
     };
     let silence = options.silence;
-    let mut host = Host { platform, output: &mut output, journal: &mut journal, silence };
+    let output = &owner.output;
+    let mut host = Host { platform, output, journal: &mut journal, silence };
     let mut look_up = |progress: &Progress| {
         show(owner, State::Receiving, progress);
         owner.inbox.interruption(&owner.board).is_some()

@@ -31,6 +31,14 @@ impl<'a> KeyValues<'a> {
         Ok(Self { pairs })
     }
 
+    /// The same of a flag with one key, which may be left out.
+    pub(super) fn parse_or_bare(text: &'a str, key: &'static str) -> Result<Self, BadKeyValues> {
+        if text.is_empty() || text.contains(['=', ',']) {
+            return Self::parse(text, &[key]);
+        }
+        Ok(Self { pairs: vec![(key, text)] })
+    }
+
     /// The value of `key`, if it was given.
     pub(super) fn value(&self, key: &str) -> Option<&'a str> {
         self.pairs.iter().find(|&&(name, _)| name == key).map(|&(_, value)| value)

@@ -1,15 +1,13 @@
 //! The log: what `log`'s macros say, on standard error or in a file, never waiting for either.
 
-use std::fs::File;
 use std::io::Error as IoError;
-use std::os::unix::fs::OpenOptionsExt;
 
-use libc::O_NONBLOCK;
 use log::{Level, Log, Metadata, Record, max_level, set_boxed_logger, set_max_level};
 
 use super::arguments::LogOptions;
 use super::outbox::Outbox;
 use super::say::{ERRORS, PATIENCE};
+use crate::stream::open_to_append;
 
 #[derive(Debug)]
 struct Logger {
@@ -22,12 +20,7 @@ struct Logger {
 /// # Errors
 /// If the file cannot be opened.
 pub(super) fn start_log(options: &LogOptions) -> Result<(), IoError> {
-    let open = |path| {
-        // Of a pipe without a reader that is an error, and not a wait for one.
-        let mut log = File::options();
-        log.append(true).create(true).custom_flags(O_NONBLOCK).open(path)
-    };
-    let file = options.file.as_ref().map(open).transpose()?.map(Outbox::new);
+    let file = options.file.as_deref().map(open_to_append).transpose()?.map(Outbox::new);
     set_boxed_logger(Box::new(Logger { file })).map_err(IoError::other)?;
     set_max_level(options.level);
     Ok(())

@@ -31,6 +31,7 @@ mod report;
 mod run;
 mod screen;
 mod terminal;
+mod typed;
 mod values;
 
 use std::error::Error;

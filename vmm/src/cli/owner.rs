@@ -1,8 +1,8 @@
 //! The owner of a guest: one thread that waits for what happens, and for what is asked.
 
 use std::cell::{Cell, RefCell};
-use std::fs::File;
-use std::io::{Error as IoError, Write, sink, stdout};
+use std::io::{Error as IoError, stdin, stdout};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
@@ -26,11 +26,12 @@ use super::report;
 use super::terminal::{Console, RawTerminal};
 use crate::control::api::{Request, Response, State};
 use crate::control::{Event, Server, ServerError, StatusBoard};
-use crate::devices::SerialPort;
+use crate::devices::{SerialOutput, SerialPort};
 use crate::machine::config::{PlatformKind, Serial};
 use crate::machine::{Report, RunningMachine};
 use crate::migration::frame::ABANDONED_MAX;
 use crate::migration::message::{Abandoned, Transfer, VmId};
+use crate::stream::open_to_append;
 use crate::vcpu::{Stop, VcpuError};
 
 /// Printed whenever the software platform is used.
@@ -50,6 +51,8 @@ pub(super) struct Owner {
     pub(super) options: OwnerOptions,
     /// Whether a guest that resets boots again.
     pub(super) reboots: bool,
+    /// Where what the guest writes to its serial port goes.
+    pub(super) output: SerialOutput,
     /// The guest's identity, and the last attempt to move it.
     transfer: Cell<Transfer>,
     /// Attempts after which the guest ran on here, the last ones last.
@@ -60,7 +63,7 @@ pub(super) struct Owner {
 pub(super) type Ended = (Ending, Option<Report>);
 
 impl Owner {
-    /// Takes the terminal, the signals and the API socket.
+    /// Takes the serial port's output, the terminal, the signals and the API socket.
     ///
     /// # Errors
     /// [`OwnerError`] with what could not be had.
@@ -69,6 +72,7 @@ impl Owner {
         options: OwnerOptions,
         state: State,
     ) -> Result<Self, OwnerError> {
+        let output = serial_output(serial)?;
         let (events, happened) = channel();
         forward_signals(events.clone()).map_err(OwnerError::Signals)?;
         let board = Arc::new(StatusBoard::new(state));
@@ -77,7 +81,8 @@ impl Owner {
         let (console, mut terminal) = (Console::default(), None);
         if *serial == Serial::Tty {
             terminal = RawTerminal::enter().map_err(OwnerError::Terminal)?;
-            console.read_input(events.clone(), terminal.is_some()).map_err(OwnerError::Terminal)?;
+            let keys = terminal.is_some();
+            console.read_input(stdin(), events.clone(), keys).map_err(OwnerError::Terminal)?;
         }
         if terminal.is_some() {
             eprintln!("sevferry: Ctrl-A x ends the guest, Ctrl-A h helps");
@@ -94,6 +99,7 @@ impl Owner {
             _server: server,
             options,
             reboots: false,
+            output,
             transfer: Cell::new(Transfer { vm, epoch: 0 }),
             abandoned: RefCell::default(),
         })
@@ -240,19 +246,19 @@ pub(super) fn warn_about(platform: Option<&PlatformKind>) {
     }
 }
 
-/// Where what the guest writes to its serial port goes.
-///
-/// # Errors
-/// [`OwnerError::SerialFile`].
-pub(super) fn serial_output(serial: &Serial) -> Result<Box<dyn Write + Send>, OwnerError> {
-    Ok(match serial {
-        Serial::Tty => Box::new(stdout()),
-        Serial::Null => Box::new(sink()),
-        Serial::File(path) => {
-            let file = File::options().append(true).create(true).open(path);
-            Box::new(file.map_err(|cause| OwnerError::SerialFile { path: path.clone(), cause })?)
+/// Where what the guest writes to its serial port goes: opened once, before there is a guest.
+fn serial_output(serial: &Serial) -> Result<SerialOutput, OwnerError> {
+    match serial {
+        // Not through Rust's own buffer, which loses what a non-blocking stream does not take.
+        Serial::Tty => {
+            let descriptor = stdout().as_fd().try_clone_to_owned().map_err(OwnerError::Output)?;
+            Ok(SerialOutput::to(descriptor))
         }
-    })
+        Serial::Null => Ok(SerialOutput::nowhere()),
+        Serial::File(path) => open_to_append(path)
+            .map(SerialOutput::to)
+            .map_err(|cause| OwnerError::SerialFile { path: path.clone(), cause }),
+    }
 }
 
 /// Signals that would end the process at once, and leave the terminal raw and the sockets behind: they
@@ -294,6 +300,9 @@ pub(super) enum OwnerError {
     /// The terminal.
     #[error("using standard input as the guest's serial console; try --serial null")]
     Terminal(#[source] IoError),
+    /// Standard output, for the guest.
+    #[error("using standard output for the guest's serial console; try --serial null")]
+    Output(#[source] IoError),
     /// The file of `--serial file=`.
     #[error("opening {} for the guest's serial output", path.display())]
     SerialFile {

@@ -1,7 +1,6 @@
 //! The files of a guest owner, as their tools (`sevctl`, `virt-qemu-sev-validate`) write them.
 
-use std::fs::File;
-use std::io::{Error as IoError, Read};
+use std::io::Error as IoError;
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
@@ -14,9 +13,10 @@ use crate::control::api::Base64;
 use crate::machine::config::OwnerInput;
 use crate::sev::certificate::{BadCertificate, Certificate};
 use crate::sev::session::{Key, SESSION_LEN, Session};
+use crate::stream::{PIPE_PATIENCE, read_file};
 
 /// Bytes read of a file at most; the longest that is of use has about 3 KiB.
-const FILE_BYTES_MAX: u64 = 64 << 10;
+const FILE_BYTES_MAX: usize = 64 << 10;
 
 /// Bytes of a transport integrity key.
 const TIK_LEN: usize = 16;
@@ -68,10 +68,7 @@ fn decode(text: &[u8]) -> Option<Vec<u8>> {
 
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, OwnerFileError> {
     let failed = |cause| OwnerFileError::Read { path: path.into(), cause };
-    let mut bytes = Zeroizing::new(Vec::new());
-    let file = File::open(path).map_err(failed)?;
-    file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(failed)?;
-    Ok(bytes)
+    read_file(path, FILE_BYTES_MAX, PIPE_PATIENCE).map_err(failed)
 }
 
 /// Why a file of the guest owner is of no use.

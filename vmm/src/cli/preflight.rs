@@ -1,6 +1,6 @@
 //! `sevferry check --to`: why a guest would not be moved to another host, before anything moves.
 
-use std::io::{Error as IoError, Write, stdout};
+use std::io::{Error as IoError, stdout};
 use std::path::{Path, PathBuf};
 
 use getrandom::Error as RandomError;
@@ -16,6 +16,7 @@ use crate::machine::{MachineError, Prospect};
 use crate::migration::message::{Transfer, VmId};
 use crate::migration::preflight::{Candidate, Side};
 use crate::migration::{Endpoint, LOOK_UP_MAX};
+use crate::stream::write_all;
 
 /// Which migration.
 #[derive(Debug)]
@@ -49,7 +50,7 @@ pub(super) fn preflight(options: &PreflightOptions) -> Result<Exit, PreflightErr
     };
     let to = &options.request.to;
     let text = if options.json { json_line(to, &hindrances) } else { screen(to, &hindrances) };
-    stdout().write_all(text.as_bytes()).map_err(PreflightError::Print)?;
+    write_all(stdout(), text.as_bytes()).map_err(PreflightError::Print)?;
     Ok(if hindrances.is_empty() { Exit::Success } else { Exit::Unusable })
 }
 

@@ -8,7 +8,7 @@ use thiserror::Error;
 use super::arguments::{Pause, RunOptions};
 use super::exit::Ending;
 use super::held::{Held, NotContinued, hold};
-use super::owner::{Ended, Owner, OwnerError, serial_output, warn_about};
+use super::owner::{Ended, Owner, OwnerError, warn_about};
 use super::report;
 use super::say::settle;
 use crate::control::api::State;
@@ -79,7 +79,7 @@ fn build(config: &Config, owner: &Owner) -> Result<Option<Machine>, RunError> {
         }
         owner.inbox.interruption(&owner.board).is_some()
     };
-    match Machine::build_watched(config, serial_output(&config.serial)?, &mut watch) {
+    match Machine::build_watched(config, owner.output.clone(), &mut watch) {
         Err(MachineError::Encrypted(EncryptedError::Stopped(_))) => Ok(None),
         built => Ok(Some(built?)),
     }

@@ -201,31 +201,34 @@ fn policy(text: &str) -> Result<Policy, String> {
     Ok(policy)
 }
 
-/// `--cpus boot=N`
+/// `--cpus N`, or `boot=N`
 pub(super) fn vcpus(text: &str) -> Result<VcpuCount, BadKeyValues> {
-    KeyValues::parse(text, &["boot"])?.required("boot", |value| {
+    KeyValues::parse_or_bare(text, "boot")?.required("boot", |value| {
         let count = number(value).ok_or_else(|| "expected a number of vCPUs".to_owned())?;
         VcpuCount::new(count).map_err(|e| e.to_string())
     })
 }
 
-/// `--memory size=N[K|M|G|T]`
+/// `--memory N[K|M|G|T][iB]`, or `size=` and that
 pub(super) fn memory(text: &str) -> Result<RamLayout, BadKeyValues> {
-    KeyValues::parse(text, &["size"])?.required("size", |value| {
-        let expected = "expected a number of bytes, or of K, M, G or T, such as 512M";
+    KeyValues::parse_or_bare(text, "size")?.required("size", |value| {
+        let expected = "expected a number of bytes, or of K, M, G or T, such as 512M or 512MiB";
         let bytes = size(value).ok_or_else(|| expected.to_owned())?;
         ram_layout(bytes).map_err(|e| e.to_string())
     })
 }
 
-/// A number of bytes below 2^64 with an optional binary suffix.
+/// A number of bytes below 2^64 with an optional binary suffix. `MB` is none: it is no power of two.
 fn size(text: &str) -> Option<u64> {
-    let (digits, shift) = match text.char_indices().next_back()? {
-        (at, 'k' | 'K') => (text.get(..at)?, 10),
-        (at, 'm' | 'M') => (text.get(..at)?, 20),
-        (at, 'g' | 'G') => (text.get(..at)?, 30),
-        (at, 't' | 'T') => (text.get(..at)?, 40),
-        _ => (text, 0),
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, suffix) = text.split_at_checked(end)?;
+    let shift = match suffix.to_ascii_lowercase().as_str() {
+        "" => 0,
+        "k" | "kib" => 10,
+        "m" | "mib" => 20,
+        "g" | "gib" => 30,
+        "t" | "tib" => 40,
+        _ => return None,
     };
     number(digits)?.checked_mul(1 << shift)
 }

@@ -2,10 +2,12 @@
 //!
 //! A device never calls up: what a write asks of the machine is returned as a [`PowerEvent`].
 
+mod output;
 mod ports;
 mod power;
 mod serial;
 
+pub use output::SerialOutput;
 pub use ports::Ports;
 pub use power::{ACPI_PORT, ACPI_RESET, PowerEvent};
 pub use serial::{COM1_IRQ, COM1_PORT, SerialError, SerialPort, SerialState};

@@ -31,7 +31,7 @@ mod vcpus;
 mod wire;
 
 use std::error::Error;
-use std::io::{Error as IoError, Write};
+use std::io::Error as IoError;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 
@@ -60,7 +60,7 @@ pub use vcpus::VcpuSetupError;
 pub use wire::{MACHINE_BYTES_MAX, MACHINE_VERSION, Undecodable};
 
 use crate::boot::{BootError, Entry, load};
-use crate::devices::{COM1_IRQ, Ports, SerialPort};
+use crate::devices::{COM1_IRQ, Ports, SerialOutput, SerialPort};
 use crate::encryption::PageStatus;
 use crate::memory::{Pages, RamError};
 use crate::sev::endorsement::EndorsementError;
@@ -86,7 +86,7 @@ impl Machine {
     ///
     /// # Errors
     /// [`MachineError`] with the step that failed.
-    pub fn build(config: &Config, output: Box<dyn Write + Send>) -> Result<Self, MachineError> {
+    pub fn build(config: &Config, output: SerialOutput) -> Result<Self, MachineError> {
         Self::build_watched(config, output, &mut |_pinned| false)
     }
 
@@ -96,7 +96,7 @@ impl Machine {
     /// [`MachineError`] with the step that failed.
     pub fn build_watched(
         config: &Config,
-        output: Box<dyn Write + Send>,
+        output: SerialOutput,
         watch: &mut Watch<'_>,
     ) -> Result<Self, MachineError> {
         let host = Host::open()?;
@@ -200,11 +200,11 @@ pub(crate) fn chain_of(error: &dyn Error) -> String {
 }
 
 /// COM1 with its interrupt.
-fn serial_port(vm: &VmFd, output: Box<dyn Write + Send>) -> Result<Arc<SerialPort>, IoError> {
+fn serial_port(vm: &VmFd, output: SerialOutput) -> Result<Arc<SerialPort>, IoError> {
     let interrupt = EventFd::new(EFD_NONBLOCK)?;
     vm.register_irqfd(&interrupt, COM1_IRQ)
         .map_err(|cause| IoError::from_raw_os_error(cause.errno()))?;
-    Ok(Arc::new(SerialPort::new(interrupt, output)))
+    Ok(Arc::new(SerialPort::new(interrupt, output)?))
 }
 
 /// Why a machine cannot be put together or started.

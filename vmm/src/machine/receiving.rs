@@ -1,7 +1,6 @@
 //! A machine that is filled from elsewhere instead of being booted.
 
 use std::collections::BTreeSet;
-use std::io::Write;
 use std::sync::{Arc, Mutex};
 
 use kvm_bindings::CpuId;
@@ -17,7 +16,7 @@ use super::pinning::Watch;
 use super::running::{Assembly, PausedMachine};
 use super::state::{MachineState, RestoreError};
 use super::{MachineError, serial_port, vcpus};
-use crate::devices::{Ports, SerialPort};
+use crate::devices::{Ports, SerialOutput, SerialPort};
 use crate::encryption::PageStatus;
 use crate::memory::{GuestRam, Pages, RamError};
 use crate::sev::endorsement::EndorsementError;
@@ -60,7 +59,7 @@ impl ReceivingMachine {
     pub fn build(
         offer: &MachineOffer,
         platform: Option<&PlatformKind>,
-        output: Box<dyn Write + Send>,
+        output: SerialOutput,
         watch: &mut Watch<'_>,
     ) -> Result<Self, MachineError> {
         let layout = offer.ram().map_err(MachineError::OfferedRam)?;

@@ -206,16 +206,15 @@ pub enum RestoreError {
 
 #[cfg(test)]
 mod tests {
-    use std::io::sink;
-
     use proptest::prelude::*;
     use vmm_sys_util::eventfd::EventFd;
 
     use super::super::wire::MACHINE_BYTES_MAX;
     use super::*;
+    use crate::devices::SerialOutput;
 
     fn state() -> MachineState {
-        let serial = SerialPort::new(EventFd::new(0).unwrap(), Box::new(sink()));
+        let serial = SerialPort::new(EventFd::new(0).unwrap(), SerialOutput::nowhere()).unwrap();
         MachineState {
             version: MACHINE_VERSION,
             vcpus: vec![VcpuState::default(), VcpuState::default()],

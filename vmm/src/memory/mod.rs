@@ -18,6 +18,7 @@ mod dirty;
 mod guest_view;
 mod pages;
 mod ram;
+mod slot;
 mod view;
 
 pub use access::is_zero;

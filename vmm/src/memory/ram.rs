@@ -17,14 +17,12 @@ use log::debug;
 use thiserror::Error;
 #[cfg(test)]
 use vm_memory::Bytes;
-use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionMmap,
-};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::errno::Error as Errno;
 
 use super::advice::{advise, keep_where_it_is};
 use super::guest_view::GuestView;
+use super::slot::{memory_slot, refused};
 use super::view::{Backing, SwitchedView};
 use crate::encryption::{PageStatus, Status};
 use crate::page::{Gpa, PageRange, RamLayout};
@@ -159,7 +157,7 @@ impl GuestRam {
     /// Gives the guest its RAM: memory slots at the GPA and, for the split views, at GPA + 2^C.
     ///
     /// # Errors
-    /// [`RamError::Register`] with KVM's errno.
+    /// [`RamError::AddressWidth`], or [`RamError::Register`] with KVM's errno.
     pub fn register(&self, vm: &VmFd) -> Result<(), RamError> {
         self.set_slots(vm, 0)
     }
@@ -238,7 +236,7 @@ impl Split {
 #[derive(Debug, Error)]
 pub enum RamError {
     /// The host has no such memory to give.
-    #[error("mapping {bytes:#x} bytes of guest RAM: {cause}; ask for less with --memory size=")]
+    #[error("mapping {bytes:#x} bytes of guest RAM: {cause}; ask for less with --memory")]
     Map {
         /// Bytes asked for.
         bytes: u64,
@@ -263,6 +261,19 @@ pub enum RamError {
         bytes: u64,
         /// KVM's errno.
         cause: Errno,
+    },
+    /// RAM ends beyond what the host's processors can address.
+    #[error(
+        "guest RAM ends at {end:#x}, but this host's processors address {bits} bits, which is below \
+         {limit:#x}: give the guest less memory"
+    )]
+    AddressWidth {
+        /// The first address after RAM.
+        end: u64,
+        /// The width.
+        bits: u8,
+        /// The first address that it does not reach.
+        limit: u64,
     },
     /// `KVM_GET_DIRTY_LOG` failed.
     #[error("asking KVM which pages of memory slot {slot} were written: {cause}")]
@@ -331,27 +342,9 @@ fn register_view(
         debug!("memory slot {slot:?}");
         // SAFETY: the region is a live mapping of that size. `GuestRam` keeps it until the VM is
         // gone (whoever keeps a VM drops it first), and its pages are only ever accessed as volatile.
-        unsafe { vm.set_user_memory_region(slot) }.map_err(|cause| RamError::Register {
-            gpa: Gpa(slot.guest_phys_addr),
-            bytes: slot.memory_size,
-            cause,
-        })?;
+        unsafe { vm.set_user_memory_region(slot) }.map_err(|cause| refused(&slot, cause))?;
     }
     Ok(())
-}
-
-fn memory_slot(
-    slot: u32,
-    region: &GuestRegionMmap<()>,
-    offset: Gpa,
-) -> kvm_userspace_memory_region {
-    kvm_userspace_memory_region {
-        slot,
-        flags: 0,
-        guest_phys_addr: region.start_addr().0 + offset.0,
-        memory_size: region.len(),
-        userspace_addr: region.as_ptr() as u64,
-    }
 }
 
 #[cfg(test)]

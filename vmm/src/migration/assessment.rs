@@ -3,7 +3,7 @@
 //! A machine that nothing speaks against is made, as for a guest that comes, and dropped: so memory
 //! that cannot be had or locked, and a platform that is full, are found out too.
 
-use std::io::{Error as IoError, sink};
+use std::io::Error as IoError;
 use std::time::Instant;
 
 use super::building::Words;
@@ -13,6 +13,7 @@ use super::frame::OBJECTIONS_MAX;
 use super::link::Link;
 use super::message::{Assessment, Objection, Offer, PlatformBytes};
 use super::reception::Reception;
+use crate::devices::SerialOutput;
 use crate::machine::compatibility::{HostOffer, MachineOffer, compare};
 use crate::machine::pinning::Watch;
 use crate::machine::{MachineError, ReceivingMachine, certificates_of};
@@ -74,7 +75,8 @@ fn make(
     watch: &mut Watch<'_>,
 ) -> Result<Option<PlatformBytes>, MachineError> {
     if can_be_made {
-        let machine = ReceivingMachine::build(description, host.platform, Box::new(sink()), watch)?;
+        let machine =
+            ReceivingMachine::build(description, host.platform, SerialOutput::nowhere(), watch)?;
         return Ok(machine.platform_certificates()?.as_ref().map(to_wire));
     }
     // Also of a host that cannot make the machine: whatever is wrong with them is one reason more.

@@ -3,7 +3,7 @@
 //! offer -> compare -> `RECEIVE_START` -> rounds -> region list and state -> checks ->
 //! `RECEIVE_FINISH`, then the handover in `taking_over.rs`.
 
-use std::io::{Error as IoError, Write};
+use std::io::Error as IoError;
 use std::time::{Duration, Instant};
 
 use getrandom::Error as RandomError;
@@ -27,6 +27,7 @@ use super::recall::{admit, forget, recall};
 use super::reception::{Arrived, Reception};
 use super::transport::Listener;
 use super::word::Secret;
+use crate::devices::SerialOutput;
 use crate::encryption::{Malformed as MalformedStatus, NotMigratable, PageStatus};
 use crate::machine::compatibility::{HostOffer, Incompatible, MachineOffer, compare};
 use crate::machine::config::PlatformKind;
@@ -43,8 +44,8 @@ use crate::sev::session::Session;
 pub struct Host<'a> {
     /// Receives SEV guests; `None` takes plain VMs only.
     pub platform: Option<&'a PlatformKind>,
-    /// Where a guest's serial port writes to.
-    pub output: &'a mut dyn FnMut() -> Result<Box<dyn Write + Send>, IoError>,
+    /// Where a guest's serial port writes to: open already, so that no guest comes in vain.
+    pub output: &'a SerialOutput,
     /// Opens a guest's journal.
     pub journal: &'a mut dyn FnMut(VmId) -> Result<Journal, IoError>,
     /// How long the source may be silent.
@@ -197,7 +198,7 @@ fn arrive(
     let Expected { begun, offer, ref description, ref secret } = *guest;
     let mut reception = Reception::new(begun, offer.transfer, offer.connections);
     reception.enter(Phase::Attest);
-    let output = (host.output)().map_err(DestinationError::Output)?;
+    let output = host.output.clone();
     let arrived = Arrived::default();
     let (mut words, mut lost) = (Words::new(), None);
     let mut watch = |pinned| {
@@ -326,9 +327,6 @@ pub enum DestinationError {
     /// This host's KVM.
     #[error(transparent)]
     Machine(#[from] MachineError),
-    /// The serial output.
-    #[error("opening the guest's serial output")]
-    Output(#[source] IoError),
     /// The journal.
     #[error("a guest cannot be owned here without its journal")]
     Journal(#[source] IoError),

@@ -88,12 +88,12 @@ pub(super) fn admit(
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Write, sink};
     use std::time::Duration;
 
     use vmm_sys_util::tempdir::TempDir;
 
     use super::*;
+    use crate::devices::SerialOutput;
     use crate::migration::destination::receive;
     use crate::migration::journal::Side;
     use crate::migration::link::{Due, LinkError};
@@ -115,9 +115,9 @@ mod tests {
     fn hears(directory: &TempDir, first: &Message) -> (Result<Received, DestinationError>, Link) {
         let mut journal =
             |vm| Journal::open(directory.as_path(), vm, Side::Destination).map_err(IoError::other);
-        let mut output = || -> Result<Box<dyn Write + Send>, IoError> { Ok(Box::new(sink())) };
+        let output = &SerialOutput::nowhere();
         let silence = SILENCE;
-        let mut host = Host { platform: None, output: &mut output, journal: &mut journal, silence };
+        let mut host = Host { platform: None, output, journal: &mut journal, silence };
         let socket = format!("unix:{}", directory.as_path().join("socket").display());
         let endpoint = socket.parse().unwrap();
         let listener = Listener::bind(&endpoint).unwrap();
@@ -200,9 +200,9 @@ mod tests {
         let (earlier, stranger) = (Transfer { epoch: 3, ..TRANSFER }, Secret([8; 16]));
         let directory = TempDir::new().unwrap();
         let mut open = |_| Ok(journal(&directory, &[]));
-        let mut output = || -> Result<Box<dyn Write + Send>, IoError> { Ok(Box::new(sink())) };
+        let output = &SerialOutput::nowhere();
         let silence = SILENCE;
-        let mut host = Host { platform: None, output: &mut output, journal: &mut open, silence };
+        let mut host = Host { platform: None, output, journal: &mut open, silence };
         let mut offer = Offer {
             transfer: TRANSFER,
             session: 1,

@@ -6,6 +6,7 @@ use kvm_ioctls::{HypercallExit, ReadMsrExit, VcpuExit, WriteMsrExit};
 use log::{debug, trace};
 
 use super::Stop;
+use super::run_page::Exit;
 use crate::devices::{Ports, PowerEvent};
 use crate::encryption::{MSR_KVM_MIGRATION_CONTROL, MSR_PAGE_TABLE};
 use crate::memory::{GuestRam, Pages};
@@ -30,20 +31,30 @@ pub struct Board {
     pub pages: Option<Mutex<Pages>>,
 }
 
+/// Answers one exit: go on, stop, or the name of an exit that this machine cannot answer.
+pub(super) fn act(exit: Exit<'_>, board: &Board) -> Result<Option<Stop>, String> {
+    match exit {
+        Exit::PortRead { port, size, data } => {
+            board.ports.read(port, size, data);
+            Ok(None)
+        }
+        Exit::PortWrite { port, size, data } => {
+            Ok(board.ports.write(port, size, data).map(|event| match event {
+                PowerEvent::PowerOff => Stop::PowerOff,
+                PowerEvent::Reset => Stop::Reset,
+            }))
+        }
+        Exit::InternalError(text) => Err(text),
+        Exit::Other(exit) => act_on_other(exit, board),
+    }
+}
+
 #[expect(
     clippy::wildcard_enum_match_arm,
     reason = "the exits of other architectures and of features that are never enabled"
 )]
-/// Answers one exit: go on, stop, or the name of an exit that this machine cannot answer.
-pub(super) fn act(exit: VcpuExit<'_>, board: &Board) -> Result<Option<Stop>, String> {
+fn act_on_other(exit: VcpuExit<'_>, board: &Board) -> Result<Option<Stop>, String> {
     match exit {
-        VcpuExit::IoIn(port, data) => board.ports.read(port, data),
-        VcpuExit::IoOut(port, data) => {
-            return Ok(board.ports.write(port, data).map(|event| match event {
-                PowerEvent::PowerOff => Stop::PowerOff,
-                PowerEvent::Reset => Stop::Reset,
-            }));
-        }
         VcpuExit::MmioRead(address, data) => {
             trace!("read of {} bytes at {address:#x}, where nothing is", data.len());
             data.fill(0xff);

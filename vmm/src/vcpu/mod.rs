@@ -11,6 +11,7 @@ pub mod cpuid;
 mod exit;
 mod kernel_struct;
 mod msrs;
+mod run_page;
 mod state;
 mod throttle;
 mod xsave;
@@ -196,9 +197,10 @@ impl Vcpus {
         Ok(started)
     }
 
-    /// Stops all vCPUs and waits until their threads are gone, or `STOP_PATIENCE` is over: a
-    /// thread that hangs in a write to a blocked output keeps its part of the board alive.
+    /// Stops all vCPUs and waits until their threads are gone, or `STOP_PATIENCE` is over. What the
+    /// guest writes to an output that nobody reads is lost from here on.
     pub fn stop(mut self) {
+        self.starter.board.ports.cut_output();
         if !self.end_threads() {
             warn!("a vCPU did not stop within {} s; left behind", STOP_PATIENCE.as_secs());
             return;
@@ -398,8 +400,9 @@ impl Thread {
             self.alive.running.stay_out(self.index);
             let ending = self.alive.is_asked();
             self.vcpu.set_kvm_immediate_exit(u8::from(ending));
-            let outcome = match self.vcpu.run() {
-                Ok(exit) => act(exit, &self.board),
+            let board = &self.board;
+            let outcome = match run_page::run(&mut self.vcpu, |exit| act(exit, board)) {
+                Ok(outcome) => outcome,
                 Err(cause) if cause.errno() == EINTR && ending => {
                     self.vcpu.set_kvm_immediate_exit(0);
                     if self.alive.end() {

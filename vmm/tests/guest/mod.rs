@@ -2,12 +2,13 @@
 #![expect(clippy::panic, reason = "what a test waits for in vain fails it")]
 
 use std::env;
-use std::io::{Error as IoError, Write};
+use std::io::{BufRead, BufReader, PipeReader, PipeWriter, pipe};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::spawn;
 use std::time::{Duration, Instant};
 
+use sevferry::devices::SerialOutput;
 use sevferry::encryption::Overflow;
 use sevferry::machine::config::{
     OwnerInput, PlatformKind, Serial, SevConfig, VcpuCount, ram_layout,
@@ -23,52 +24,44 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// A guest's serial output, line by line, with when each came, and how the guest ended.
 pub(crate) struct Console {
     lines: Receiver<(Instant, String)>,
-    line_sender: Sender<(Instant, String)>,
+    /// What all machines write to: a guest may be moved in the middle of a line.
+    writer: PipeWriter,
     ends: Receiver<Stop>,
     /// Machines say here how they ended.
     pub(crate) end_sender: Sender<Stop>,
     /// The lines that waiting has gone through.
     pub(crate) seen: Vec<(Instant, String)>,
-    /// The line that has begun: a guest may be moved in the middle of one.
-    line: Arc<Mutex<Vec<u8>>>,
 }
 
-/// The other end of a serial port.
-pub(crate) struct Output {
-    lines: Sender<(Instant, String)>,
-    line: Arc<Mutex<Vec<u8>>>,
-}
-
-impl Write for Output {
-    fn write(&mut self, bytes: &[u8]) -> Result<usize, IoError> {
-        let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
-        for &byte in bytes {
-            if byte == b'\n' {
-                let text = String::from_utf8_lossy(&line).trim_end().to_owned();
-                self.lines.send((Instant::now(), text)).map_err(IoError::other)?;
-                line.clear();
-            } else {
-                line.push(byte);
-            }
+/// Passes lines on, until no machine and no console is left that could write one.
+fn read_lines(from: PipeReader, to: &Sender<(Instant, String)>) {
+    let (mut from, mut line) = (BufReader::new(from), Vec::new());
+    while let Ok(1..) = from.read_until(b'\n', &mut line) {
+        let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+        if to.send((Instant::now(), text)).is_err() {
+            return;
         }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> Result<(), IoError> {
-        Ok(())
+        line.clear();
     }
 }
 
 impl Console {
     pub(crate) fn new() -> Self {
+        let (reader, writer) = pipe().expect("a pipe");
         let (line_sender, lines) = channel();
+        spawn(move || read_lines(reader, &line_sender));
         let (end_sender, ends) = channel();
-        Self { lines, line_sender, ends, end_sender, seen: Vec::new(), line: Arc::default() }
+        Self { lines, writer, ends, end_sender, seen: Vec::new() }
     }
 
     /// An end for the serial port of a machine; the lines of all machines come here.
-    pub(crate) fn output(&self) -> Box<Output> {
-        Box::new(Output { lines: self.line_sender.clone(), line: Arc::clone(&self.line) })
+    pub(crate) fn output(&self) -> SerialOutput {
+        SerialOutput::to(self.writer())
+    }
+
+    /// What [`Console::output`] writes to.
+    pub(crate) fn writer(&self) -> PipeWriter {
+        self.writer.try_clone().expect("a descriptor")
     }
 
     /// Builds a machine and starts it.

@@ -1,13 +1,13 @@
 //! Two machines to move, and the streams that move them: the good ones, recorded once.
 
 use std::fs;
-use std::io::sink;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::channel;
 
+use sevferry::devices::SerialOutput;
 use sevferry::encryption::{MapGpaRange, Overflow, PageStatus, Status};
 use sevferry::machine::config::{
     OwnerInput, PlatformKind, Serial, SevConfig, VcpuCount, ram_layout,
@@ -210,7 +210,7 @@ fn paused(platform: Option<PlatformKind>) -> PausedMachine {
         serial: Serial::Null,
         sev,
     };
-    let machine = Machine::build(&config, Box::new(sink())).unwrap();
+    let machine = Machine::build(&config, SerialOutput::nowhere()).unwrap();
     fs::remove_file(kernel).unwrap();
     let (events, _stops) = channel::<Stop>();
     machine.run(&events).unwrap().pause().unwrap()

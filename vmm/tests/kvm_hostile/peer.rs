@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs::create_dir_all;
-use std::io::{Error as IoError, ErrorKind, Read, Write, sink};
+use std::io::{Error as IoError, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process;
@@ -13,6 +13,7 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use sevferry::devices::SerialOutput;
 use sevferry::machine::config::PlatformKind;
 use sevferry::migration::destination::{Host, Received, receive};
 use sevferry::migration::frame::{FRAME_HEADER_LEN, FrameHeader};
@@ -93,7 +94,7 @@ impl Bench {
             let source = scope.spawn(move || Source::new(&self.path, over).play(steps));
             let began = Instant::now();
             let first = Lobby::new(self.silence).hear(&self.listener, HANG);
-            let mut output = || -> Result<Box<dyn Write + Send>, IoError> { Ok(Box::new(sink())) };
+            let output = &SerialOutput::nowhere();
             let directory = self.path.with_extension("journals");
             let mut journal = |vm| -> Result<Journal, IoError> {
                 create_dir_all(&directory)?;
@@ -101,7 +102,7 @@ impl Bench {
             };
             let mut host = Host {
                 platform: self.platform.as_ref(),
-                output: &mut output,
+                output,
                 journal: &mut journal,
                 silence: self.silence,
             };

@@ -101,11 +101,28 @@ impl Sevferry {
         Self::spawn(command)
     }
 
+    /// Starts it without input, and with `output` as its standard output.
+    pub(crate) fn start_with_output<S: AsRef<OsStr>>(
+        arguments: impl IntoIterator<Item = S>,
+        output: Stdio,
+    ) -> Self {
+        let mut command = Command::new(program());
+        command.args(arguments).stdin(Stdio::null()).stdout(output);
+        Self::spawn_with_output(command)
+    }
+
     fn spawn(mut command: Command) -> Self {
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdout(Stdio::piped());
+        Self::spawn_with_output(command)
+    }
+
+    fn spawn_with_output(mut command: Command) -> Self {
+        command.stderr(Stdio::piped());
         let mut child = command.spawn().expect("sevferry can be started");
         let (sender, lines) = channel();
-        forward(Stream::Out, child.stdout.take().expect("a pipe"), sender.clone());
+        if let Some(output) = child.stdout.take() {
+            forward(Stream::Out, output, sender.clone());
+        }
         forward(Stream::Err, child.stderr.take().expect("a pipe"), sender);
         let deadline = Instant::now() + PATIENCE;
         Self { child, lines, seen: Vec::new(), passed: 0, deadline }
