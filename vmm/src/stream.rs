@@ -154,17 +154,15 @@ fn wait_for(
     stop: Option<BorrowedFd<'_>>,
     deadline: Option<Instant>,
 ) -> IoResult<bool> {
-    // Without a stop, the stream itself stands in its place.
-    let (other, flags) = stop.map_or((stream, ready), |stop| (stop, PollFlags::IN));
-    let mut waited =
-        [PollFd::from_borrowed_fd(stream, ready), PollFd::from_borrowed_fd(other, flags)];
+    // The same stream twice is no way to do without a stop: what comes while both are looked at is then
+    // seen by the second alone.
+    let stop = stop.map(|stop| PollFd::from_borrowed_fd(stop, PollFlags::IN));
+    let mut waited = Vec::from([PollFd::from_borrowed_fd(stream, ready)]);
+    waited.extend(stop);
     loop {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         match poll(&mut waited, left.map(timespec).as_ref()) {
-            Ok(_) => {
-                let [stream, _stop] = &waited;
-                return Ok(!stream.revents().is_empty());
-            }
+            Ok(_) => return Ok(waited.first().is_some_and(|stream| !stream.revents().is_empty())),
             Err(Errno::INTR) => {}
             Err(cause) => return Err(cause.into()),
         }
