@@ -5,9 +5,18 @@ use std::ops::Range;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
+use super::error::BootError;
 use super::input::Input;
-use super::{BootError, Piece};
 use crate::page::{Frame, Gpa, PAGE_SIZE, PageRange, RamLayout};
+
+/// A run of whole pages to be encrypted and measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    /// What it is, for people.
+    pub name: &'static str,
+    /// Where it is.
+    pub range: PageRange,
+}
 
 /// Guest RAM while it is filled.
 #[derive(Debug)]
