@@ -14,7 +14,7 @@ use crate::sev::{Errno, Status};
 
 use super::super::firmware::TargetBlobs;
 use super::super::guest::PacketShape;
-use super::super::refuse;
+use super::super::host::refuse;
 use super::super::transfer::Transfer;
 use super::super::user_memory::{read_argument, read_directly, write_directly};
 use super::{Vm, blob, left_in_page, read_value, user_memory, write_value};
