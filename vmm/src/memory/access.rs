@@ -5,7 +5,8 @@
 
 use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
 
-use super::ram::{GuestRam, RamError};
+use super::error::RamError;
+use super::ram::GuestRam;
 use crate::encryption::TableMemory;
 use crate::page::{Gpa, PAGE_SIZE, PageRange};
 
