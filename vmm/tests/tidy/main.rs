@@ -7,8 +7,10 @@ use std::fs::{read_dir, read_to_string};
 use std::path::{Path, PathBuf};
 
 /// Lowest first: a module may name only modules before it.
-const ORDER: [&str; 12] = [
+const ORDER: [&str; 14] = [
     "stream",
+    "text",
+    "saved",
     "page",
     "encryption",
     "memory",
@@ -40,6 +42,9 @@ const UNSAFE_FILES: [&str; 15] = [
     "guest-firmware/src/physical.rs",
     "guest-firmware/src/symbols.rs",
 ];
+
+/// Folders whose files still import each other.
+const WITH_CIRCLES: [&str; 3] = ["vmm/src/migration/", "vmm/src/control/", "vmm/src/cli/"];
 
 /// Lines of a file.
 const LINES_MAX: usize = 500;
@@ -141,8 +146,10 @@ fn no_file_is_unfinished_or_named_for_nothing() {
 #[test]
 fn no_files_import_each_other() {
     let sources = sources();
-    let root = "guest-firmware/src/";
-    let graph = circles::imports(&sources, root);
-    assert!(graph.len() > 15, "{root} has only {} files", graph.len());
-    assert_eq!(circles::circles(&graph), Vec::<Vec<&str>>::new(), "files below {root}");
+    for (root, at_least) in [("vmm/src/", 150), ("guest-firmware/src/", 15)] {
+        let mut graph = circles::imports(&sources, root);
+        assert!(graph.len() > at_least, "{root} has only {} files", graph.len());
+        graph.retain(|file, _| !WITH_CIRCLES.iter().any(|folder| file.starts_with(folder)));
+        assert_eq!(circles::described(&graph), "", "files below {root}");
+    }
 }
