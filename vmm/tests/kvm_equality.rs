@@ -27,11 +27,8 @@ use sevferry::migration::message::{Transfer, VmId};
 use sevferry::migration::source::{Look, Options};
 use sevferry::migration::taking_over::{Taken, take_over};
 use sevferry::migration::{Endpoint, Listener, Lobby};
-use sevferry::page::{Frame, PageRange};
+use sevferry::page::{Frame, PAGE_LEN, PageRange};
 use support::guest::{Console, PATIENCE, as_sev, asset, firmware, software, type_line};
-
-/// Bytes of a page.
-const PAGE_LEN: usize = 4096;
 
 /// One test at a time: a guest's memories are found among all of this process's.
 static ALONE: Mutex<()> = Mutex::new(());

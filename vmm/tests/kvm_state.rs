@@ -15,9 +15,9 @@ use sevferry::machine::config::ram_layout;
 use sevferry::machine::{
     Config, Machine, MachineState, PausedMachine, ReceivingMachine, SavedBetween, Unpaused,
 };
+use sevferry::page::PAGE_LEN;
 use sevferry::page::{Frame, FrameSet, PAGE_SIZE, PageRange};
 use sevferry::sev::launch::Launched;
-use sevferry::sev::send::PAGE_LEN;
 use support::guest::{Console, as_sev, asset, firmware, software, type_line};
 
 /// The machine elsewhere: paused there, and gone here.

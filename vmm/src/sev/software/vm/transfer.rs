@@ -5,10 +5,9 @@ use std::sync::Arc;
 use kvm_bindings::kvm_sev_cmd;
 use zerocopy::{FromZeros, IntoBytes};
 
-use crate::page::PAGE_SIZE;
+use crate::page::{PAGE_LEN, PAGE_SIZE};
 use crate::sev::abi::{self, BLOB_LEN_MAX, GuestState, length};
 use crate::sev::packet::{HEADER_LEN, Header};
-use crate::sev::send::PAGE_LEN;
 use crate::sev::session::SESSION_LEN;
 use crate::sev::{Errno, Status};
 
