@@ -17,6 +17,27 @@ use crate::page::{Frame, FrameSet, PageRange, RamLayout};
 /// The status of every page of one guest.
 ///
 /// Feed it hypercall exits in the order in which the guest made them.
+///
+/// # Examples
+/// A guest of 16 MiB reports that it shares two pages, and the VMM asks which they are.
+/// ```
+/// use sevferry::encryption::{KVM_HC_MAP_GPA_RANGE, Overflow, PageStatus, Status};
+/// use sevferry::page::{Frame, RamLayout};
+///
+/// let layout = RamLayout::new(16 << 20)?;
+/// let mut pages = PageStatus::new(layout, Overflow::Promote);
+///
+/// // `KVM_EXIT_HYPERCALL`: address, number of pages, attributes. Without bit 4 they are shared.
+/// let mut flipped = Vec::new();
+/// let arguments = [0x8000, 2, 0, 0, 0, 0];
+/// pages.hypercall(KVM_HC_MAP_GPA_RANGE, &arguments, &mut |run| flipped.push(run))?;
+///
+/// assert_eq!(pages.status(Frame(8))?, Status::Shared);
+/// assert_eq!(pages.status(Frame(10))?, Status::Private);
+/// // A migration in progress sends these pages again, whether they were written or not.
+/// assert_eq!(flipped, pages.shared_regions()?.collect::<Vec<_>>());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct PageStatus {
     pub(super) ledger: Ledger,

@@ -6,6 +6,48 @@
 //! ```
 //!
 //! `KVM_SEV_INIT`, or `KVM_SEV_INIT2`, must come before the first vCPU, and regions before launch data.
+//!
+//! # Examples
+//! A page is launched on the software platform, and its owner verifies the measurement. On hardware the
+//! platform is a [`HardwarePlatform`](super::hardware::HardwarePlatform); the rest is the same.
+//! ```
+//! use sevferry::memory::GuestRam;
+//! use sevferry::page::{Frame, PageRange, RamLayout};
+//! use sevferry::sev::device::{export_pdh, platform_status};
+//! use sevferry::sev::launch::{Initialised, OwnerFiles};
+//! use sevferry::sev::measurement::{Claim, LaunchDigest};
+//! use sevferry::sev::session::OwnerSession;
+//! use sevferry::sev::software::{Identity, SoftwareHost};
+//! use sevferry::sev::{Policy, SevDevice};
+//!
+//! let host = SoftwareHost::new(Identity::ephemeral()?);
+//! let device = host.open_device()?;
+//! let (ram, private) = GuestRam::split(RamLayout::new(1 << 20)?, 47)?;
+//! let page = PageRange::one(Frame(0))?;
+//! ram.write_pages(page, &[0xf4; 4096])?;
+//!
+//! let (pdh, _chain) = export_pdh(&device)?;
+//! let policy = Policy::default();
+//! let owner = OwnerSession::new(&pdh, policy)?;
+//!
+//! let initialised = Initialised::init(Box::new(host.new_vm(private)), device.fd())?;
+//! for (address, bytes) in ram.mappings() {
+//!     initialised.register_region(address, bytes)?;
+//! }
+//! let launching = initialised.start(policy, Some(OwnerFiles::from(&owner)))?;
+//! launching.update(ram.user_address(page)?, page.bytes())?;
+//! let measured = launching.measure()?;
+//!
+//! let mut digest = LaunchDigest::default();
+//! digest.update(&[0xf4; 4096]);
+//! let version = platform_status(&device)?.version;
+//! let claim = Claim { version, policy, digest: digest.finish() };
+//! claim.verify(&owner.keys.tik, measured.measurement())?;
+//!
+//! let launched = measured.finish()?;
+//! println!("{:?}: vCPUs may run", launched.status()?);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use kvm_bindings::{KVM_X86_SEV_VM, kvm_enc_region};
 use thiserror::Error;
