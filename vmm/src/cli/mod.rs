@@ -32,6 +32,7 @@ mod values;
 
 use std::error::Error;
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::Error as IoError;
 use std::process::ExitCode;
 
@@ -39,7 +40,6 @@ use env_logger::{Builder, Target};
 
 use crate::machine::chain_of;
 use crate::machine::probe;
-use crate::stream::open_to_append;
 use arguments::{ArgumentError, Arguments, LogOptions, Task};
 use exit::Exit;
 
@@ -126,7 +126,7 @@ fn start_log(log: &LogOptions) -> Result<(), IoError> {
     let mut builder = Builder::new();
     builder.filter_level(log.level).format_target(false);
     if let Some(path) = &log.file {
-        let file = open_to_append(path)?;
+        let file = File::options().append(true).create(true).open(path)?;
         builder.target(Target::Pipe(Box::new(file)));
     }
     builder.try_init().map_err(IoError::other)
