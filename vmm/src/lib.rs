@@ -5,6 +5,8 @@
 //! | module | owns |
 //! |---|---|
 //! | [`stream`] | reading and writing what may be slow, full or a pipe: [`stream::write_all`] |
+//! | `text` | an error with its causes in a line, bytes as digits |
+//! | [`saved`] | how state is written down: [`saved::KernelStruct`], [`saved::at_most`] |
 //! | [`page`] | page arithmetic: [`page::Gpa`], [`page::Frame`], [`page::PageRange`], [`page::RamLayout`] |
 //! | [`encryption`] | which pages are private and which are shared: [`encryption::PageStatus`] |
 //! | [`memory`] | guest RAM, and who sees what of it: [`memory::GuestRam`], [`memory::Pages`] |
@@ -34,6 +36,8 @@ pub mod machine;
 pub mod memory;
 pub mod migration;
 pub mod page;
+pub mod saved;
 pub mod sev;
 pub mod stream;
+mod text;
 pub mod vcpu;

@@ -1,17 +1,11 @@
 //! What the command line answers to bad input, where no KVM is needed: the message, and the code.
 
-#[expect(dead_code, reason = "each test file uses its part")]
-mod vmm;
-
-#[path = "vmm/scratch.rs"]
-mod scratch;
-
 use std::fs::read;
 use std::process::Command;
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
-use scratch::Scratch;
-use vmm::{Ended, Sevferry};
+use support::process::{Ended, Sevferry};
+use support::scratch::Scratch;
 
 /// Runs it with `arguments`, separated by white space.
 fn sevferry(arguments: &str) -> Ended {

@@ -1,15 +1,5 @@
 //! How `sevferry run` begins and ends, as a user or a script sees it: codes, signals, terminal, files.
 
-#[expect(dead_code, reason = "each test file uses its part")]
-mod vmm;
-
-#[path = "vmm/scratch.rs"]
-mod scratch;
-#[path = "vmm/terminal.rs"]
-mod terminal;
-#[path = "vmm/unread.rs"]
-mod unread;
-
 use std::arch::x86_64::__cpuid;
 use std::fs::{read, read_to_string};
 use std::io::{PipeReader, PipeWriter, Read, pipe};
@@ -22,15 +12,15 @@ use base64::prelude::BASE64_STANDARD;
 use rustix::io::{ioctl_fionbio, ioctl_fionread};
 use rustix::pipe::fcntl_setpipe_size;
 use rustix::process::Signal;
-use scratch::Scratch;
 use sevferry::control::api::{Request, Response, State};
 use sevferry::control::ask;
 use sevferry::sev::Policy;
 use sevferry::sev::session::OwnerSession;
 use sevferry::sev::software::Identity;
-use terminal::Terminal;
-use unread::Unread;
-use vmm::{PASS, Sevferry, asset, kernels};
+use support::process::{PASS, Sevferry, asset, kernels};
+use support::scratch::Scratch;
+use support::terminal::Terminal;
+use support::unread::Unread;
 use zerocopy::IntoBytes;
 
 /// Arguments of `sevferry run` for guest-firmware: options, then the words of its scenario.

@@ -1,8 +1,5 @@
 //! Guests that are hard to move, and destinations that do not want to be good ones: real processes.
 
-#[expect(dead_code, reason = "each test file uses its part")]
-mod vmm;
-
 use std::fs::remove_file;
 use std::io::{Read, Write, pipe};
 use std::os::unix::net::UnixListener;
@@ -11,7 +8,7 @@ use std::time::Duration;
 
 use sevferry::migration::message::{Message, PlatformBytes, Reason};
 use sevferry::migration::word::Secret;
-use vmm::{Ended, Sevferry, asset};
+use support::process::{Ended, Sevferry, asset};
 
 /// Far beyond what any of these guests lives for.
 const PATIENCE: Duration = Duration::from_secs(700);

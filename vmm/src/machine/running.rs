@@ -18,10 +18,11 @@ use crate::devices::SerialPort;
 use crate::encryption::{Doubt, NotMigratable, PageStatus};
 use crate::memory::{DirtyLog, GuestRam, Pages, RamError};
 use crate::page::FrameSet;
+use crate::saved::KernelStruct;
 use crate::sev::endorsement::EndorsementError;
 use crate::sev::launch::Launched;
 use crate::sev::target::PlatformCertificates;
-use crate::vcpu::{Board, KernelStruct, PauseError, Stop, VcpuError, Vcpus};
+use crate::vcpu::{Board, PauseError, Stop, VcpuError, Vcpus};
 
 /// What a machine has besides its vCPUs, whether it runs or not.
 #[derive(Debug)]
@@ -40,8 +41,8 @@ pub(super) struct Assembly {
 }
 
 impl Assembly {
-    pub(super) fn describe(&mut self) -> Report {
-        let sev = self.guest.as_mut().zip(self.board.pages.as_ref()).map(|(guest, pages)| {
+    pub(super) fn describe(&self) -> Report {
+        let sev = self.guest.as_ref().zip(self.board.pages.as_ref()).map(|(guest, pages)| {
             let pages = lock(pages);
             SevReport {
                 launch: guest.record,
@@ -85,7 +86,7 @@ pub type PausedMachine = Started<Vec<VcpuFd>>;
 
 impl<V> Started<V> {
     /// What the machine can say about itself now.
-    pub fn report(&mut self) -> Report {
+    pub fn report(&self) -> Report {
         self.assembly.describe()
     }
 
@@ -192,7 +193,7 @@ impl RunningMachine {
     }
 
     /// Stops the vCPUs, then says how things stood at the end.
-    pub fn stop(mut self) -> Report {
+    pub fn stop(self) -> Report {
         self.vcpus.stop();
         self.assembly.describe()
     }
@@ -201,7 +202,7 @@ impl RunningMachine {
     ///
     /// # Errors
     /// [`Unpaused`].
-    pub fn pause(mut self) -> Result<PausedMachine, Unpaused> {
+    pub fn pause(self) -> Result<PausedMachine, Unpaused> {
         match self.vcpus.pause() {
             Ok(vcpus) => Ok(Started { vcpus, assembly: self.assembly }),
             Err(PauseError::Busy(vcpus)) => {
@@ -288,7 +289,7 @@ impl PausedMachine {
     }
 
     /// Gives up the machine: says how things stood.
-    pub fn stop(mut self) -> Report {
+    pub fn stop(self) -> Report {
         self.assembly.describe()
     }
 }

@@ -21,14 +21,14 @@ use serde_json::Value;
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A file that guests start from: what `scripts/with-kvm` has put where this process finds it.
-pub(crate) fn asset(name: &str) -> String {
+pub fn asset(name: &str) -> String {
     let directory = env::var("SEVFERRY_ASSETS")
         .expect("SEVFERRY_ASSETS names the guests' files: run this through scripts/test");
     format!("{directory}/{name}")
 }
 
 /// The Debian kernels that there are; a distribution need not have both.
-pub(crate) fn kernels() -> Vec<String> {
+pub fn kernels() -> Vec<String> {
     let all = ["vmlinuz-6.1", "vmlinuz-6.12"].map(asset);
     let there: Vec<_> = all.into_iter().filter(|path| Path::new(path).exists()).collect();
     assert!(!there.is_empty(), "no kernel among the assets: scripts/fetch gets them");
@@ -36,10 +36,10 @@ pub(crate) fn kernels() -> Vec<String> {
 }
 
 /// What guest-firmware says last if all that it checked was right.
-pub(crate) const PASS: &str = "guest-firmware: PASS";
+pub const PASS: &str = "guest-firmware: PASS";
 
 /// What the page tables of guest-firmware leave unencrypted, from its word `tables`.
-pub(crate) fn own_view(ended: &Ended) -> Vec<(u64, u64)> {
+pub fn own_view(ended: &Ended) -> Vec<(u64, u64)> {
     let frame = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).ok();
     let runs = ended.out.lines().filter_map(|line| line.strip_prefix("map: shared "));
     let runs = runs.map(|run| {
@@ -50,8 +50,9 @@ pub(crate) fn own_view(ended: &Ended) -> Vec<(u64, u64)> {
 }
 
 /// The program under test: what `scripts/build` has built, or else cargo's.
-pub(crate) fn program() -> PathBuf {
-    env::var_os("SEVFERRY_BIN").map_or_else(|| env!("CARGO_BIN_EXE_sevferry").into(), PathBuf::from)
+pub fn program() -> PathBuf {
+    let built = ["SEVFERRY_BIN", "CARGO_BIN_EXE_sevferry"].into_iter().find_map(env::var_os);
+    built.expect("SEVFERRY_BIN names the program, where cargo does not run the test").into()
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +62,8 @@ enum Stream {
 }
 
 /// A running sevferry. Dropped, it is killed.
-pub(crate) struct Sevferry {
+#[derive(Debug)]
+pub struct Sevferry {
     child: Child,
     lines: Receiver<(Stream, String)>,
     seen: Vec<(Stream, String)>,
@@ -72,12 +74,12 @@ pub(crate) struct Sevferry {
 
 impl Sevferry {
     /// Starts it without input.
-    pub(crate) fn start<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Self {
+    pub fn start<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Self {
         Self::start_with_input(arguments, Stdio::null())
     }
 
     /// Starts it with `input` as its standard input.
-    pub(crate) fn start_with_input<S: AsRef<OsStr>>(
+    pub fn start_with_input<S: AsRef<OsStr>>(
         arguments: impl IntoIterator<Item = S>,
         input: Stdio,
     ) -> Self {
@@ -87,14 +89,14 @@ impl Sevferry {
     }
 
     /// Starts it without input, with these variables too.
-    pub(crate) fn start_with_environment(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+    pub fn start_with_environment(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let mut command = Command::new(program());
         command.args(arguments).stdin(Stdio::null()).envs(variables.iter().copied());
         Self::spawn(command)
     }
 
     /// Starts it without input, with this umask.
-    pub(crate) fn start_with_umask(umask: &str, arguments: &[&str]) -> Self {
+    pub fn start_with_umask(umask: &str, arguments: &[&str]) -> Self {
         let mut command = Command::new("sh");
         let script = format!("umask {umask}; exec \"$0\" \"$@\"");
         command.arg("-c").arg(script).arg(program()).args(arguments).stdin(Stdio::null());
@@ -102,7 +104,7 @@ impl Sevferry {
     }
 
     /// Starts it without input, and with `output` as its standard output.
-    pub(crate) fn start_with_output<S: AsRef<OsStr>>(
+    pub fn start_with_output<S: AsRef<OsStr>>(
         arguments: impl IntoIterator<Item = S>,
         output: Stdio,
     ) -> Self {
@@ -128,19 +130,20 @@ impl Sevferry {
         Self { child, lines, seen: Vec::new(), passed: 0, deadline }
     }
 
-    pub(crate) fn id(&self) -> u32 {
+    /// The number of the process.
+    pub fn id(&self) -> u32 {
         self.child.id()
     }
 
     /// From now on, another time than usual until its end.
-    pub(crate) fn within(mut self, patience: Duration) -> Self {
+    pub fn within(mut self, patience: Duration) -> Self {
         self.deadline = Instant::now() + patience;
         self
     }
 
     /// The next line, of either stream, that contains `text`. Lines before it are passed over.
     #[track_caller]
-    pub(crate) fn wait_for(&mut self, text: &str) -> String {
+    pub fn wait_for(&mut self, text: &str) -> String {
         loop {
             while let Some((_, line)) = self.seen.get(self.passed) {
                 self.passed += 1;
@@ -160,13 +163,14 @@ impl Sevferry {
         self.lines.recv_timeout(left).map(|line| self.seen.push(line))
     }
 
-    pub(crate) fn signal(&self, signal: Signal) {
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, signal).expect("a process that has not been waited for");
     }
 
     /// Lines of `/proc/PID/status` with kibibytes, such as `RssAnon`.
-    pub(crate) fn memory_kib(&self, name: &str) -> u64 {
+    pub fn memory_kib(&self, name: &str) -> u64 {
         let status = read_to_string(format!("/proc/{}/status", self.id())).expect("it runs");
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
@@ -174,12 +178,12 @@ impl Sevferry {
     }
 
     /// How many mappings the process has.
-    pub(crate) fn mappings(&self) -> usize {
+    pub fn mappings(&self) -> usize {
         read_to_string(format!("/proc/{}/maps", self.id())).expect("it runs").lines().count()
     }
 
     /// Waits until the process ends of its own; its code is `None` if time was up before that.
-    pub(crate) fn end(mut self) -> Ended {
+    pub fn end(mut self) -> Ended {
         loop {
             match self.hear() {
                 Ok(()) => {}
@@ -230,7 +234,7 @@ fn forward(stream: Stream, from: impl Read + Send + 'static, to: Sender<(Stream,
 }
 
 /// The shared regions of a report, as their first frames and the frames after their last.
-pub(crate) fn shared_regions(report: &Value) -> Vec<(u64, u64)> {
+pub fn shared_regions(report: &Value) -> Vec<(u64, u64)> {
     let regions = report.pointer("/sev/shared_regions_frames").cloned().unwrap_or_default();
     serde_json::from_value(regions).unwrap_or_else(|_| panic!("no regions in {report}"))
 }
@@ -238,30 +242,33 @@ pub(crate) fn shared_regions(report: &Value) -> Vec<(u64, u64)> {
 /// A sevferry that has ended: its exit code, and what it printed: each line ends in `\n`, but perhaps
 /// the last.
 #[derive(Debug)]
-pub(crate) struct Ended {
-    pub(crate) code: Option<i32>,
-    pub(crate) out: String,
-    pub(crate) err: String,
+pub struct Ended {
+    /// Its exit code; `None` if a signal ended it, or time was up before.
+    pub code: Option<i32>,
+    /// Its standard output.
+    pub out: String,
+    /// Its standard error.
+    pub err: String,
 }
 
 impl Ended {
     /// Fails unless this is its exit code.
     #[track_caller]
-    pub(crate) fn with_code(self, code: i32) -> Self {
+    pub fn with_code(self, code: i32) -> Self {
         assert_eq!(self.code, Some(code), "the exit code; {self}");
         self
     }
 
     /// Fails unless standard error has this text.
     #[track_caller]
-    pub(crate) fn saying(self, text: &str) -> Self {
+    pub fn saying(self, text: &str) -> Self {
         assert!(self.err.contains(text), "'{text}' is not on standard error; {self}");
         self
     }
 
     /// The report of `--report=json`, or the last if there are several.
     #[track_caller]
-    pub(crate) fn report(&self) -> Value {
+    pub fn report(&self) -> Value {
         let line = self.err.lines().rfind(|line| line.starts_with('{'));
         let report = line.and_then(|line| serde_json::from_str(line).ok());
         report.unwrap_or_else(|| panic!("no report; {self}"))

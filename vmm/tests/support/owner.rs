@@ -16,22 +16,24 @@ use zerocopy::IntoBytes;
 const TABLE: [u8; 16] = *b"\x42\xf5\x74\x1e\xdd\x71\x66\x4d\x96\x3e\xef\x42\x87\xff\x17\x3b";
 const PASSWORD: [u8; 16] = *b"\xe5\x69\x68\x73\xf0\x84\x73\x49\x92\xec\x06\x87\x9c\xe3\xda\x0b";
 
-pub(crate) struct GuestOwner(OwnerSession);
+/// A guest owner with a session.
+#[derive(Debug)]
+pub struct GuestOwner(OwnerSession);
 
 impl GuestOwner {
     /// A session for guests of the default policy.
-    pub(crate) fn new(pdh: &Certificate) -> Self {
+    pub fn new(pdh: &Certificate) -> Self {
         Self(OwnerSession::new(pdh, Policy::default()).expect("a session"))
     }
 
     /// The files of `dh_cert_file=` and `session_file=`.
-    pub(crate) fn files(&self) -> [String; 2] {
+    pub fn files(&self) -> [String; 2] {
         let OwnerSession { certificate, session, .. } = &self.0;
         [certificate.as_bytes(), session.as_bytes()].map(|bytes| BASE64_STANDARD.encode(bytes))
     }
 
     /// What was measured, as `sevferry status --json` says, once it is verified.
-    pub(crate) fn verified(&self, status: &Value) -> Measurement {
+    pub fn verified(&self, status: &Value) -> Measurement {
         let said = |name: &str| {
             let value = status.pointer(&format!("/launch/{name}"));
             value.unwrap_or_else(|| panic!("no {name} in {status}"))
@@ -53,7 +55,7 @@ impl GuestOwner {
     }
 
     /// Header and packet of a table with one password, for the guest that was measured so.
-    pub(crate) fn seal(&self, measurement: &Measurement, password: &str) -> [Vec<u8>; 2] {
+    pub fn seal(&self, measurement: &Measurement, password: &str) -> [Vec<u8>; 2] {
         let sealed = Secret::seal(&self.0.keys, measurement, &table(password));
         let (header, packet) = sealed.expect("randomness").into_parts();
         [header.as_bytes().to_vec(), packet]

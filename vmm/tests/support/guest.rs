@@ -19,18 +19,19 @@ use sevferry::sev::software::Model;
 use sevferry::vcpu::Stop;
 
 /// Between two lines of a guest, and until its end. Generous: the lab is emulated.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A guest's serial output, line by line, with when each came, and how the guest ended.
-pub(crate) struct Console {
+#[derive(Debug)]
+pub struct Console {
     lines: Receiver<(Instant, String)>,
     /// What all machines write to: a guest may be moved in the middle of a line.
     writer: PipeWriter,
     ends: Receiver<Stop>,
     /// Machines say here how they ended.
-    pub(crate) end_sender: Sender<Stop>,
+    pub end_sender: Sender<Stop>,
     /// The lines that waiting has gone through.
-    pub(crate) seen: Vec<(Instant, String)>,
+    pub seen: Vec<(Instant, String)>,
 }
 
 /// Passes lines on, until no machine and no console is left that could write one.
@@ -45,8 +46,15 @@ fn read_lines(from: PipeReader, to: &Sender<(Instant, String)>) {
     }
 }
 
+impl Default for Console {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Console {
-    pub(crate) fn new() -> Self {
+    /// One that no guest writes to yet.
+    pub fn new() -> Self {
         let (reader, writer) = pipe().expect("a pipe");
         let (line_sender, lines) = channel();
         spawn(move || read_lines(reader, &line_sender));
@@ -55,28 +63,29 @@ impl Console {
     }
 
     /// An end for the serial port of a machine; the lines of all machines come here.
-    pub(crate) fn output(&self) -> SerialOutput {
+    pub fn output(&self) -> SerialOutput {
         SerialOutput::to(self.writer())
     }
 
     /// What [`Console::output`] writes to.
-    pub(crate) fn writer(&self) -> PipeWriter {
+    pub fn writer(&self) -> PipeWriter {
         self.writer.try_clone().expect("a descriptor")
     }
 
     /// Builds a machine and starts it.
-    pub(crate) fn boot(&self, config: &Config) -> RunningMachine {
+    pub fn boot(&self, config: &Config) -> RunningMachine {
         let machine = Machine::build(config, self.output()).expect("the machine can be built");
         machine.run(&self.end_sender).expect("threads for vCPUs")
     }
 
-    pub(crate) fn resume(&self, paused: PausedMachine) -> RunningMachine {
+    /// Lets a machine go on that was paused.
+    pub fn resume(&self, paused: PausedMachine) -> RunningMachine {
         paused.resume(&self.end_sender).expect("threads for vCPUs")
     }
 
     /// The next line that contains `text`.
     #[track_caller]
-    pub(crate) fn wait_for(&mut self, text: &str) -> String {
+    pub fn wait_for(&mut self, text: &str) -> String {
         loop {
             match self.lines.recv_timeout(PATIENCE) {
                 Ok((when, line)) => {
@@ -92,7 +101,7 @@ impl Console {
 
     /// Waits until the guest has passed and powered off.
     #[track_caller]
-    pub(crate) fn wait_for_pass(&mut self) {
+    pub fn wait_for_pass(&mut self) {
         let mut verdict = String::new();
         while verdict.is_empty() || verdict.starts_with("guest-firmware: start") {
             verdict = self.wait_for("guest-firmware: ");
@@ -103,14 +112,14 @@ impl Console {
 
     /// Waits until the guest has powered off.
     #[track_caller]
-    pub(crate) fn wait_for_power_off(&self) {
+    pub fn wait_for_power_off(&self) {
         let end = self.ends.recv_timeout(PATIENCE);
         assert!(matches!(end, Ok(Stop::PowerOff)), "{end:?}; {}", self.transcript());
     }
 
     /// Fails unless the lines `count: N` were those from 1 to `last`, each once and in order.
     #[track_caller]
-    pub(crate) fn assert_counted_to(&self, last: u64) {
+    pub fn assert_counted_to(&self, last: u64) {
         let numbers = self.seen.iter().filter_map(|(_, line)| line.strip_prefix("count: "));
         let mut expected = 1;
         for number in numbers {
@@ -120,14 +129,15 @@ impl Console {
         assert_eq!(expected - 1, last, "the last count");
     }
 
-    pub(crate) fn transcript(&self) -> String {
+    /// All that was read, for messages.
+    pub fn transcript(&self) -> String {
         let lines: Vec<_> = self.seen.iter().map(|(_, line)| line.as_str()).collect();
         format!("the guest printed:\n{}", lines.join("\n"))
     }
 }
 
 /// Types `text` and a return on the guest's serial port.
-pub(crate) fn type_line(machine: &RunningMachine, text: &str) {
+pub fn type_line(machine: &RunningMachine, text: &str) {
     let input = format!("{text}\n");
     let deadline = Instant::now() + PATIENCE;
     let gone = || Instant::now() > deadline;
@@ -135,19 +145,19 @@ pub(crate) fn type_line(machine: &RunningMachine, text: &str) {
 }
 
 /// A file that guests start from: what `scripts/with-kvm` has put where this process finds it.
-pub(crate) fn asset(name: &str) -> PathBuf {
+pub fn asset(name: &str) -> PathBuf {
     let directory = env::var("SEVFERRY_ASSETS")
         .expect("SEVFERRY_ASSETS names the guests' files: run this through scripts/test");
     Path::new(&directory).join(name)
 }
 
 /// A software platform with keys of its own.
-pub(crate) fn software() -> PlatformKind {
+pub fn software() -> PlatformKind {
     PlatformKind::Software { identity: None, model: Model::default() }
 }
 
 /// An SEV guest of the software platform.
-pub(crate) fn as_sev() -> Option<SevConfig> {
+pub fn as_sev() -> Option<SevConfig> {
     Some(SevConfig {
         platform: software(),
         policy: Policy::default(),
@@ -157,7 +167,7 @@ pub(crate) fn as_sev() -> Option<SevConfig> {
 }
 
 /// guest-firmware that does as the words say, in the least RAM that a machine can have.
-pub(crate) fn firmware(words: &str, vcpus: u64, sev: Option<SevConfig>) -> Config {
+pub fn firmware(words: &str, vcpus: u64, sev: Option<SevConfig>) -> Config {
     Config {
         kernel: asset("guest-firmware.elf"),
         initramfs: None,

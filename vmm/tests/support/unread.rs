@@ -9,13 +9,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::ioctl_fionbio;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::vmm::program;
+use crate::process::program;
 
 /// Ending takes seconds: for a vCPU that does not come back, and for a reader that might.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running sevferry. Dropped, it is killed.
-pub(crate) struct Unread {
+#[derive(Debug)]
+pub struct Unread {
     child: Child,
     /// Has its other end open only in the process.
     unread: PipeReader,
@@ -23,10 +24,7 @@ pub(crate) struct Unread {
 
 impl Unread {
     /// Its standard error is the full pipe, and so is its standard output if `both`.
-    pub(crate) fn start<S: AsRef<OsStr>>(
-        both: bool,
-        arguments: impl IntoIterator<Item = S>,
-    ) -> Self {
+    pub fn start<S: AsRef<OsStr>>(both: bool, arguments: impl IntoIterator<Item = S>) -> Self {
         let (unread, mut writer) = pipe().expect("a pipe");
         ioctl_fionbio(&writer, true).expect("a pipe");
         for piece in [4096, 1] {
@@ -49,12 +47,13 @@ impl Unread {
         Self { child, unread }
     }
 
-    pub(crate) fn signal(&self, signal: Signal) {
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).expect("our child");
     }
 
     /// Waits until the process ends of its own, and gives its exit code; `None` if time was up before.
-    pub(crate) fn end(mut self) -> Option<i32> {
+    pub fn end(mut self) -> Option<i32> {
         let patience = Timespec::try_from(PATIENCE).expect("a minute");
         let mut polled = [PollFd::new(&self.unread, PollFlags::empty())];
         // It says only that the other end is closed.

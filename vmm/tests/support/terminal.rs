@@ -8,7 +8,9 @@ use std::process::Stdio;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::tcgetattr;
 
-pub(crate) struct Terminal {
+/// A terminal, with its user.
+#[derive(Debug)]
+pub struct Terminal {
     /// Where a user types.
     keyboard: File,
     /// What the process gets; open here too, so that the modes outlive the process.
@@ -16,7 +18,8 @@ pub(crate) struct Terminal {
 }
 
 impl Terminal {
-    pub(crate) fn open() -> Self {
+    /// A new one.
+    pub fn open() -> Self {
         let keyboard = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a pseudoterminal");
         grantpt(&keyboard).expect("our own");
         unlockpt(&keyboard).expect("our own");
@@ -29,16 +32,17 @@ impl Terminal {
     }
 
     /// To be the standard input of a process.
-    pub(crate) fn input(&self) -> Stdio {
+    pub fn input(&self) -> Stdio {
         self.input.try_clone().expect("a descriptor").into()
     }
 
-    pub(crate) fn press(&mut self, keys: &str) {
+    /// The user presses these keys.
+    pub fn press(&mut self, keys: &str) {
         self.keyboard.write_all(keys.as_bytes()).expect("a keyboard is never full");
     }
 
     /// All of its modes and special characters.
-    pub(crate) fn modes(&self) -> String {
+    pub fn modes(&self) -> String {
         format!("{:?}", tcgetattr(&self.input).expect("a terminal"))
     }
 }
