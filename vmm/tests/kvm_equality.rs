@@ -25,12 +25,12 @@ use sevferry::machine::config::ram_layout;
 use sevferry::machine::{Config, RunningMachine};
 use sevferry::migration::convergence::{Goal, TimeoutStrategy};
 use sevferry::migration::destination::{Host, Prepared, Received, receive};
-use sevferry::migration::handing_over::{Ended, send};
-use sevferry::migration::journal::{Journal, Side};
-use sevferry::migration::message::{Transfer, VmId};
+use sevferry::migration::destination::{Taken, take_over};
+use sevferry::migration::handover::journal::{Journal, Side};
 use sevferry::migration::source::Options;
-use sevferry::migration::taking_over::{Taken, take_over};
+use sevferry::migration::source::{Ended, send};
 use sevferry::migration::watch::Sight;
+use sevferry::migration::wire::{Transfer, VmId};
 use sevferry::migration::{Endpoint, Listener, Lobby};
 use sevferry::page::{Frame, PageRange};
 

@@ -13,11 +13,11 @@ use super::owner::Owner;
 use super::receive::ReceiveError;
 use crate::control::api::{Outcome, Progress, Resolution, State};
 use crate::machine::RunningMachine;
+use crate::migration::destination::{Answering, Taken, take_over};
 use crate::migration::destination::{Host, Prepared, Received, receive};
 use crate::migration::journal::Side;
 use crate::migration::message::{Reason, VmId};
 use crate::migration::progress::Phase;
-use crate::migration::taking_over::{Answering, Taken, take_over};
 use crate::migration::watch::{Sight, Wish};
 use crate::migration::{Caller, Line, Listener, Lobby};
 

@@ -12,12 +12,12 @@ use super::owner::{Owner, OwnerError};
 use crate::control::Answer;
 use crate::control::api::{MigrateRequest, Outcome, Resolution, Response, State, Summary};
 use crate::machine::RunningMachine;
-use crate::migration::handing_over::{Ended, send};
 use crate::migration::journal::Side;
 use crate::migration::message::{Abandoned, Reason, Transfer};
 use crate::migration::preflight::{Candidate, Hindrance, Side as At};
 use crate::migration::progress::{Phase, Progress};
 use crate::migration::source::Options;
+use crate::migration::source::{Ended, send};
 use crate::migration::watch::{Sight, Wish};
 
 /// Where the guest is now.

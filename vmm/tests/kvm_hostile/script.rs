@@ -1,9 +1,9 @@
 //! What a source says, in order, as bytes: a good stream, and the places where a bad one differs.
 
-use sevferry::migration::closing::Closing;
-use sevferry::migration::frame::{Kind, PageKind, PagesHeader, PayloadDigest, RoundDigest};
-use sevferry::migration::message::{Message, Offer, SessionBytes};
-use sevferry::migration::word::Proof;
+use sevferry::migration::wire::Closing;
+use sevferry::migration::wire::Proof;
+use sevferry::migration::wire::{Kind, PageKind, PagesHeader, PayloadDigest, RoundDigest};
+use sevferry::migration::wire::{Message, Offer, SessionBytes};
 
 /// A join with this is sent with the proof that the destination's secret makes.
 pub(crate) const TO_FILL_IN: Proof = Proof([0; 32]);
