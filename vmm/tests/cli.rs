@@ -95,8 +95,6 @@ fn a_serial_output_that_cannot_be_opened_is_named_at_the_start() {
             assert!(!ended.err.contains("waiting for a guest"), "{ended}");
         }
     }
-    let ended = sevferry(&format!("run --kernel nowhere --log-file {pipe}")).with_code(1);
-    ended.saying(&pipe).saying("a pipe that nobody reads");
 }
 
 /// A file that is no kernel is named, with what is wrong and what to do: code 1.

@@ -15,9 +15,9 @@ use sevferry::control::api::{
     MigrateRequest, Outcome, Progress, Request, Response, State, Summary,
 };
 use sevferry::control::{Answer, Event, Server, StatusBoard};
-use sevferry::migration::journal::Side;
-use sevferry::migration::message::{Transfer, VmId};
+use sevferry::migration::handover::journal::Side;
 use sevferry::migration::progress::{Carried, Phase};
+use sevferry::migration::wire::{Transfer, VmId};
 use support::process::{Ended, Sevferry};
 use support::unread::Unread;
 use vmm_sys_util::tempdir::TempDir;

@@ -6,8 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::thread;
 use std::time::Duration;
 
-use sevferry::migration::message::{Message, PlatformBytes, Reason};
-use sevferry::migration::word::Secret;
+use sevferry::migration::wire::{Message, PlatformBytes, Reason, Secret};
 use support::process::{Ended, Sevferry, asset};
 
 /// Far beyond what any of these guests lives for.

@@ -8,9 +8,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
-use sevferry::migration::frame::{FRAME_HEADER_LEN, FrameHeader};
-use sevferry::migration::message::{Message, Transfer, VmId};
-use sevferry::migration::word::{Say, Secret, Word};
+use sevferry::migration::wire::{
+    FRAME_HEADER_LEN, FrameHeader, Message, Say, Secret, Transfer, VmId, Word,
+};
 use support::process::Sevferry;
 use vmm_sys_util::tempdir::TempDir;
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use sevferry::control::api::{Request, Response, State};
 use sevferry::control::ask;
-use sevferry::migration::message::{Message, Reason};
+use sevferry::migration::wire::{Message, Reason};
 use support::process::Sevferry;
 use support::terminal::Terminal;
 use support::unread::Unread;

@@ -13,12 +13,12 @@ use super::owner::Owner;
 use super::receive::ReceiveError;
 use crate::control::api::{Outcome, Progress, Resolution, State};
 use crate::machine::RunningMachine;
+use crate::migration::destination::{Answering, Taken, take_over};
 use crate::migration::destination::{Host, Prepared, Received, receive};
-use crate::migration::handover::Refusal;
 use crate::migration::journal::Side;
-use crate::migration::message::VmId;
+use crate::migration::message::{Reason, VmId};
 use crate::migration::progress::Phase;
-use crate::migration::taking_over::{Answering, Taken, take_over};
+use crate::migration::watch::{Sight, Wish};
 use crate::migration::{Caller, Line, Listener, Lobby};
 
 /// How often the user's wish to end is looked at.
@@ -62,16 +62,16 @@ pub(super) fn receive_guest(
             return Ok(None);
         }
         owner.board.show(State::InDoubt);
-        let mut decided = |refused: Option<Refusal>| {
-            if let Some(refusal) = refused {
+        let mut watch = |sight: &Sight<'_>| {
+            if let Some(refusal) = sight.refused {
                 owner.inbox.refuse_decision(&refusal.to_string());
             }
             match owner.inbox.interruption(&owner.board)? {
-                Interruption::Resolved(resolution) => Some(resolution),
+                Interruption::Resolved(resolution) => Some(Wish::Resolve(resolution)),
                 Interruption::GuestStopped | Interruption::Quit | Interruption::Cancelled => None,
             }
         };
-        let taken = take_over(*prepared, listener, &owner.events, &mut decided)
+        let taken = take_over(*prepared, listener, &owner.events, &mut watch)
             .map_err(ReceiveError::Vcpu)?;
         match taken {
             Taken::Runs(machine, answering) => {
@@ -133,11 +133,12 @@ fn prepare(
     let silence = options.silence;
     let output = &owner.output;
     let mut host = Host { platform, output, journal: &mut journal, silence };
-    let mut look_up = |progress: &Progress| {
-        show(owner, State::Receiving, progress);
-        owner.inbox.interruption(&owner.board).is_some()
+    let mut watch = |sight: &Sight<'_>| {
+        show(owner, State::Receiving, sight.progress);
+        let _why = owner.inbox.interruption(&owner.board)?;
+        Some(Wish::Cancel(Reason::new("receiving was stopped")))
     };
-    let received = receive(caller, listener, &mut host, &mut look_up);
+    let received = receive(caller, listener, &mut host, &mut watch);
     if !matches!(received, Ok(Received::Guest(_))) {
         owner.board.show(State::Waiting);
     }

@@ -12,12 +12,13 @@ use super::owner::{Owner, OwnerError};
 use crate::control::Answer;
 use crate::control::api::{MigrateRequest, Outcome, Resolution, Response, State, Summary};
 use crate::machine::RunningMachine;
-use crate::migration::handing_over::{Ended, send};
 use crate::migration::journal::Side;
 use crate::migration::message::{Abandoned, Reason, Transfer};
 use crate::migration::preflight::{Candidate, Hindrance, Side as At};
 use crate::migration::progress::{Phase, Progress};
-use crate::migration::source::{Look, Options, Wish};
+use crate::migration::source::Options;
+use crate::migration::source::{Ended, send};
+use crate::migration::watch::{Sight, Wish};
 
 /// Where the guest is now.
 #[derive(Debug)]
@@ -67,17 +68,17 @@ pub(super) fn send_guest(
     let progress = Arc::new(Mutex::new(Progress::new(transfer, Side::Source)));
     owner.board.show_migration(State::Migrating, Arc::clone(&progress));
     answer.give(Response::Accepted);
-    let mut wish = |look: Look<'_>| {
-        look.progress.clone_into(&mut progress.lock().unwrap_or_else(PoisonError::into_inner));
-        if look.in_doubt {
+    let mut watch = |sight: &Sight<'_>| {
+        sight.progress.clone_into(&mut progress.lock().unwrap_or_else(PoisonError::into_inner));
+        if sight.in_doubt {
             owner.board.show(State::InDoubt);
         }
-        if let Some(refusal) = look.refused {
+        if let Some(refusal) = sight.refused {
             owner.inbox.refuse_decision(&refusal.to_string());
         }
         owner.inbox.interruption(&owner.board).and_then(wish_of)
     };
-    let (sent, mut summary) = match send(machine, &options, &mut journal, &owner.events, &mut wish)
+    let (sent, mut summary) = match send(machine, &options, &mut journal, &owner.events, &mut watch)
     {
         Ok(Ended::Moved(summary)) => (Sent::Moved, summary),
         Ok(Ended::Stayed { machine, summary, abandoned }) => {

@@ -11,8 +11,8 @@ use super::migration_arguments::ReceiveOptions;
 use super::owner::{Owner, OwnerError, warn_about};
 use super::report;
 use crate::control::api::State;
+use crate::migration::destination::keep_answering;
 use crate::migration::journal::Side;
-use crate::migration::taking_over::keep_answering;
 use crate::migration::{Endpoint, Listener, NoSocket};
 use crate::vcpu::VcpuError;
 

@@ -13,7 +13,7 @@ use std::fs::{remove_file, write};
 
 use rustix::process::Signal;
 use sevferry::control::api::{Request, Resolution, Response, State};
-use sevferry::migration::frame::Kind;
+use sevferry::migration::wire::Kind;
 
 use hosts::{Hosts, Migration, Vmm};
 use steps::{STEPS, Stage, Step};

@@ -1,9 +1,9 @@
 //! What a source says, in order, as bytes: a good stream, and the places where a bad one differs.
 
-use sevferry::migration::closing::Closing;
-use sevferry::migration::frame::{Kind, PageKind, PagesHeader, PayloadDigest, RoundDigest};
-use sevferry::migration::message::{Message, Offer, SessionBytes};
-use sevferry::migration::word::Proof;
+use sevferry::migration::wire::{
+    Closing, Kind, Message, Offer, PageKind, PagesHeader, PayloadDigest, Proof, RoundDigest,
+    SessionBytes,
+};
 pub(crate) use sevferry::page::PAGE_LEN;
 
 /// A join with this is sent with the proof that the destination's secret makes.

@@ -30,7 +30,7 @@ const UNSAFE_FILES: [&str; 15] = [
     "vmm/src/memory/dirty.rs",
     "vmm/src/memory/ram.rs",
     "vmm/src/memory/view.rs",
-    "vmm/src/migration/not_taken.rs",
+    "vmm/src/migration/net/not_taken.rs",
     "vmm/src/sev/hardware.rs",
     "vmm/src/sev/software/user_memory.rs",
     "vmm/src/vcpu/run_page.rs",
