@@ -57,8 +57,8 @@ use super::abi::{self, GuestState};
 use super::certificate::Certificate;
 use super::command::{Command, CommandError, Vm, address_of_mut, blob};
 use super::measurement::{AttestationReport, MEASUREMENT_LEN, Measurement, REPORT_LEN};
-use super::packet::{Header, PacketKeys, Purpose};
-use super::session::{OwnerSession, Session, TransportKeys, random};
+pub use super::secret::Secret;
+use super::session::{OwnerSession, Session};
 use super::{Platform, Policy};
 
 /// Most bytes per `LAUNCH_UPDATE_DATA`; whole pages, so that each piece starts on one. The kernel pins
@@ -267,49 +267,6 @@ impl Measured {
     pub fn finish(self) -> Result<Launched, LaunchError> {
         self.vm.issue_plain(Command::LAUNCH_FINISH).map_err(LaunchError::Finish)?;
         Ok(Launched { vm: self.vm, measurement: Some(self.measurement) })
-    }
-}
-
-/// An owner's secret, encrypted for one measured guest.
-#[derive(Debug, Clone)]
-pub struct Secret {
-    header: Header,
-    ciphertext: Vec<u8>,
-}
-
-impl Secret {
-    /// A secret that its owner has encrypted elsewhere.
-    #[must_use]
-    pub fn new(header: Header, ciphertext: Vec<u8>) -> Self {
-        Self { header, ciphertext }
-    }
-
-    /// Encrypts `plaintext`, a multiple of 16 bytes and at most 16 KiB, for the guest that was
-    /// measured so. The owner verifies the measurement first.
-    ///
-    /// # Errors
-    /// [`getrandom::Error`] if the system has no randomness.
-    pub fn seal(
-        keys: &TransportKeys,
-        measurement: &Measurement,
-        plaintext: &[u8],
-    ) -> Result<Self, getrandom::Error> {
-        let mut ciphertext = plaintext.to_vec();
-        let purpose = Purpose::Secret { measure: &measurement.mac };
-        let header = PacketKeys::new(keys).seal(purpose, random()?, &mut ciphertext);
-        Ok(Self::new(header, ciphertext))
-    }
-
-    /// Bytes of the secret.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.ciphertext.len() as u64
-    }
-
-    /// The header and the ciphertext.
-    #[must_use]
-    pub fn into_parts(self) -> (Header, Vec<u8>) {
-        (self.header, self.ciphertext)
     }
 }
 
