@@ -1,8 +1,8 @@
 //! Files and streams that others may hold too: pipes and terminals that are slow, full, or not there yet.
 //!
-//! Whether a terminal or pipe is non-blocking is the same for all who hold it, and any of them may change
-//! that. So nothing here rests on it: what would block, or says `EAGAIN`, is waited for. Nor does
-//! opening wait, as a pipe's does for its other end.
+//! Several processes may hold one terminal or pipe, and each can make it blocking or non-blocking for all of
+//! them. So nothing here relies on either: a call that would block, or that says `EAGAIN`, is made again when
+//! the stream is ready. Opening a pipe does not wait for its other end.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Error as IoError, ErrorKind, Result as IoResult};

@@ -20,7 +20,7 @@ use acpi_tables::xsdt::XSDT;
 use super::layout::{ACPI, IO_APIC, LOCAL_APIC};
 use crate::devices::{ACPI_PORT, ACPI_RESET, COM1_IRQ, COM1_PORT};
 
-/// Who made the tables.
+/// The maker of the tables.
 const OEM: [u8; 6] = *b"SVFRRY";
 
 /// Which tables they are.

@@ -138,7 +138,7 @@ fn find_entry(mut notes: &[u8]) -> Option<u32> {
         let (name, rest) = split_padded(rest, head.n_namesz)?;
         let (value, rest) = split_padded(rest, head.n_descsz)?;
         if head.n_type == PHYS32_ENTRY && name == b"Xen\0" {
-            // 4 bytes, or 8 of which a 32-bit address uses the first 4.
+            // 4 bytes or 8. A 32-bit address uses the first 4.
             return value.first_chunk().copied().map(u32::from_le_bytes);
         }
         notes = rest;
@@ -174,7 +174,7 @@ fn read(input: &mut Input, offset: u64, bytes: u64) -> Result<Vec<u8>, BootError
     }
 }
 
-/// A structure from its bytes, of which there are as many as it has.
+/// A structure from its bytes. There are exactly as many as it has.
 fn copied<T: ByteValued + Default>(bytes: &[u8]) -> T {
     let mut value = T::default();
     value.as_mut_slice().iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);

@@ -26,7 +26,7 @@ impl SerialOutput {
     }
 }
 
-/// A UART's line to its output. A vCPU that writes waits for whoever reads, until the line is cut.
+/// A UART's line to its output. A vCPU that writes waits for the reader, until the line is cut.
 #[derive(Debug, Clone)]
 pub(super) struct Line {
     output: SerialOutput,

@@ -21,7 +21,7 @@ pub struct Ports {
     keyboard: Mutex<KeyboardController>,
 }
 
-/// Who answers a port.
+/// What answers a port.
 enum Device {
     Serial(u8),
     Keyboard(u8),
@@ -79,7 +79,7 @@ impl Ports {
         }
     }
 
-    /// Lets go of a vCPU that waits for whoever reads the guest's output: the guest ends.
+    /// Ends the wait of a vCPU for a reader of the guest's output: the guest ends.
     pub fn cut_output(&self) {
         self.serial.cut_output();
     }

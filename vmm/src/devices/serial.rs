@@ -55,7 +55,7 @@ impl SerialPort {
         Ok(Self { uart, interrupt, drained, line, complained: AtomicBool::new(false) })
     }
 
-    /// Lets go of a vCPU that waits for whoever reads the output, now and from now on: the guest ends.
+    /// Ends the wait of a vCPU for a reader of the output, now and from now on: the guest ends.
     pub fn cut_output(&self) {
         // Without the lock, which that vCPU has.
         if let Err(cause) = self.line.cut() {
@@ -319,8 +319,8 @@ mod tests {
         assert!(got[filled..].iter().copied().eq(0..=255), "{:?}", &got[filled..]);
     }
 
-    /// A vCPU that waits for a reader who never reads comes back when the output is cut, and waits no
-    /// more from then on.
+    /// A vCPU may wait for a reader that never reads. Cutting the output ends that wait, and no later
+    /// write waits.
     #[test]
     fn a_vcpu_does_not_wait_for_an_output_that_is_cut() {
         let (reader, writer) = pipe().unwrap();

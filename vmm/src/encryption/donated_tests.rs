@@ -134,7 +134,7 @@ impl Three {
         }
     }
 
-    /// Hosts that keep the record know what flipped; who reads the guest's table knows no less.
+    /// Hosts that keep the record know what flipped; hosts that read the guest's table know no less.
     fn take_changes(&mut self) {
         assert_eq!(self.told[0], self.flipped);
         assert_eq!(self.told[1], self.flipped);

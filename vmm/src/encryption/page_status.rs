@@ -84,8 +84,8 @@ impl PageStatus {
 
     /// Records what the guest reports. Pages outside RAM are left out.
     ///
-    /// `flipped` gets every run of pages that had the other status before, ascending: whoever
-    /// copies RAM must count those as written. A poisoned record cannot tell and names all.
+    /// `flipped` gets every run of pages that had the other status before, ascending: a
+    /// copy of RAM must count those as written. A poisoned record cannot tell and names all.
     pub fn apply(&mut self, request: MapGpaRange, flipped: &mut dyn FnMut(PageRange)) -> Change {
         let MapGpaRange { range, status } = request;
         let mut change = Change { status, reported: [None; 2], flipped_pages: 0 };

@@ -1,4 +1,4 @@
-//! A machine before it runs: what an SEV guest's owner, who was shown its measurement, may send it.
+//! A machine before it runs: its guest owner has seen the measurement, and may send secrets.
 
 use thiserror::Error;
 

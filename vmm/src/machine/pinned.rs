@@ -1,4 +1,4 @@
-//! How much of a guest's RAM is pinned, and whoever is told.
+//! How much of a guest's RAM is pinned, and the function that is told.
 
 use serde::{Deserialize, Serialize};
 

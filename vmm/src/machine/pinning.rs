@@ -1,4 +1,4 @@
-//! Pinning the RAM of an SEV guest, a piece at a time, so that somebody can be told how far it is.
+//! Pinning the RAM of an SEV guest, a piece at a time, so that its progress can be shown.
 //!
 //! `KVM_MEMORY_ENCRYPT_REG_REGION` has the kernel find every page, zero it, and, on processors whose caches are
 //! not coherent between the views of a page, flush it: minutes for a large guest, on one CPU, and silent. So on
@@ -14,7 +14,7 @@ use crate::memory::GuestRam;
 use crate::page::{Frame, PAGE_SIZE, PageRange, RamLayout};
 use crate::sev::launch::Initialised;
 
-/// Least bytes that are registered at once: a word after each is often enough for whoever waits.
+/// Least bytes that are registered at once: a word after each is often enough for those who wait.
 const PIECE_BYTES_MIN: u64 = 4 << 20;
 
 /// Most pieces of one guest. The kernel keeps a list of them.

@@ -25,7 +25,7 @@ pub struct Prospect {
 /// What would make it an SEV guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SevProspect {
-    /// Who would answer its commands.
+    /// What would answer its commands.
     pub platform: PlatformKind,
     /// Its policy.
     pub policy: Policy,

@@ -44,7 +44,7 @@ impl Pages {
         &self.status
     }
 
-    /// Starts to remember the pages whose status changes: whoever copies RAM must count those as
+    /// Starts to remember the pages whose status changes: a copy of RAM must count those as
     /// written.
     pub fn track_flips(&mut self) {
         self.flipped = Some(FrameSet::new(*self.status.layout()));

@@ -73,7 +73,7 @@ impl GuestRam {
 
     /// The same for SEV hardware, whose kernel writes back the caches of all CPUs whenever a page of a memory
     /// slot is unmapped, moved or protected. Pages that are pinned cannot move, but the kernel tries:
-    /// automatic NUMA balancing protects pages to learn who uses them, unless their memory has a
+    /// automatic NUMA balancing protects pages to learn which CPU uses them, unless their memory has a
     /// policy of its own, and a child process would have them protected to share them. Nothing here
     /// unmaps, protects or discards any of it while there is a VM.
     ///

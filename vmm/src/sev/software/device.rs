@@ -89,7 +89,7 @@ impl SevDevice for SoftwareDevice {
     }
 }
 
-/// Who refused a command: only the firmware's word goes into `error`.
+/// What refused a command: only the firmware's word goes into `error`.
 enum Refusal {
     Kernel(Errno),
     Firmware(Status),

@@ -52,7 +52,7 @@ fn guest(entries: &[kvm_cpuid_entry2], cpu: &GuestCpu) -> CpuId {
     guest_cpuid(&table(entries), cpu).unwrap()
 }
 
-/// A hypervisor with a usable timer, and nothing of which the guest could make a hypervisor.
+/// A hypervisor with a usable timer, and nothing that a guest needs to be a hypervisor itself.
 #[test]
 fn every_guest_sees_kvm_and_no_nested_virtualization() {
     let cpuid = guest(&supported(), &cpu(0, 1, None));
