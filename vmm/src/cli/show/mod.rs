@@ -1,0 +1,8 @@
+//! How facts are shown: a guest's launch, pages, report and status, and the progress of its migration.
+
+mod progress;
+mod report;
+mod screen;
+
+pub(crate) use progress::{Display, End};
+pub(crate) use report::{print_launch, print_report, report_json};
