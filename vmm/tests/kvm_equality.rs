@@ -28,8 +28,9 @@ use sevferry::migration::destination::{Host, Prepared, Received, receive};
 use sevferry::migration::handing_over::{Ended, send};
 use sevferry::migration::journal::{Journal, Side};
 use sevferry::migration::message::{Transfer, VmId};
-use sevferry::migration::source::{Look, Options};
+use sevferry::migration::source::Options;
 use sevferry::migration::taking_over::{Taken, take_over};
+use sevferry::migration::watch::Sight;
 use sevferry::migration::{Endpoint, Listener, Lobby};
 use sevferry::page::{Frame, PageRange};
 
@@ -162,8 +163,8 @@ fn moved(machine: RunningMachine, console: &Console, mut road: Road, goal: Goal)
     let events = console.end_sender.clone();
     thread::scope(|scope| {
         let sender = scope.spawn(|| {
-            let wish = &mut |_: Look<'_>| None;
-            send(machine, &options, &mut road.source, &events, wish)
+            let nobody = &mut |_: &Sight<'_>| None;
+            send(machine, &options, &mut road.source, &events, nobody)
         });
         let platform = software();
         let output = console.output();
@@ -178,7 +179,7 @@ fn moved(machine: RunningMachine, console: &Console, mut road: Road, goal: Goal)
         };
         let caller = Lobby::new(PATIENCE).hear(&road.listener, PATIENCE);
         let caller = caller.expect("the source").expect("an offer");
-        let received = receive(caller, &road.listener, &mut host, &mut |_| false);
+        let received = receive(caller, &road.listener, &mut host, &mut |_: &Sight<'_>| None);
         let Ok(Received::Guest(prepared)) = received else {
             panic!("{received:?}; {:?}; {}", sender.join(), console.transcript());
         };
@@ -187,7 +188,7 @@ fn moved(machine: RunningMachine, console: &Console, mut road: Road, goal: Goal)
         let rounds = prepared.reception.now().round;
         compare((&source, &status), (&destination, &prepared));
         let (listener, events) = (&road.listener, &console.end_sender);
-        let taken = take_over(*prepared, listener, events, &mut |_| None);
+        let taken = take_over(*prepared, listener, events, &mut |_: &Sight<'_>| None);
         let Ok(Taken::Runs(machine, _answering)) = taken else { panic!("{taken:?}") };
         let ended = sender.join().expect("no panic").expect("the guest is not lost");
         assert!(matches!(ended, Ended::Moved(_)), "{ended:?}");

@@ -41,7 +41,7 @@ use thiserror::Error;
 use vmm_sys_util::errno::Error as Errno;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-pub use audit::{Audit, AuditError, Audited, Unaudited, Unreadable};
+pub use audit::{Audit, Unaudited, Unreadable};
 pub use check::{Finding, HostCheck, NOT_PORTABLE, Verdict};
 pub use clock::SavedBetween;
 pub use config::Config;

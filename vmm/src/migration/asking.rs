@@ -7,17 +7,18 @@ use super::account::Account;
 use super::link::{Due, Link, LinkError};
 use super::message::Message;
 use super::sender::{PageSender, Sent};
-use super::source::{Attempt, Guest, Look, Options, SourceError, Wish, Wishes};
+use super::source::{Attempt, Guest, Options, SourceError};
+use super::watch::{Watch, cancelled};
 
 impl Attempt<'_> {
     /// The destination's next word, unless the user wants no more or the time is over meanwhile.
     pub(super) fn answer(
         &mut self,
         due: Due,
-        wish: &mut Wishes<'_>,
+        watch: &mut dyn Watch,
     ) -> Result<Message, SourceError> {
         let silence = self.options.silence;
-        let answer = self.on_link(wish, |link, stop| link.answer_unless(due, silence, stop))?;
+        let answer = self.on_link(watch, |link, stop| link.answer_unless(due, silence, stop))?;
         answer.ok_or(SourceError::Gone)
     }
 
@@ -25,26 +26,26 @@ impl Attempt<'_> {
     pub(super) fn ask(
         &mut self,
         message: &Message,
-        wish: &mut Wishes<'_>,
+        watch: &mut dyn Watch,
     ) -> Result<(), SourceError> {
-        self.on_link(wish, |link, stop| link.ask(message, stop))
+        self.on_link(watch, |link, stop| link.ask(message, stop))
     }
 
     /// Waits until the destination has taken what was sent; from then on it may be silent for so long.
-    pub(super) fn until_taken(&mut self, wish: &mut Wishes<'_>) -> Result<(), SourceError> {
+    pub(super) fn until_taken(&mut self, watch: &mut dyn Watch) -> Result<(), SourceError> {
         let senders = take(&mut self.senders);
         let others = || senders.iter().map(PageSender::not_taken).sum();
-        let taken = self.on_link(wish, |link, stop| link.until_taken(&others, stop));
+        let taken = self.on_link(watch, |link, stop| link.until_taken(&others, stop));
         self.senders = senders;
         taken
     }
 
     pub(super) fn on_link<T>(
         &mut self,
-        wish: &mut Wishes<'_>,
+        watch: &mut dyn Watch,
         act: impl FnOnce(&mut Link, &mut dyn FnMut() -> bool) -> Result<T, LinkError>,
     ) -> Result<T, SourceError> {
-        self.unless_ended(wish, |link, _, stop| {
+        self.unless_ended(watch, |link, _, stop| {
             Ok(act(link.as_mut().ok_or(SourceError::Gone)?, stop)?)
         })
     }
@@ -52,7 +53,7 @@ impl Attempt<'_> {
     /// Does what waits for the destination; why the attempt is to end, if it is by then.
     pub(super) fn unless_ended<T>(
         &mut self,
-        wish: &mut Wishes<'_>,
+        watch: &mut dyn Watch,
         act: impl FnOnce(
             &mut Option<Link>,
             &Options,
@@ -62,7 +63,7 @@ impl Attempt<'_> {
         let (mut ended, account, counters) = (None, &mut self.account, &self.sent);
         let guest = &self.guest;
         let mut stop = || {
-            ended = ended.take().or_else(|| reason_to_end(guest, account, counters, wish));
+            ended = ended.take().or_else(|| reason_to_end(guest, account, counters, watch));
             ended.is_some()
         };
         let done = act(&mut self.link, self.options, &mut stop);
@@ -75,14 +76,11 @@ pub(super) fn reason_to_end(
     guest: &Guest,
     account: &mut Account,
     counters: &Sent,
-    wish: &mut Wishes<'_>,
+    watch: &mut dyn Watch,
 ) -> Option<SourceError> {
-    let progress = account.progress(counters);
-    match wish(Look { progress, in_doubt: false, refused: None }) {
-        Some(Wish::Cancel(reason)) => Some(SourceError::Cancelled(reason)),
-        Some(Wish::Resolve(_)) | None => {
-            let late = account.check().err().map(SourceError::from);
-            late.or_else(|| guest.migratable().err().map(SourceError::from))
-        }
+    if let Some(reason) = cancelled(watch, account.progress(counters)) {
+        return Some(SourceError::Cancelled(reason));
     }
+    let late = account.check().err().map(SourceError::from);
+    late.or_else(|| guest.migratable().err().map(SourceError::from))
 }

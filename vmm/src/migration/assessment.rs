@@ -8,32 +8,33 @@ use std::time::Instant;
 
 use super::building::Words;
 use super::certificates::to_wire;
-use super::destination::{Host, LookUp};
+use super::destination::Host;
 use super::frame::OBJECTIONS_MAX;
 use super::link::Link;
 use super::message::{Assessment, Objection, Offer, PlatformBytes};
 use super::reception::Reception;
+use super::watch::{Watch, cancelled};
 use crate::devices::SerialOutput;
 use crate::machine::compatibility::{HostOffer, MachineOffer, compare};
-use crate::machine::pinning::Watch;
+use crate::machine::pinning;
 use crate::machine::{MachineError, ReceivingMachine, certificates_of};
 
 /// Everything that speaks against the guest of `offer`; nothing is left of it afterwards.
 ///
-/// `link` hears how far that is, `look_up` says whether to stop.
+/// `link` hears how far that is, and `watch` may cancel it.
 pub(super) fn assess(
     offer: &Offer,
     host: &mut Host<'_>,
     link: &mut Link,
-    look_up: &mut LookUp<'_>,
+    watch: &mut dyn Watch,
 ) -> Assessment {
     let mut reception = Reception::new(Instant::now(), offer.transfer, offer.connections);
     let mut words = Words::new();
-    let mut watch = |pinned| {
+    let mut pinning = |pinned| {
         reception.pinned(pinned);
+        let mut stop = || cancelled(watch, reception.now()).is_some();
         // A source that is gone needs no assessment.
-        words.say(link, pinned, &mut || look_up(reception.now())).is_err()
-            || look_up(reception.now())
+        words.say(link, pinned, &mut stop).is_err() || stop()
     };
     let mut objections = Vec::new();
     let mut platform = None;
@@ -41,7 +42,7 @@ pub(super) fn assess(
         Err(cause) => objections.push(Objection::new("version", &super::chain_of(&cause))),
         Ok(description) => {
             objections.extend(differences(&description, host));
-            match make(&description, host, objections.is_empty(), &mut watch) {
+            match make(&description, host, objections.is_empty(), &mut pinning) {
                 Ok(certificates) => platform = certificates,
                 Err(cause) => {
                     objections.push(Objection::new(subject(&cause), &super::chain_of(&cause)));
@@ -72,7 +73,7 @@ fn make(
     description: &MachineOffer,
     host: &Host<'_>,
     can_be_made: bool,
-    watch: &mut Watch<'_>,
+    watch: &mut pinning::Watch<'_>,
 ) -> Result<Option<PlatformBytes>, MachineError> {
     if can_be_made {
         let machine =

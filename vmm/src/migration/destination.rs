@@ -26,6 +26,7 @@ use super::progress::{Phase, Progress};
 use super::recall::{admit, forget, recall};
 use super::reception::{Arrived, Reception};
 use super::transport::Listener;
+use super::watch::{Watch, cancelled};
 use super::word::Secret;
 use crate::devices::SerialOutput;
 use crate::encryption::{Malformed as MalformedStatus, NotMigratable, PageStatus};
@@ -57,9 +58,6 @@ impl std::fmt::Debug for Host<'_> {
         f.debug_struct("Host").field("platform", &self.platform).finish_non_exhaustive()
     }
 }
-
-/// Hears how far it is, and says whether to stop.
-pub type LookUp<'a> = dyn FnMut(&Progress) -> bool + 'a;
 
 /// A guest that has arrived whole and is paused here, its owner not yet decided.
 #[derive(Debug)]
@@ -101,8 +99,7 @@ pub enum Received {
 
 /// Receives one guest from `caller`, or tells it what the journal knows of an earlier one, or whether
 /// its guest would be taken.
-/// `look_up` is told now and then how far it is, and says whether to stop. A refusal is told to the
-/// source.
+/// `watch` may cancel it. A refusal is told to the source.
 ///
 /// # Errors
 /// [`DestinationError`]; nothing is left of the guest then, and the source keeps it.
@@ -110,21 +107,21 @@ pub fn receive(
     caller: Caller,
     listener: &Listener,
     host: &mut Host<'_>,
-    look_up: &mut LookUp<'_>,
+    watch: &mut dyn Watch,
 ) -> Result<Received, DestinationError> {
     let Caller { mut link, first } = caller;
     if let Message::Word(word) = &first {
         return recall(link, word, host);
     }
     if let Message::Inquiry(offer) = &first {
-        let assessment = assess(offer, host, &mut link, look_up);
+        let assessment = assess(offer, host, &mut link, watch);
         let against = assessment.objections.len();
         let progress = Progress::new(offer.transfer, Side::Destination);
-        link.send(&Message::Assessment(assessment), &mut || look_up(&progress))?;
+        link.send(&Message::Assessment(assessment), &mut || cancelled(watch, &progress).is_some())?;
         return Ok(Received::Asked(offer.transfer, against));
     }
     let received = match &first {
-        Message::Offer(offer) => phases(&mut link, offer, listener, host, look_up),
+        Message::Offer(offer) => phases(&mut link, offer, listener, host, watch),
         Message::Refuse { reason } => Err(LinkError::Refused(reason.clone()).into()),
         Message::Accept { .. }
         | Message::Start { .. }
@@ -169,7 +166,7 @@ fn phases(
     offer: &Offer,
     listener: &Listener,
     host: &mut Host<'_>,
-    look_up: &mut LookUp<'_>,
+    watch: &mut dyn Watch,
 ) -> Result<Arrival, DestinationError> {
     let begun = Instant::now();
     let description = MachineOffer::from_bytes(&offer.machine)?;
@@ -178,7 +175,7 @@ fn phases(
     let (mut journal, secret) = admit(offer, host)?;
     info!("{} is offered", offer.transfer);
     let guest = Expected { begun, offer, description, secret };
-    match arrive(link, &guest, listener, host, look_up) {
+    match arrive(link, &guest, listener, host, watch) {
         Ok((machine, reception)) => Ok((machine, (journal, secret), reception)),
         Err(cause) => {
             // It was not said that the guest is prepared: the source will never ask.
@@ -193,7 +190,7 @@ fn arrive(
     guest: &Expected<'_>,
     listener: &Listener,
     host: &mut Host<'_>,
-    look_up: &mut LookUp<'_>,
+    watch: &mut dyn Watch,
 ) -> Result<(PausedMachine, Reception), DestinationError> {
     let Expected { begun, offer, ref description, ref secret } = *guest;
     let mut reception = Reception::new(begun, offer.transfer, offer.connections);
@@ -201,18 +198,18 @@ fn arrive(
     let output = host.output.clone();
     let arrived = Arrived::default();
     let (mut words, mut lost) = (Words::new(), None);
-    let mut watch = |pinned| {
+    let mut pinning = |pinned| {
         reception.pinned(pinned);
         let progress = reception.progress(&arrived);
-        lost = words.say(link, pinned, &mut || look_up(progress)).err();
-        lost.is_some() || look_up(progress)
+        lost = words.say(link, pinned, &mut || cancelled(watch, progress).is_some()).err();
+        lost.is_some() || cancelled(watch, progress).is_some()
     };
-    let built = ReceivingMachine::build(description, host.platform, output, &mut watch);
+    let built = ReceivingMachine::build(description, host.platform, output, &mut pinning);
     if let Some(cause) = lost {
         return Err(cause.into());
     }
     let mut machine = built?;
-    let mut stop = || look_up(reception.progress(&arrived));
+    let mut stop = || cancelled(watch, reception.progress(&arrived)).is_some();
     let receiving = start((link, secret, host.silence), &mut machine, description, &mut stop)?;
     let arrivals = Arrivals::new(machine.ram().layout()).ok_or(DestinationError::Memory)?;
     let mut placers = accept_connections(listener, offer, secret, host.silence, &mut stop)?;
@@ -225,7 +222,7 @@ fn arrive(
         arrived: &arrived,
         silence: host.silence,
     };
-    let mut stop = || look_up(reception.progress(&arrived));
+    let mut stop = || cancelled(watch, reception.progress(&arrived)).is_some();
     let Delivered { status, state, saved, rounds } =
         take_in(link, &mut placers, &target, &mut stop)?;
     reception.enter(Phase::State);

@@ -15,7 +15,8 @@ use super::link::{Due, Link, LinkError};
 use super::message::{Abandoned, Message, NotRunning, Reason};
 use super::progress::{Outcome, Phase, Summary};
 use super::recall::forget;
-use super::source::{Attempt, Guest, Look, Options, SourceError, Wish, Wishes};
+use super::source::{Attempt, Guest, Options, SourceError};
+use super::watch::{Sight, Watch, Wish};
 use super::word::{Say, Secret, Word};
 use crate::machine::RunningMachine;
 use crate::vcpu::{Stop, VcpuError};
@@ -46,7 +47,7 @@ pub enum Ended {
     },
 }
 
-/// Sends `machine`. `wish` is asked now and then; `refused` hears why a wish is not granted.
+/// Sends `machine`, as long as `watch` does not wish otherwise.
 ///
 /// # Errors
 /// [`VcpuError`] if the guest could not be resumed: it is lost.
@@ -55,14 +56,14 @@ pub fn send<E>(
     options: &Options,
     journal: &mut Journal,
     events: &Sender<E>,
-    wish: &mut Wishes<'_>,
+    watch: &mut dyn Watch,
 ) -> Result<Ended, VcpuError>
 where
     E: From<Stop> + Send + 'static,
 {
     let mut attempt = Attempt::new(machine, options);
-    match attempt.send_all(wish) {
-        Ok(secret) => hand_over(attempt, secret, journal, events, wish),
+    match attempt.send_all(watch) {
+        Ok(secret) => hand_over(attempt, secret, journal, events, watch),
         Err(cause) => {
             let reason = super::chain_of(&cause);
             let machine = attempt.give_up(&reason, events)?.map(Box::new);
@@ -77,7 +78,7 @@ fn hand_over<E>(
     secret: Secret,
     journal: &mut Journal,
     events: &Sender<E>,
-    wish: &mut Wishes<'_>,
+    watch: &mut dyn Watch,
 ) -> Result<Ended, VcpuError>
 where
     E: From<Stop> + Send + 'static,
@@ -90,7 +91,7 @@ where
     loop {
         let input = match inputs.pop_front() {
             Some(input) => input,
-            None => match next_input(&mut attempt, &side, since, wish) {
+            None => match next_input(&mut attempt, &side, since, watch) {
                 Some(input) => input,
                 None => continue,
             },
@@ -160,11 +161,11 @@ fn next_input(
     attempt: &mut Attempt<'_>,
     side: &Source,
     since: Instant,
-    wish: &mut Wishes<'_>,
+    watch: &mut dyn Watch,
 ) -> Option<SourceInput> {
     let (in_doubt, refused) = (side.is_in_doubt(), attempt.refused.take());
     let progress = attempt.account.progress(&attempt.sent);
-    match wish(Look { progress, in_doubt, refused }) {
+    match watch.look(&Sight { progress, in_doubt, refused }) {
         Some(Wish::Cancel(reason)) => return Some(abort(&SourceError::Cancelled(reason))),
         Some(Wish::Resolve(resolution)) => return Some(SourceInput::Resolve(resolution)),
         None => {}

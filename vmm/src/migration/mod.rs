@@ -65,6 +65,7 @@ mod socket_file;
 pub mod source;
 pub mod taking_over;
 mod transport;
+pub mod watch;
 pub mod word;
 
 use crate::machine::chain_of;

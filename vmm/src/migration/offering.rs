@@ -14,8 +14,9 @@ use super::message::{Message, Offer, PlatformBytes, SessionBytes};
 use super::patience::Overdue;
 use super::progress::Phase;
 use super::sender::PageSender;
-use super::source::{Attempt, Guest, Options, SourceError, Wishes};
+use super::source::{Attempt, Guest, Options, SourceError};
 use super::transport::Stream;
+use super::watch::Watch;
 use super::word::Secret;
 use crate::machine::compatibility::{MachineOffer, SevOffer};
 use crate::sev::Policy;
@@ -27,22 +28,22 @@ const LOOK_UP: Duration = Duration::from_millis(50);
 
 impl Attempt<'_> {
     /// Offers the guest; the destination says what it is, and is verified before anything is sent.
-    pub(super) fn offer(&mut self, wish: &mut Wishes<'_>) -> Result<(), SourceError> {
+    pub(super) fn offer(&mut self, watch: &mut dyn Watch) -> Result<(), SourceError> {
         let machine = self.running()?;
         machine.migratable()?;
         let machine = machine.offer();
         let offer = described(&machine, self.options)?;
         let session = offer.session;
-        let stream = self.unless_ended(wish, |_, options, stop| connect(options, stop))?;
+        let stream = self.unless_ended(watch, |_, options, stop| connect(options, stop))?;
         self.link = Some(Link::new(stream, self.options.silence));
-        self.ask(&Message::Offer(offer), wish)?;
-        let (secret, platform) = self.acceptance(machine.ram_bytes, wish)?;
+        self.ask(&Message::Offer(offer), watch)?;
+        let (secret, platform) = self.acceptance(machine.ram_bytes, watch)?;
         self.session = session;
         self.secret = Some(secret);
         self.account.enter(Phase::Attest);
         let encryption = self.attest(machine.sev.as_ref(), platform.as_ref())?;
-        self.ask(&Message::Start { encryption }, wish)?;
-        if self.answer(Due::STARTED, wish)? == Message::Started {
+        self.ask(&Message::Start { encryption }, watch)?;
+        if self.answer(Due::STARTED, watch)? == Message::Started {
             return Ok(());
         }
         Err(LinkError::unexpected("a start").into())
@@ -52,11 +53,11 @@ impl Attempt<'_> {
     fn acceptance(
         &mut self,
         ram_bytes: u64,
-        wish: &mut Wishes<'_>,
+        watch: &mut dyn Watch,
     ) -> Result<(Secret, Option<PlatformBytes>), SourceError> {
         let mut heard = Heard::of_guest(ram_bytes);
         loop {
-            let answer = self.answer(Due::ACCEPT, wish)?;
+            let answer = self.answer(Due::ACCEPT, watch)?;
             if let Message::Accept { secret, platform } = answer {
                 return Ok((secret, platform));
             }
@@ -120,10 +121,10 @@ impl Attempt<'_> {
     }
 
     /// Opens the page connections.
-    pub(super) fn join(&mut self, wish: &mut Wishes<'_>) -> Result<(), SourceError> {
+    pub(super) fn join(&mut self, watch: &mut dyn Watch) -> Result<(), SourceError> {
         let secret = self.secret.ok_or(SourceError::Gone)?;
         for index in 0..self.options.connections {
-            let stream = self.unless_ended(wish, |_, options, stop| connect(options, stop))?;
+            let stream = self.unless_ended(watch, |_, options, stop| connect(options, stop))?;
             let place = (self.session, index);
             self.senders.push(PageSender::join(stream, place, &secret, self.options.silence)?);
         }

@@ -100,6 +100,7 @@ mod tests {
     use crate::migration::lobby::Lobby;
     use crate::migration::message::{Abandoned, Message, NotRunning, Reason, VmId};
     use crate::migration::transport::{Listener, Stream};
+    use crate::migration::watch::Sight;
     use crate::migration::word::Say;
 
     const SILENCE: Duration = Duration::from_secs(5);
@@ -124,7 +125,7 @@ mod tests {
         let mut source = Link::new(Stream::connect(&endpoint, SILENCE, &|| true).unwrap(), SILENCE);
         source.say(first).unwrap();
         let caller = Lobby::new(SILENCE).hear(&listener, SILENCE).unwrap().unwrap();
-        (receive(caller, &listener, &mut host, &mut |_| false), source)
+        (receive(caller, &listener, &mut host, &mut |_: &Sight<'_>| None), source)
     }
 
     const TRANSFER: Transfer = Transfer { vm: VmId([5; 16]), epoch: 4 };

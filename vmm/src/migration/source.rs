@@ -20,13 +20,14 @@ use super::convergence::{Decision, GaveUp, Goal};
 use super::dialling::Dialling;
 use super::endpoint::Endpoint;
 use super::frame::Kind;
-use super::handover::{Refusal, Resolution};
+use super::handover::Refusal;
 use super::link::{Due, Link, LinkError};
 use super::malformed::Malformed;
 use super::message::{Abandoned, Message, Reason, Transfer};
-use super::progress::{Outcome, Phase, Progress, Summary};
+use super::progress::{Outcome, Phase, Summary};
 use super::rounds::{Rounds, RoundsError};
 use super::sender::{PageSender, SenderError, Sent};
+use super::watch::Watch;
 use super::word::{Say, Secret, Word};
 use crate::encryption::NotMigratable;
 use crate::machine::{PausedMachine, RunningMachine, SaveError, Unpaused};
@@ -39,15 +40,6 @@ use crate::vcpu::{Stop, VcpuError};
 
 /// How long a destination that has closed a page connection may take to say why.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-
-/// What the user wants meanwhile.
-#[derive(Debug, Clone)]
-pub enum Wish {
-    /// Give up, if that is still possible.
-    Cancel(Reason),
-    /// End a doubt.
-    Resolve(Resolution),
-}
 
 /// How to send.
 #[derive(Debug)]
@@ -69,20 +61,6 @@ pub struct Options {
     /// Send also a guest whose policy lets the firmware send it to any destination.
     pub allow_unchecked: bool,
 }
-
-/// What the user is shown.
-#[derive(Debug)]
-pub struct Look<'a> {
-    /// What has been done.
-    pub progress: &'a Progress,
-    /// Whether the destination may run the guest already.
-    pub in_doubt: bool,
-    /// Why the last wish is not granted, if it is not.
-    pub refused: Option<Refusal>,
-}
-
-/// What the user wants then.
-pub type Wishes<'a> = dyn FnMut(Look<'_>) -> Option<Wish> + 'a;
 
 /// Where the guest is, at any moment of an attempt.
 #[derive(Debug)]
@@ -161,27 +139,27 @@ impl<'a> Attempt<'a> {
 
     /// Everything up to the handover, for which it has the secret. What fails leaves the guest to
     /// [`Attempt::give_up`].
-    pub(super) fn send_all(&mut self, wish: &mut Wishes<'_>) -> Result<Secret, SourceError> {
+    pub(super) fn send_all(&mut self, watch: &mut dyn Watch) -> Result<Secret, SourceError> {
         self.account.enter(Phase::Offer);
-        self.offer(wish)?;
-        self.join(wish)?;
+        self.offer(watch)?;
+        self.join(watch)?;
         self.account.enter(Phase::Rounds);
-        self.send_rounds(wish)?;
+        self.send_rounds(watch)?;
         self.account.enter(Phase::LastRound);
         self.pause()?;
-        self.send_last_round(wish)?;
+        self.send_last_round(watch)?;
         self.account.enter(Phase::State);
-        self.send_state(wish)?;
+        self.send_state(watch)?;
         self.secret.ok_or(SourceError::Gone)
     }
 
     /// Sends all of RAM, then what changed meanwhile, until the rest fits into the downtime.
-    fn send_rounds(&mut self, wish: &mut Wishes<'_>) -> Result<(), SourceError> {
+    fn send_rounds(&mut self, watch: &mut dyn Watch) -> Result<(), SourceError> {
         let machine = self.running()?;
         let rounds = Rounds::start(machine.ram().clone(), machine.log_changes()?)?;
         self.rounds = Some(rounds);
         loop {
-            let elapsed = self.send_round(wish)?;
+            let elapsed = self.send_round(watch)?;
             let machine = self.running()?;
             machine.migratable()?;
             let rounds = self.rounds.as_mut().ok_or(SourceError::Gone)?;
@@ -208,14 +186,14 @@ impl<'a> Attempt<'a> {
     }
 
     /// One round on all connections, and the destination's word that it arrived whole.
-    fn send_round(&mut self, wish: &mut Wishes<'_>) -> Result<Duration, SourceError> {
-        self.on_link(wish, |link, stop| link.nothing_said(stop))?;
+    fn send_round(&mut self, watch: &mut dyn Watch) -> Result<Duration, SourceError> {
+        self.on_link(watch, |link, stop| link.nothing_said(stop))?;
         let rounds = self.rounds.as_mut().ok_or(SourceError::Gone)?;
         self.account.begin_round(rounds.left());
         let (mut ended, account, counters) = (None, &mut self.account, &self.sent);
         let guest = &self.guest;
         let mut look_up = || {
-            ended = ended.take().or_else(|| reason_to_end(guest, account, counters, wish));
+            ended = ended.take().or_else(|| reason_to_end(guest, account, counters, watch));
             ended.is_some()
         };
         let sent = rounds.send(&mut self.senders, self.sending.as_ref(), counters, &mut look_up);
@@ -224,8 +202,8 @@ impl<'a> Attempt<'a> {
         }
         let elapsed = sent.map_err(|cause| self.explain(cause))?;
         let number = self.rounds.as_ref().map_or(0, Rounds::number);
-        self.until_taken(wish)?;
-        if self.answer(Due::ROUND_OK, wish)? == (Message::RoundOk { round: number }) {
+        self.until_taken(watch)?;
+        if self.answer(Due::ROUND_OK, watch)? == (Message::RoundOk { round: number }) {
             return Ok(elapsed);
         }
         Err(LinkError::unexpected("the end of this round").into())
@@ -261,7 +239,7 @@ impl<'a> Attempt<'a> {
     }
 
     /// The changes since the round before: exact, because nothing runs.
-    fn send_last_round(&mut self, wish: &mut Wishes<'_>) -> Result<(), SourceError> {
+    fn send_last_round(&mut self, watch: &mut dyn Watch) -> Result<(), SourceError> {
         // It may have withdrawn after the last round; from now on it cannot.
         self.guest.migratable()?;
         let rounds = self.rounds.as_mut().ok_or(SourceError::Gone)?;
@@ -270,14 +248,14 @@ impl<'a> Attempt<'a> {
         if let Some(sending) = self.sending.as_ref().filter(|_| self.guest.wants_write_back()) {
             sending.write_back_caches().map_err(SourceError::Send)?;
         }
-        self.send_round(wish)?;
+        self.send_round(watch)?;
         // The destination's threads wait for the next round, or for this; the guest stands still.
         self.senders.clear();
         Ok(())
     }
 
     /// The region list, and what the machine is beside its memory.
-    fn send_state(&mut self, wish: &mut Wishes<'_>) -> Result<(), SourceError> {
+    fn send_state(&mut self, watch: &mut dyn Watch) -> Result<(), SourceError> {
         let Guest::Paused(machine) = &self.guest else { return Err(SourceError::Gone) };
         let state = machine.save()?.to_bytes()?;
         let status = machine.page_status().map(|status| status.to_bytes());
@@ -285,11 +263,11 @@ impl<'a> Attempt<'a> {
         let closing = |kind, bytes| Closing::new(kind, session, round, bytes);
         let list = status.map(|list| Message::StatusList(closing(Kind::StatusList, list)));
         let state = Message::State(closing(Kind::State, state));
-        self.on_link(wish, |link, stop| {
+        self.on_link(watch, |link, stop| {
             link.nothing_said(stop)?;
             list.iter().chain([&state]).try_for_each(|message| link.send(message, stop))
         })?;
-        self.until_taken(wish)
+        self.until_taken(watch)
     }
 
     /// The one way out before the handover: the guest runs on here, and the firmware and the

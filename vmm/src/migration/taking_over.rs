@@ -10,15 +10,14 @@ use log::{debug, info, warn};
 
 use super::caller::{Caller, Line};
 use super::destination::Prepared;
-use super::handover::{
-    Destination, DestinationInput, DestinationOutput, DestinationState, Refusal, Resolution,
-};
+use super::handover::{Destination, DestinationInput, DestinationOutput, DestinationState};
 use super::journal::{Journal, JournalError};
 use super::link::{Due, Link};
 use super::lobby::Lobby;
 use super::message::{Message, VmId};
 use super::recall::{UNPROVEN, forget};
 use super::transport::Listener;
+use super::watch::{Sight, Watch, Wish};
 use super::word::{Say, Word};
 use crate::machine::RunningMachine;
 use crate::vcpu::{Stop, VcpuError};
@@ -31,9 +30,6 @@ const LAST_WORD_MAX: Duration = Duration::from_secs(60);
 
 /// How long nobody has to come who asks for a guest that runs here.
 const IDLE: Duration = Duration::from_secs(3600);
-
-/// Asked now and then whether a person has decided; is told why that was refused, if it was.
-pub type Decisions<'a> = dyn FnMut(Option<Refusal>) -> Option<Resolution> + 'a;
 
 /// How a handover ended here.
 #[derive(Debug)]
@@ -53,7 +49,8 @@ pub struct Answering {
 
 /// Waits until the guest is this host's, and runs it, or it is not to be.
 ///
-/// The source may lose its connection and come back by `listener`.
+/// The source may lose its connection and come back by `listener`. A person may decide by `watch`;
+/// nothing can be cancelled any more.
 ///
 /// # Errors
 /// [`VcpuError`] if the guest cannot be started.
@@ -61,12 +58,12 @@ pub fn take_over<E>(
     prepared: Prepared,
     listener: &Listener,
     events: &Sender<E>,
-    decided: &mut Decisions<'_>,
+    watch: &mut dyn Watch,
 ) -> Result<Taken, VcpuError>
 where
     E: From<Stop> + Send + 'static,
 {
-    let Prepared { machine, link, mut journal, transfer, secret, .. } = prepared;
+    let Prepared { machine, link, mut journal, transfer, secret, reception } = prepared;
     let (mut paused, mut running, mut refused) = (Some(machine), None, None);
     let lobby = Lobby::new(link.silence());
     let mut source = Source { link: Some(link), lobby, anew: None };
@@ -97,9 +94,14 @@ where
             }
             _ => {}
         }
-        let input = inputs.pop_front().or_else(|| match decided(refused.take()) {
-            Some(resolution) => Some(DestinationInput::Resolve(resolution)),
-            None => source.next_input(listener, &side, LOOK_UP),
+        let input = inputs.pop_front().or_else(|| {
+            let sight =
+                Sight { progress: reception.now(), in_doubt: true, refused: refused.take() };
+            match watch.look(&sight) {
+                Some(Wish::Resolve(resolution)) => Some(DestinationInput::Resolve(resolution)),
+                // The source may commit the guest at any moment: only a decision ends the doubt.
+                Some(Wish::Cancel(_)) | None => source.next_input(listener, &side, LOOK_UP),
+            }
         });
         if let Some(input) = input {
             let (next, more) = side.on(input);

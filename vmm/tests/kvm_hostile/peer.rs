@@ -19,7 +19,8 @@ use sevferry::migration::destination::{Host, Received, receive};
 use sevferry::migration::frame::{FRAME_HEADER_LEN, FrameHeader};
 use sevferry::migration::journal::{Journal, Side};
 use sevferry::migration::message::Message;
-use sevferry::migration::progress::Progress;
+use sevferry::migration::message::Reason;
+use sevferry::migration::watch::{Sight, Wish};
 use sevferry::migration::word::Secret;
 use sevferry::migration::{Endpoint, Listener, Lobby};
 
@@ -106,11 +107,13 @@ impl Bench {
                 journal: &mut journal,
                 silence: self.silence,
             };
-            let mut look_up = |progress: &Progress| {
-                began.elapsed() > self.stop_after || progress.round >= self.stop_at_round
+            let mut watch = |sight: &Sight<'_>| {
+                let is_over =
+                    began.elapsed() > self.stop_after || sight.progress.round >= self.stop_at_round;
+                is_over.then(|| Wish::Cancel(Reason::new("the test has seen enough")))
             };
             let result = match first.expect("the source connects first") {
-                Ok(caller) => receive(caller, &self.listener, &mut host, &mut look_up),
+                Ok(caller) => receive(caller, &self.listener, &mut host, &mut watch),
                 Err(cause) => Err(cause.into()),
             };
             done.send(result.is_err()).unwrap();

@@ -19,7 +19,8 @@ use sevferry::migration::handover::Resolution;
 use sevferry::migration::journal::{Journal, Side};
 use sevferry::migration::message::{PlatformBytes, Reason, Transfer, VmId};
 use sevferry::migration::progress::{Outcome, Summary};
-use sevferry::migration::source::{Look, Options, Wish};
+use sevferry::migration::source::Options;
+use sevferry::migration::watch::{Sight, Wish};
 use sevferry::page::{Frame, PageRange};
 use sevferry::sev::software::{Identity, SoftwareHost, vendor_chain};
 use sevferry::sev::target::PlatformCertificates;
@@ -125,11 +126,11 @@ impl Bench {
             allow_unchecked: false,
             throttle: true,
         };
-        let mut wish = |look: Look<'_>| match user {
-            User::CancelsIn(round) if look.progress.round >= round => {
+        let mut watch = |sight: &Sight<'_>| match user {
+            User::CancelsIn(round) if sight.progress.round >= round => {
                 Some(Wish::Cancel(Reason::new("tired")))
             }
-            User::Decides(resolution) if look.in_doubt => Some(Wish::Resolve(resolution)),
+            User::Decides(resolution) if sight.in_doubt => Some(Wish::Resolve(resolution)),
             User::Patient | User::CancelsIn(_) | User::Decides(_) => None,
         };
         let machine = self.machine.take().expect("the guest is here");
@@ -137,7 +138,7 @@ impl Bench {
         let (listener, events) = (&self.listener, &self.events);
         let (end, played) = thread::scope(|scope| {
             let destination = scope.spawn(|| Destination::new(listener, over).play(&steps));
-            let end = send(machine, &options, &mut journal, events, &mut wish);
+            let end = send(machine, &options, &mut journal, events, &mut watch);
             // It may have ended by itself.
             ended.send(()).unwrap_or_default();
             (end.expect("no guest is lost"), destination.join().unwrap())

@@ -78,7 +78,7 @@ fn build(config: &Config, process: &GuestProcess) -> Result<Option<Machine>, Run
             let mib = |pages: u64| pages >> 8;
             eprintln!("sevferry: {} of {} MiB of the guest's memory pinned", mib(pages), mib(of));
         }
-        process.inbox.interruption(&process.board).is_some()
+        process.inbox.wish().is_some()
     };
     match Machine::build_watched(config, process.output.clone(), &mut watch) {
         Err(MachineError::Encrypted(EncryptedError::Stopped(_))) => Ok(None),

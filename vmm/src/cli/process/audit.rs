@@ -1,82 +1,54 @@
-//! What the owner does for `sevferry audit`, and before a guest is sent: its reports are held against
-//! its page tables, if its policy allows that.
+//! What a guest's process does for `sevferry audit`, and before the guest is sent: what the guest has
+//! reported is held against its page tables, if its policy allows that.
 
 use log::warn;
 use thiserror::Error;
 
-use super::guest_process::{GuestProcess, ProcessError};
-use super::outgoing::Sent;
+use super::guest_process::ProcessError;
 use crate::control::Answer;
 use crate::control::api::{AuditReply, Response};
-use crate::machine::{Audit, AuditError, Audited, RunningMachine, chain_of};
-
-/// What is said to whoever asks about a guest that has just ended.
-pub(crate) const HAS_ENDED: &str = "the guest has ended";
+use crate::machine::{Audit, RunningMachine, Unaudited, chain_of};
+use crate::vcpu::VcpuError;
 
 /// Answers `sevferry audit`.
 ///
 /// # Errors
 /// [`ProcessError::Vcpu`] if the guest could not go on.
 pub(crate) fn audit_guest(
-    machine: RunningMachine,
+    machine: &mut RunningMachine,
     answer: &Answer,
-    process: &GuestProcess,
-) -> Result<Sent, ProcessError> {
-    let Some((machine, audit)) = audit(machine, answer, process)? else {
-        answer.refuse(HAS_ENDED);
-        return Ok(Sent::Ended);
-    };
-    match audit {
+) -> Result<(), ProcessError> {
+    match machine.audit() {
         Ok(audit) => answer.give(Response::Audited(reply_of(&audit))),
+        Err(Unaudited::Lost(cause)) => return Err(lost(cause, answer)),
         Err(why) => answer.refuse(chain_of(&why)),
     }
-    Ok(Sent::Stayed(Box::new(machine)))
+    Ok(())
 }
 
-/// Refuses to send a guest whose page tables contradict its reports: what is sent by them would
-/// arrive as noise. `Err` is where the guest is then; the asker is not told if it has ended.
+/// What the guest's page tables have against its reports, if its policy lets them be read.
 ///
 /// # Errors
-/// [`ProcessError::Vcpu`] if the guest could not go on.
-pub(crate) fn audit_before_sending(
-    machine: RunningMachine,
-    answer: &Answer,
-    process: &GuestProcess,
-) -> Result<Result<RunningMachine, Sent>, ProcessError> {
-    let Some((machine, found)) = contradiction(machine, answer, process)? else {
-        return Ok(Err(Sent::Ended));
-    };
-    match found {
-        Some(found) => {
-            answer.refuse(found.to_string());
-            Ok(Err(Sent::Stayed(Box::new(machine))))
-        }
-        None => Ok(Ok(machine)),
-    }
-}
-
-/// What the guest's page tables have against its reports, if its policy lets them be read; `None` if
-/// the guest has ended meanwhile, which the asker is not told.
-///
-/// # Errors
-/// [`ProcessError::Vcpu`] if the guest could not go on.
-pub(crate) fn contradiction(
-    machine: RunningMachine,
-    answer: &Answer,
-    process: &GuestProcess,
-) -> Result<Option<(RunningMachine, Option<Contradiction>)>, ProcessError> {
+/// [`Gone`] if the guest does not run any more.
+pub(crate) fn contradiction(machine: &mut RunningMachine) -> Result<Option<Contradiction>, Gone> {
     if !machine.can_be_audited() {
-        return Ok(Some((machine, None)));
+        return Ok(None);
     }
-    let Some((machine, audit)) = audit(machine, answer, process)? else { return Ok(None) };
-    let found = match &audit {
-        Ok(audit) => reply_of(audit).contradiction.map(Contradiction),
+    match machine.audit() {
+        Ok(audit) => Ok(reply_of(&audit).contradiction.map(Contradiction)),
+        Err(Unaudited::Stopped) => Err(Gone::Ended),
+        Err(Unaudited::Lost(cause)) => Err(Gone::Lost(cause)),
         Err(why) => {
-            warn!("the guest's reports are unchecked: {}", chain_of(why));
-            None
+            warn!("the guest's reports are unchecked: {}", chain_of(&why));
+            Ok(None)
         }
-    };
-    Ok(Some((machine, found)))
+    }
+}
+
+/// The asker and the process are told that the guest is lost.
+pub(crate) fn lost(cause: VcpuError, answer: &Answer) -> ProcessError {
+    answer.give(Response::Error { message: chain_of(&cause) });
+    ProcessError::Vcpu(cause)
 }
 
 /// The guest would arrive damaged.
@@ -84,24 +56,13 @@ pub(crate) fn contradiction(
 #[error("the guest's page tables contradict its reports: {0}")]
 pub(crate) struct Contradiction(String);
 
-/// `None` if the guest has ended, which the owner's inbox knows.
-fn audit(
-    machine: RunningMachine,
-    answer: &Answer,
-    process: &GuestProcess,
-) -> Result<Option<Audited>, ProcessError> {
-    match machine.audit(&process.events) {
-        Ok(audited) => Ok(Some(audited)),
-        Err(AuditError::Stopped) => {
-            // The event that says how it ended is kept for the owner.
-            let _known = process.inbox.interruption(&process.board);
-            Ok(None)
-        }
-        Err(AuditError::Vcpu(cause)) => {
-            answer.give(Response::Error { message: chain_of(&cause) });
-            Err(ProcessError::Vcpu(cause))
-        }
-    }
+/// A guest does not run any more.
+#[derive(Debug)]
+pub(crate) enum Gone {
+    /// It has ended of its own; the inbox tells how.
+    Ended,
+    /// It could not go on.
+    Lost(VcpuError),
 }
 
 fn reply_of(audit: &Audit) -> AuditReply {

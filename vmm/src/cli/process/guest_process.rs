@@ -76,7 +76,7 @@ impl GuestProcess {
             eprintln!("sevferry: Ctrl-A x ends the guest, Ctrl-A h helps");
         }
         finish_handovers(options.journal.as_deref());
-        let inbox = Inbox::new(happened);
+        let inbox = Inbox::new(happened, Arc::clone(&board));
         let vm = VmId::random().map_err(ProcessError::Identity)?;
         Ok(Self {
             inbox,

@@ -9,6 +9,7 @@ use crate::cli::arguments::{Pause, ReportFormat};
 use crate::cli::show::{print_report, report_json};
 use crate::control::Event;
 use crate::control::api::{InjectRequest, Request, Response};
+use crate::control::policy::NOT_NOW;
 use crate::machine::{Machine, MachineError, Report, RunningMachine, chain_of};
 use crate::page::Gpa;
 
@@ -46,10 +47,6 @@ pub(crate) fn hold(
                 let format = process.options.report.unwrap_or(ReportFormat::Text);
                 print_report(&machine.report(), format);
             }
-            Event::Request(Request::Quit, answer) => {
-                answer.give(Response::Accepted);
-                return Ok(Held::Ended(Box::new(machine.report())));
-            }
             Event::Request(Request::Continue, answer) => match machine.run(&process.events) {
                 Ok(running) => {
                     answer.give(Response::Accepted);
@@ -60,30 +57,17 @@ pub(crate) fn hold(
                     return Err(cause.into());
                 }
             },
-            Event::Request(request, answer) => {
-                answer.give(response_to(&request, &mut machine, process));
+            Event::Request(Request::InjectSecret(request), answer) => {
+                match inject(&request, &machine) {
+                    Ok(()) => answer.give(Response::Accepted),
+                    Err(reason) => answer.refuse(reason),
+                }
             }
+            Event::Request(Request::Report, answer) => {
+                answer.give(Response::Report(report_json(&machine.report())));
+            }
+            Event::Request(_, answer) => answer.refuse(NOT_NOW),
         }
-    }
-}
-
-/// The one response to a request that leaves the guest waiting.
-fn response_to(request: &Request, machine: &mut Machine, process: &GuestProcess) -> Response {
-    let refused = |reason: &str| Response::Refused { reason: reason.to_owned() };
-    match request {
-        Request::Status => process.board.status(),
-        Request::Cancel => process.board.cancel(),
-        Request::Report => Response::Report(report_json(&machine.report())),
-        Request::InjectSecret(request) => match inject(request, machine) {
-            Ok(()) => Response::Accepted,
-            Err(reason) => Response::Refused { reason },
-        },
-        Request::Resolve(_) => refused("no handover is in doubt: the guest does not run yet"),
-        Request::Audit
-        | Request::Migrate(_)
-        | Request::Check(_)
-        | Request::Continue
-        | Request::Quit => refused("the guest does not run yet; sevferry continue lets it run"),
     }
 }
 

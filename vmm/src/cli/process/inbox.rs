@@ -1,24 +1,27 @@
-//! What has happened and was not dealt with yet, also while a migration keeps the owner busy.
+//! What has happened and was not dealt with yet, also while a migration keeps the process busy.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use log::warn;
 
 use crate::control::api::{Request, Resolution, Response, State};
+use crate::control::policy::{Decision, NOT_NOW, decide};
 use crate::control::{Answer, Event, StatusBoard};
 use crate::machine::chain_of;
+use crate::migration::message::Reason;
+use crate::migration::watch::Wish;
 use crate::vcpu::Stop;
 
-/// What is said to those who want anything else in a doubt.
-const DOUBT: &str = "the other host may run the guest; `sevferry resolve` decides that first";
-
-/// The owner's queue.
+/// The process's queue. A request leaves it only if it can be done now; the others are answered here.
 #[derive(Debug)]
 pub(crate) struct Inbox {
     happened: Receiver<Event>,
+    /// Says what the process is at.
+    board: Arc<StatusBoard>,
     deferred: RefCell<Deferred>,
 }
 
@@ -30,19 +33,6 @@ struct Deferred {
     report: bool,
     /// A decision that is being carried out, and who waits for that.
     decision: Option<(Resolution, Answer)>,
-}
-
-/// What a migration that is under way must heed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Interruption {
-    /// The guest powered off, was reset, or failed: it is not moved. [`Inbox::next`] tells how.
-    GuestStopped,
-    /// The user wants to end the process; [`Inbox::next`] says so too.
-    Quit,
-    /// The user wants the guest to stay.
-    Cancelled,
-    /// The user decides a handover that is in doubt; told once.
-    Resolved(Resolution),
 }
 
 /// How a guest has ended of its own.
@@ -67,29 +57,52 @@ impl From<&Stop> for Ended {
 
 impl Inbox {
     /// What comes through `happened`, in order.
-    pub(crate) fn new(happened: Receiver<Event>) -> Self {
-        Self { happened, deferred: RefCell::default() }
+    pub(crate) fn new(happened: Receiver<Event>, board: Arc<StatusBoard>) -> Self {
+        Self { happened, board, deferred: RefCell::default() }
     }
 
-    /// Waits for what is to be dealt with next.
+    /// Waits for what is to be done next.
     pub(crate) fn next(&self) -> Event {
-        let deferred = self.deferred.borrow_mut().take();
-        deferred.unwrap_or_else(|| self.happened.recv().unwrap_or(Event::Quit))
+        loop {
+            let deferred = self.deferred.borrow_mut().take();
+            let event = deferred.unwrap_or_else(|| self.happened.recv().unwrap_or(Event::Quit));
+            if let Some(event) = self.take_up(event, false) {
+                return event;
+            }
+        }
     }
 
-    /// Waits for what is to be dealt with next, until `deadline` if there is one; `None` if nothing
-    /// has come by then.
+    /// Waits for what is to be done next, until `deadline` if there is one; `None` if nothing has come
+    /// by then.
     pub(crate) fn next_by(&self, deadline: Option<Instant>) -> Option<Event> {
         let Some(deadline) = deadline else { return Some(self.next()) };
-        let deferred = self.deferred.borrow_mut().take();
-        deferred.or_else(|| {
+        loop {
+            let deferred = self.deferred.borrow_mut().take();
             let left = deadline.saturating_duration_since(Instant::now());
-            match self.happened.recv_timeout(left) {
-                Ok(event) => Some(event),
-                Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => Some(Event::Quit),
+            let event = match deferred.map_or_else(|| self.happened.recv_timeout(left), Ok) {
+                Ok(event) => event,
+                Err(RecvTimeoutError::Timeout) => return None,
+                Err(RecvTimeoutError::Disconnected) => Event::Quit,
+            };
+            if let Some(event) = self.take_up(event, false) {
+                return Some(event);
             }
-        })
+        }
+    }
+
+    /// What there is to do for `event` now; `None` if it has been answered.
+    fn take_up(&self, event: Event, is_busy: bool) -> Option<Event> {
+        let Event::Request(request, answer) = event else { return Some(event) };
+        match decide(self.board.state(), is_busy, &request) {
+            Decision::FromBoard => answer.give(self.board.answer(&request, Duration::ZERO)),
+            Decision::Refuse(why) => answer.refuse(why),
+            Decision::Do if request == Request::Quit => {
+                answer.give(Response::Accepted);
+                return Some(Event::Quit);
+            }
+            Decision::Do => return Some(Event::Request(request, answer)),
+        }
+        None
     }
 
     /// How the guest ended, if it did.
@@ -98,10 +111,10 @@ impl Inbox {
     }
 
     /// How the guest of a migration that is over has ended meanwhile, if it has; [`Inbox::next`] tells
-    /// the owner.
-    pub(crate) fn why_it_ended(&self, board: &StatusBoard) -> Option<Ended> {
-        // What has not been looked at yet may be the guest's end.
-        let _heeded_by_the_owner = self.interruption(board);
+    /// it again.
+    pub(crate) fn why_it_ended(&self) -> Option<Ended> {
+        // What has not been looked at yet may be the guest's end. A wish stays in the queue.
+        let _for_later = self.wish();
         self.deferred.borrow().stops.front().map(Ended::from)
     }
 
@@ -124,41 +137,45 @@ impl Inbox {
         }
     }
 
-    /// What the migration must heed now, without waiting. In doubt that is a decision and nothing
-    /// else: a process that ended then might take the only copy of the guest with it.
+    /// What is wished of the migration that is under way, or of whatever else keeps the process busy,
+    /// without waiting. In doubt that is a decision and nothing else: a process that ended then might
+    /// take the only copy of the guest with it.
     ///
-    /// Requests that need an idle owner are refused here, so that nobody waits for hours.
-    pub(crate) fn interruption(&self, board: &StatusBoard) -> Option<Interruption> {
+    /// Requests that need an idle process are refused here, so that no client waits for hours.
+    pub(crate) fn wish(&self) -> Option<Wish> {
         let mut deferred = self.deferred.borrow_mut();
-        let in_doubt = board.state() == State::InDoubt;
         while let Ok(event) = self.happened.try_recv() {
-            match event {
-                Event::Stopped(stop) => deferred.stops.push_back(stop),
-                Event::Quit if in_doubt => warn!("{DOUBT}"),
-                Event::Quit => deferred.quit = true,
-                Event::Report => deferred.report = true,
-                Event::Request(Request::Quit, answer) if !in_doubt => {
-                    answer.give(Response::Accepted);
-                    deferred.quit = true;
+            match self.take_up(event, true) {
+                None => {}
+                Some(Event::Stopped(stop)) => deferred.stops.push_back(stop),
+                Some(Event::Quit) => {
+                    match decide(self.board.state(), true, &Request::Quit).refusal() {
+                        Some(why) => warn!("{why}"),
+                        None => deferred.quit = true,
+                    }
                 }
-                Event::Request(Request::Resolve(resolution), answer) if in_doubt => {
+                Some(Event::Report) => deferred.report = true,
+                Some(Event::Request(Request::Resolve(resolution), answer)) => {
                     if let Some((_, earlier)) = deferred.decision.replace((resolution, answer)) {
                         earlier.refuse("somebody else has decided meanwhile");
                     }
-                    return Some(Interruption::Resolved(resolution));
+                    return Some(Wish::Resolve(resolution));
                 }
-                Event::Request(request, answer) => respond_while_busy(&request, &answer, board),
+                Some(Event::Request(_, answer)) => answer.refuse(NOT_NOW),
             }
         }
-        if in_doubt {
-            None
+        let why = if self.board.state() == State::InDoubt {
+            return None;
         } else if !deferred.stops.is_empty() {
-            Some(Interruption::GuestStopped)
+            "the guest stopped"
         } else if deferred.quit {
-            Some(Interruption::Quit)
+            "sevferry is to end"
+        } else if self.board.is_cancelled() {
+            "the user cancelled it"
         } else {
-            board.is_cancelled().then_some(Interruption::Cancelled)
-        }
+            return None;
+        };
+        Some(Wish::Cancel(Reason::new(why)))
     }
 }
 
@@ -178,42 +195,28 @@ impl Deferred {
     }
 }
 
-fn respond_while_busy(request: &Request, answer: &Answer, board: &StatusBoard) {
-    match request {
-        Request::Status => answer.give(board.status()),
-        Request::Cancel => answer.give(board.cancel()),
-        Request::Resolve(_) => answer.refuse("no handover is in doubt"),
-        Request::Report
-        | Request::Audit
-        | Request::InjectSecret(_)
-        | Request::Continue
-        | Request::Migrate(_)
-        | Request::Check(_)
-        | Request::Quit => {
-            answer.refuse(match board.state() {
-                State::Waiting => "there is no guest yet",
-                State::Receiving => "the guest is still arriving; `sevferry status` shows how far",
-                State::InDoubt => DOUBT,
-                State::Running => "another host is being asked about the guest; try again",
-                State::Starting | State::Paused | State::Migrating | State::Moved => {
-                    "a migration is under way; `sevferry status` shows how far"
-                }
-            });
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc::{Sender, channel};
-    use std::time::Duration;
 
     use super::*;
 
-    fn migrating(state: State) -> (Sender<Event>, Inbox, StatusBoard) {
+    fn migrating(state: State) -> (Sender<Event>, Inbox, Arc<StatusBoard>) {
         let (events, happened) = channel();
-        let board = StatusBoard::new(state);
-        (events, Inbox::new(happened), board)
+        let board = Arc::new(StatusBoard::new(state));
+        (events, Inbox::new(happened, Arc::clone(&board)), board)
+    }
+
+    /// What is wished, in words.
+    fn wished(inbox: &Inbox) -> Option<String> {
+        inbox.wish().map(|wish| match wish {
+            Wish::Cancel(reason) => reason.to_string(),
+            Wish::Resolve(resolution) => format!("{resolution:?}"),
+        })
+    }
+
+    fn cancel(why: &str) -> Option<String> {
+        Some(why.to_owned())
     }
 
     fn ask(events: &Sender<Event>, request: Request) -> impl Fn() -> Response {
@@ -222,26 +225,26 @@ mod tests {
         move || answers.try_recv().unwrap()
     }
 
-    /// A guest that stops during its migration is told to the migration again and again, and to
-    /// the owner afterwards, before anything else.
+    /// A guest that stops during its migration is told to the migration again and again, and
+    /// once more afterwards, before anything else.
     #[test]
-    fn a_stop_is_kept_for_the_owner() {
-        let (events, inbox, board) = migrating(State::Migrating);
-        assert_eq!(inbox.interruption(&board), None);
+    fn a_stop_is_kept_for_later() {
+        let (events, inbox, _board) = migrating(State::Migrating);
+        assert_eq!(wished(&inbox), None);
         for event in [Event::Report, Event::Report, Event::Quit, Event::Stopped(Stop::Reset)] {
             events.send(event).unwrap();
         }
         for _ in 0..2 {
-            assert_eq!(inbox.interruption(&board), Some(Interruption::GuestStopped));
+            assert_eq!(wished(&inbox), cancel("the guest stopped"));
         }
         assert!(matches!(inbox.next(), Event::Stopped(Stop::Reset)));
-        assert_eq!(inbox.interruption(&board), Some(Interruption::Quit));
+        assert_eq!(wished(&inbox), cancel("sevferry is to end"));
         assert!(matches!(inbox.next(), Event::Quit));
         assert!(matches!(inbox.next(), Event::Report));
-        assert_eq!(inbox.interruption(&board), None);
+        assert_eq!(wished(&inbox), None);
     }
 
-    /// How a guest ended during its migration is known before the owner takes it, also when nobody has
+    /// How a guest ended during its migration is known before the event is taken, also when nobody has
     /// looked since.
     #[test]
     fn the_end_of_a_guest_is_known_when_its_migration_is_over() {
@@ -251,11 +254,11 @@ mod tests {
             (Stop::TripleFault, gone("it crashed (triple fault)")),
             (Stop::Reset, Some(Ended::Reset)),
         ] {
-            let (events, inbox, board) = migrating(State::Migrating);
-            assert_eq!(inbox.why_it_ended(&board), None);
+            let (events, inbox, _board) = migrating(State::Migrating);
+            assert_eq!(inbox.why_it_ended(), None);
             events.send(Event::Quit).unwrap();
             events.send(Event::Stopped(stop)).unwrap();
-            assert_eq!(inbox.why_it_ended(&board), known);
+            assert_eq!(inbox.why_it_ended(), known);
             assert!(matches!(inbox.next(), Event::Stopped(_)));
             assert!(matches!(inbox.next(), Event::Quit));
         }
@@ -280,21 +283,21 @@ mod tests {
     fn a_migration_hears_that_it_is_cancelled() {
         let (_events, inbox, board) = migrating(State::Migrating);
         assert_eq!(board.cancel(), Response::Accepted);
-        assert_eq!(inbox.interruption(&board), Some(Interruption::Cancelled));
+        assert_eq!(wished(&inbox), cancel("the user cancelled it"));
     }
 
-    /// What needs an idle owner is refused at once; quitting is accepted and heeded.
+    /// What needs an idle process is refused at once; quitting is accepted and heeded.
     #[test]
-    fn a_busy_owner_refuses() {
-        let (events, inbox, board) = migrating(State::Migrating);
+    fn a_busy_process_refuses() {
+        let (events, inbox, _board) = migrating(State::Migrating);
         let report = ask(&events, Request::Report);
         let resolve = ask(&events, Request::Resolve(Resolution::Keep));
-        assert_eq!(inbox.interruption(&board), None);
+        assert_eq!(wished(&inbox), None);
         for response in [report(), resolve()] {
             assert!(matches!(response, Response::Refused { .. }), "{response:?}");
         }
         let quit = ask(&events, Request::Quit);
-        assert_eq!(inbox.interruption(&board), Some(Interruption::Quit));
+        assert_eq!(wished(&inbox), cancel("sevferry is to end"));
         assert_eq!(quit(), Response::Accepted);
     }
 
@@ -303,19 +306,19 @@ mod tests {
     fn a_decision_is_answered_when_it_is_carried_out() {
         let refused = |response| matches!(response, Response::Refused { .. });
         for (as_if, accepted) in [(Resolution::Discard, true), (Resolution::Keep, false)] {
-            let (events, inbox, board) = migrating(State::InDoubt);
+            let (events, inbox, _board) = migrating(State::InDoubt);
             let resolve = ask(&events, Request::Resolve(Resolution::Discard));
-            let resolved = Some(Interruption::Resolved(Resolution::Discard));
-            assert_eq!(inbox.interruption(&board), resolved);
-            assert_eq!(inbox.interruption(&board), None);
+            let resolved = Some("Discard".to_owned());
+            assert_eq!(wished(&inbox), resolved);
+            assert_eq!(wished(&inbox), None);
             inbox.settle_decision(as_if);
             assert_eq!(refused(resolve()), !accepted);
         }
-        let (events, inbox, board) = migrating(State::InDoubt);
+        let (events, inbox, _board) = migrating(State::InDoubt);
         let first = ask(&events, Request::Resolve(Resolution::Keep));
-        assert!(inbox.interruption(&board).is_some());
+        assert!(wished(&inbox).is_some());
         let second = ask(&events, Request::Resolve(Resolution::Discard));
-        assert!(inbox.interruption(&board).is_some());
+        assert!(wished(&inbox).is_some());
         inbox.refuse_decision("the journal is full");
         assert!(refused(first()) && refused(second()));
     }
@@ -328,11 +331,11 @@ mod tests {
         board.show(State::InDoubt);
         events.send(Event::Quit).unwrap();
         let quit = ask(&events, Request::Quit);
-        assert_eq!(inbox.interruption(&board), None);
+        assert_eq!(wished(&inbox), None);
         assert!(matches!(quit(), Response::Refused { .. }));
         let resolve = ask(&events, Request::Resolve(Resolution::Keep));
-        let resolved = Some(Interruption::Resolved(Resolution::Keep));
-        assert_eq!(inbox.interruption(&board), resolved);
+        let resolved = Some("Keep".to_owned());
+        assert_eq!(wished(&inbox), resolved);
         inbox.settle_decision(Resolution::Keep);
         assert_eq!(resolve(), Response::Accepted);
     }

@@ -1,22 +1,19 @@
-//! A guest on its way in: what the owner does while nothing runs yet.
+//! A guest on its way in: what a process does that waits for one.
 
 use std::io::Error as IoError;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use log::info;
 
 use super::guest_process::GuestProcess;
-use super::inbox::Interruption;
 use super::journals::open_journal;
+use super::watcher::Watcher;
 use crate::cli::arguments::ReceiveOptions;
-use crate::control::api::{Outcome, Progress, Resolution, State};
+use crate::control::api::{Outcome, Resolution, State};
 use crate::machine::{RunningMachine, chain_of};
 use crate::migration::destination::{Host, Prepared, Received, receive};
-use crate::migration::handover::Refusal;
 use crate::migration::journal::Side;
 use crate::migration::message::VmId;
-use crate::migration::progress::Phase;
 use crate::migration::taking_over::{Answering, Taken, take_over};
 use crate::migration::{Caller, Line, Listener, Lobby};
 use crate::vcpu::VcpuError;
@@ -36,7 +33,7 @@ pub(crate) fn receive_guest(
 ) -> Result<Option<(RunningMachine, Answering)>, VcpuError> {
     let (mut calls_again, mut lobby) = (None, Lobby::new(options.silence));
     loop {
-        if process.inbox.interruption(&process.board).is_some() {
+        if process.inbox.wish().is_some() {
             return Ok(None);
         }
         let caller = match calls_again.take() {
@@ -46,7 +43,8 @@ pub(crate) fn receive_guest(
                 None => continue,
             },
         };
-        let prepared = match prepare(caller, listener, options, process) {
+        let mut watcher = Watcher::new(process, State::Receiving);
+        let prepared = match prepare(caller, listener, options, &mut watcher, process) {
             Some(Came::Guest(prepared)) => prepared,
             Some(Came::Line(line)) => {
                 lobby.let_back_in(line);
@@ -55,28 +53,20 @@ pub(crate) fn receive_guest(
             None => continue,
         };
         let (transfer, reception) = (prepared.transfer, prepared.reception.clone());
-        show(process, State::Receiving, reception.now());
+        watcher.show(reception.now());
         // From here on quitting is refused: what was asked before that must be heard before it.
-        if process.inbox.interruption(&process.board).is_some() {
+        if process.inbox.wish().is_some() {
             prepared.refuse("receiving was stopped");
             return Ok(None);
         }
         process.board.show(State::InDoubt);
-        let mut decided = |refused: Option<Refusal>| {
-            if let Some(refusal) = refused {
-                process.inbox.refuse_decision(&refusal.to_string());
-            }
-            match process.inbox.interruption(&process.board)? {
-                Interruption::Resolved(resolution) => Some(resolution),
-                Interruption::GuestStopped | Interruption::Quit | Interruption::Cancelled => None,
-            }
-        };
-        let taken = take_over(*prepared, listener, &process.events, &mut decided)?;
+        let taken = take_over(*prepared, listener, &process.events, &mut watcher)?;
         match taken {
             Taken::Runs(machine, answering) => {
                 process.inbox.settle_decision(Resolution::Keep);
-                let done = Progress { phase: Phase::Done, ..reception.now().clone() };
-                show(process, State::Receiving, &done);
+                process.board.show(State::Receiving);
+                watcher.show(reception.now());
+                watcher.end();
                 eprintln!("sevferry: {}", reception.summary(Outcome::Moved));
                 process.adopt(transfer);
                 return Ok(Some((*machine, *answering)));
@@ -103,10 +93,6 @@ fn greet_next(listener: &Listener, lobby: &mut Lobby) -> Option<Caller> {
     }
 }
 
-fn show(process: &GuestProcess, state: State, progress: &Progress) {
-    process.board.show_migration(state, Arc::new(Mutex::new(progress.clone())));
-}
-
 /// What there is to go on with after somebody has called.
 #[derive(Debug)]
 enum Came {
@@ -121,6 +107,7 @@ fn prepare(
     caller: Caller,
     listener: &Listener,
     options: &ReceiveOptions,
+    watcher: &mut Watcher<'_>,
     process: &GuestProcess,
 ) -> Option<Came> {
     process.board.show(State::Receiving);
@@ -132,11 +119,7 @@ fn prepare(
     let silence = options.silence;
     let output = &process.output;
     let mut host = Host { platform, output, journal: &mut journal, silence };
-    let mut look_up = |progress: &Progress| {
-        show(process, State::Receiving, progress);
-        process.inbox.interruption(&process.board).is_some()
-    };
-    let received = receive(caller, listener, &mut host, &mut look_up);
+    let received = receive(caller, listener, &mut host, watcher);
     if !matches!(received, Ok(Received::Guest(_))) {
         process.board.show(State::Waiting);
     }

@@ -11,6 +11,7 @@ mod outgoing;
 mod running;
 mod signals;
 mod typed;
+mod watcher;
 
 pub(crate) use guest_process::{GuestProcess, ProcessError, warn_about};
 pub(crate) use held::{Held, NotContinued, hold};

@@ -1,23 +1,23 @@
-//! A guest on its way out: what the owner does for `sevferry migrate`.
+//! A guest on its way out: what its process does for `sevferry migrate`.
 
 use std::error::Error;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use log::warn;
 
-use super::audit::{HAS_ENDED, audit_before_sending, contradiction};
+use super::audit::{Gone, contradiction, lost};
 use super::guest_process::{GuestProcess, ProcessError};
-use super::inbox::{Ended as How, Interruption};
+use super::inbox::Ended as How;
 use super::journals::open_with_room;
+use super::watcher::Watcher;
 use crate::control::Answer;
 use crate::control::api::{MigrateRequest, Outcome, Resolution, Response, State, Summary};
-use crate::machine::{RunningMachine, chain_of};
+use crate::machine::{RunningMachine, Unaudited, chain_of};
 use crate::migration::handing_over::{Ended, send};
 use crate::migration::journal::Side;
-use crate::migration::message::{Abandoned, Reason, Transfer};
+use crate::migration::message::{Abandoned, Transfer};
 use crate::migration::preflight::{Candidate, Hindrance, Side as At};
-use crate::migration::progress::{Phase, Progress};
-use crate::migration::source::{Look, Options, Wish};
+use crate::migration::progress::Progress;
+use crate::migration::source::Options;
 
 /// Where the guest is now.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ pub(crate) enum Sent {
     Moved,
     /// Still here, running.
     Stayed(Box<RunningMachine>),
-    /// It ended by itself meanwhile; the owner's inbox tells how.
+    /// It ended by itself meanwhile; the inbox tells how.
     Ended,
 }
 
@@ -35,22 +35,26 @@ pub(crate) enum Sent {
 /// # Errors
 /// [`ProcessError::Vcpu`] if the guest could not be resumed after a migration that failed.
 pub(crate) fn send_guest(
-    machine: RunningMachine,
+    mut machine: RunningMachine,
     request: &MigrateRequest,
     answer: &Answer,
     process: &GuestProcess,
 ) -> Result<Sent, ProcessError> {
-    let machine = match audit_before_sending(machine, answer, process)? {
-        Ok(machine) => machine,
-        Err(Sent::Ended) => {
+    match contradiction(&mut machine) {
+        Ok(None) => {}
+        Ok(Some(found)) => {
+            answer.refuse(found.to_string());
+            return Ok(Sent::Stayed(Box::new(machine)));
+        }
+        Err(Gone::Ended) => {
             let outcome = outcome_of_its_end(process)
                 .unwrap_or_else(|| Outcome::Ended("it stopped".to_owned()));
             let summary = Summary::of_nothing(process.following_transfer(), Side::Source, outcome);
             answer.give(Response::Ended(Box::new(summary)));
-            return Ok(Sent::Ended);
+            return Ok(Sent::Stayed(Box::new(machine)));
         }
-        Err(stayed) => return Ok(stayed),
-    };
+        Err(Gone::Lost(cause)) => return Err(lost(cause, answer)),
+    }
     let transfer = process.next_transfer();
     let directory = process.options.journal.as_deref();
     let mut journal = match open_with_room(directory, transfer.vm, Side::Source) {
@@ -64,41 +68,24 @@ pub(crate) fn send_guest(
         warn!("sending a guest that may arrive damaged: {doubt}");
     }
     let options = options_of(request, transfer, process.abandoned());
-    let progress = Arc::new(Mutex::new(Progress::new(transfer, Side::Source)));
-    process.board.show_migration(State::Migrating, Arc::clone(&progress));
+    let mut watcher = Watcher::new(process, State::Migrating);
+    watcher.show(&Progress::new(transfer, Side::Source));
     answer.give(Response::Accepted);
-    let mut wish = |look: Look<'_>| {
-        look.progress.clone_into(&mut progress.lock().unwrap_or_else(PoisonError::into_inner));
-        if look.in_doubt {
-            process.board.show(State::InDoubt);
-        }
-        if let Some(refusal) = look.refused {
-            process.inbox.refuse_decision(&refusal.to_string());
-        }
-        process.inbox.interruption(&process.board).and_then(wish_of)
-    };
     let (sent, mut summary) =
-        match send(machine, &options, &mut journal, &process.events, &mut wish) {
+        match send(machine, &options, &mut journal, &process.events, &mut watcher) {
             Ok(Ended::Moved(summary)) => (Sent::Moved, summary),
             Ok(Ended::Stayed { machine, summary, abandoned }) => {
                 process.abandon(abandoned);
                 (machine.map_or(Sent::Ended, Sent::Stayed), summary)
             }
-            Err(cause) => {
-                answer.give(Response::Error { message: chain_of(&cause) });
-                return Err(ProcessError::Vcpu(cause));
-            }
+            Err(cause) => return Err(lost(cause, answer)),
         };
     if !matches!(sent, Sent::Moved)
         && let Some(outcome) = outcome_of_its_end(process)
     {
         summary.outcome = outcome;
     }
-    let mut last = progress.lock().unwrap_or_else(PoisonError::into_inner);
-    last.phase = Phase::Done;
-    // Whoever runs the guest now runs it at full speed.
-    last.throttle_percent = 0;
-    drop(last);
+    watcher.end();
     process.inbox.settle_decision(match sent {
         Sent::Moved => Resolution::Discard,
         Sent::Stayed(_) | Sent::Ended => Resolution::Keep,
@@ -111,7 +98,7 @@ pub(crate) fn send_guest(
 
 /// What it means for its migration that the guest has ended of its own; `None` if it has not.
 fn outcome_of_its_end(process: &GuestProcess) -> Option<Outcome> {
-    Some(match process.inbox.why_it_ended(&process.board)? {
+    Some(match process.inbox.why_it_ended()? {
         How::Reset if process.reboots => {
             Outcome::Kept("the guest was reset, and boots again here".to_owned())
         }
@@ -125,26 +112,30 @@ fn outcome_of_its_end(process: &GuestProcess) -> Option<Outcome> {
 /// # Errors
 /// [`ProcessError::Vcpu`] if the guest could not go on after a look at its page tables.
 pub(crate) fn check_guest(
-    machine: RunningMachine,
+    machine: &mut RunningMachine,
     request: &MigrateRequest,
     answer: &Answer,
     process: &GuestProcess,
-) -> Result<Sent, ProcessError> {
-    let Some((machine, contradiction)) = contradiction(machine, answer, process)? else {
-        answer.refuse(HAS_ENDED);
-        return Ok(Sent::Ended);
+) -> Result<(), ProcessError> {
+    let contradiction = match contradiction(machine) {
+        Ok(contradiction) => contradiction,
+        Err(Gone::Ended) => {
+            answer.refuse(chain_of(&Unaudited::Stopped));
+            return Ok(());
+        }
+        Err(Gone::Lost(cause)) => return Err(lost(cause, answer)),
     };
     let own = |subject, cause: &dyn Error| Hindrance::new(At::Source, subject, cause);
     let mut found: Vec<_> =
         contradiction.iter().map(|contradiction| own("page status", contradiction)).collect();
     let transfer = process.following_transfer();
-    let mut stop = || process.inbox.interruption(&process.board).is_some();
-    let guest = Candidate::running(&machine);
+    let mut stop = || process.inbox.wish().is_some();
+    let guest = Candidate::running(machine);
     found.extend(guest.hindrances(&options_of(request, transfer, Vec::new()), &mut stop));
     let journal = open_with_room(process.options.journal.as_deref(), transfer.vm, Side::Source);
     found.extend(journal.err().map(|cause| own("journal", &cause)));
     answer.give(Response::Checked(found));
-    Ok(Sent::Stayed(Box::new(machine)))
+    Ok(())
 }
 
 /// A request as the engine takes it.
@@ -162,15 +153,5 @@ pub(crate) fn options_of(
         transfer,
         abandoned,
         allow_unchecked: request.allow_unchecked,
-    }
-}
-
-fn wish_of(interruption: Interruption) -> Option<Wish> {
-    let cancel = |reason| Some(Wish::Cancel(Reason::new(reason)));
-    match interruption {
-        Interruption::GuestStopped => cancel("the guest stopped"),
-        Interruption::Quit => cancel("sevferry is to end"),
-        Interruption::Cancelled => cancel("the user cancelled it"),
-        Interruption::Resolved(resolution) => Some(Wish::Resolve(resolution)),
     }
 }

@@ -8,6 +8,7 @@ use crate::cli::exit::Ending;
 use crate::cli::show::{print_report, report_json};
 use crate::control::Event;
 use crate::control::api::{Request, Response, State};
+use crate::control::policy::NOT_NOW;
 use crate::machine::{Report, RunningMachine};
 use crate::vcpu::Stop;
 
@@ -32,10 +33,6 @@ pub(crate) fn run_until_end(
                 let format = process.options.report.unwrap_or(ReportFormat::Text);
                 print_report(&machine.report(), format);
             }
-            Event::Request(Request::Quit, answer) => {
-                answer.give(Response::Accepted);
-                break Ok(Ending::Quit);
-            }
             Event::Request(Request::Migrate(request), answer) => {
                 match send_guest(machine, &request, &answer, process)? {
                     Sent::Stayed(running) => machine = *running,
@@ -49,20 +46,13 @@ pub(crate) fn run_until_end(
                 process.board.show_running(machine.watch_pages());
             }
             Event::Request(Request::Check(request), answer) => {
-                match check_guest(machine, &request, &answer, process)? {
-                    Sent::Stayed(running) => machine = *running,
-                    Sent::Ended | Sent::Moved => return ended(process),
-                }
+                check_guest(&mut machine, &request, &answer, process)?;
             }
-            Event::Request(Request::Audit, answer) => {
-                match audit_guest(machine, &answer, process)? {
-                    Sent::Stayed(running) => machine = *running,
-                    Sent::Ended | Sent::Moved => return ended(process),
-                }
+            Event::Request(Request::Audit, answer) => audit_guest(&mut machine, &answer)?,
+            Event::Request(Request::Report, answer) => {
+                answer.give(Response::Report(report_json(&machine.report())));
             }
-            Event::Request(request, answer) => {
-                answer.give(response_to(&request, &mut machine, process));
-            }
+            Event::Request(_, answer) => answer.refuse(NOT_NOW),
         }
     };
     process.board.show(State::Starting);
@@ -76,28 +66,6 @@ fn ended(process: &GuestProcess) -> Result<Ended, ProcessError> {
     process.detach_console();
     let ending = process.inbox.stopped().map_or(Ok(Ending::Quit), ending_of);
     ending.map(|ending| (ending, None))
-}
-
-/// The one response to a request that leaves the guest as it is.
-fn response_to(
-    request: &Request,
-    machine: &mut RunningMachine,
-    process: &GuestProcess,
-) -> Response {
-    let refused = |reason: &str| Response::Refused { reason: reason.to_owned() };
-    match request {
-        Request::Status => process.board.status(),
-        Request::Cancel => process.board.cancel(),
-        Request::Report => Response::Report(report_json(&machine.report())),
-        Request::Resolve(_) => refused("no handover is in doubt: the guest runs here"),
-        Request::Continue => refused("the guest runs already"),
-        Request::InjectSecret(_) => refused(
-            "the guest runs already: it takes secrets only before, so start it with --paused",
-        ),
-        Request::Audit | Request::Migrate(_) | Request::Check(_) | Request::Quit => {
-            refused("the guest is busy")
-        }
-    }
 }
 
 fn ending_of(stop: Stop) -> Result<Ending, ProcessError> {
