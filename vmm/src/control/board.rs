@@ -163,14 +163,7 @@ impl StatusBoard {
             let (pages, migration) = (shown.pages.clone(), shown.migration.clone());
             (shown.state, shown.launch.clone(), pages, migration)
         };
-        let pages = pages.and_then(|pages| pages.summary()).map(|pages| PagesReply {
-            shared: pages.shared.ok(),
-            private: pages.private.ok(),
-            record: pages.form.to_string(),
-            record_bytes: pages.memory_bytes as u64,
-            not_migratable: pages.migratable.err().map(|why| why.to_string()),
-            doubts: pages.doubts.iter().map(ToString::to_string).collect(),
-        });
+        let pages = pages.and_then(|pages| pages.summary()).map(|pages| PagesReply::from(&pages));
         let migration = migration
             .map(|progress| progress.lock().unwrap_or_else(PoisonError::into_inner).clone());
         Response::Status(Box::new(StatusReply { state, process: id(), launch, pages, migration }))

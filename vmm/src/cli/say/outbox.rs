@@ -1,7 +1,7 @@
 //! What is said, on its way out: a bounded queue, and a thread of its own that writes.
 //!
-//! Who says something never waits for whoever reads it: a guest's owner that did would be deaf to
-//! signals, requests and the other host for as long as a pipe is full or a terminal is stopped.
+//! Saying something never waits for a reader. A guest's process that waited would not hear signals, requests
+//! and the other host for as long as a pipe is full or a terminal is stopped.
 
 use std::collections::VecDeque;
 use std::io::Error as IoError;
@@ -10,10 +10,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::{Errno, write};
-
 use super::repeats::{Kind, Repeats};
+use crate::stream::write_all;
 
 /// Bytes that wait at most, beside the last message: one that finds room is taken whole.
 const BYTES_MAX: usize = 256 << 10;
@@ -213,28 +211,12 @@ impl Shared {
     }
 
     fn write_all(&self, target: &impl AsFd, text: &[u8]) -> Result<(), IoError> {
-        let mut rest = text;
-        while !rest.is_empty() {
-            let step = rest.get(..STEP).unwrap_or(rest);
-            match write(target, step) {
-                Ok(count) => {
-                    rest = rest.get(count..).unwrap_or_default();
-                    let mut state = self.lock();
-                    state.written = state.written.saturating_add(count as u64);
-                    drop(state);
-                    self.changed.notify_all();
-                }
-                Err(Errno::INTR) => {}
-                // Another holder of the terminal or pipe has made it so.
-                Err(Errno::AGAIN) => {
-                    let mut polled = [PollFd::new(target, PollFlags::OUT)];
-                    match poll(&mut polled, None) {
-                        Ok(_) | Err(Errno::INTR) => {}
-                        Err(cause) => return Err(cause.into()),
-                    }
-                }
-                Err(cause) => return Err(cause.into()),
-            }
+        for step in text.chunks(STEP) {
+            write_all(target, step)?;
+            let mut state = self.lock();
+            state.written = state.written.saturating_add(step.len() as u64);
+            drop(state);
+            self.changed.notify_all();
         }
         Ok(())
     }

@@ -1,8 +1,11 @@
 //! A machine's report as a table for people, or as JSON.
 
-use serde_json::{Value, json};
+use serde_json::{Value, json, to_value};
 
+use super::launch::launch_facts;
+use super::pages::{page_facts, readiness};
 use crate::cli::arguments::ReportFormat;
+use crate::control::api::{LaunchReply, PagesReply};
 use crate::machine::{LaunchRecord, PageReport, REGIONS_MAX, Report, SevReport};
 use crate::page::PageRange;
 
@@ -23,19 +26,8 @@ pub(crate) fn print_report(report: &Report, format: ReportFormat) {
 }
 
 fn launch_lines(launch: &LaunchRecord) -> String {
-    let verified = if launch.verified { "verified" } else { "for the guest owner to verify" };
-    format!(
-        "sevferry: SEV guest, policy {}, C-bit {}, firmware API {}.{} build {}\n\
-         sevferry: launch digest: {}\n\
-         sevferry: launch measurement: {} ({verified})\n",
-        launch.policy,
-        launch.c_bit,
-        launch.version.major,
-        launch.version.minor,
-        launch.version.build,
-        launch.digest_hex(),
-        launch.measurement_base64(),
-    )
+    let [what, digest, measurement] = launch_facts(&launch.into());
+    format!("sevferry: SEV guest, {what}\nsevferry: {digest}\nsevferry: {measurement}\n")
 }
 
 fn text(report: &Report) -> String {
@@ -66,20 +58,14 @@ fn pages_text(pages: &PageReport) -> String {
         counters.rejected_calls,
         counters.clipped_calls,
     );
-    match (&pages.shared, &pages.private) {
-        (Ok(shared), Ok(private)) => {
-            out.push_str(&format!("pages: {shared} shared, {private} private\n"));
-        }
-        // The reason is that of the migration below.
-        (Err(_), _) | (_, Err(_)) => out.push_str("pages: not known\n"),
-    }
-    out.push_str(&format!("record: {}, {} bytes\n", pages.form, pages.memory_bytes));
-    match &pages.migratable {
-        Ok(()) => out.push_str("migration: READY\n"),
-        Err(reason) => out.push_str(&format!("migration: not now: {reason}\n")),
-    }
-    for doubt in &pages.doubts {
-        out.push_str(&format!("doubtful: {doubt}\n"));
+    let summary = PagesReply::from(&pages.summary);
+    let readiness = match readiness(&summary) {
+        Ok(()) => "migration: READY".to_owned(),
+        Err(reason) => format!("migration: not now: {reason}"),
+    };
+    for line in page_facts(&summary).into_iter().chain([readiness]) {
+        out.push_str(&line);
+        out.push('\n');
     }
     if let Ok(regions) = &pages.regions {
         out.push_str(&regions_text(regions, pages.region_count));
@@ -112,39 +98,38 @@ pub(crate) fn report_json(report: &Report) -> Value {
     })
 }
 
+/// The launch in its own names, and the rest beside it.
 fn sev_json(sev: &SevReport) -> Value {
-    let (launch, pages) = (&sev.launch, &sev.pages);
-    let regions = pages.regions.as_ref().ok().map(|regions| {
+    let pages = PagesReply::from(&sev.pages.summary);
+    let regions = sev.pages.regions.as_ref().ok().map(|regions| {
         regions.iter().map(|region| [region.base().0, region.limit().0]).collect::<Vec<_>>()
     });
-    json!({
-        "policy": launch.policy.bits(),
-        "c_bit": launch.c_bit,
-        "api_major": launch.version.major,
-        "api_minor": launch.version.minor,
-        "build_id": launch.version.build,
-        "launch_digest": launch.digest_hex(),
-        "launch_measurement": launch.measurement_base64(),
-        "measurement_verified": launch.verified,
+    let counters = &sev.pages.counters;
+    let mut whole = json!({
         "guest": sev.guest.map(|guest| json!({
             "state": format!("{:?}", guest.state), "handle": guest.handle, "policy": guest.policy,
         })),
         "hypercalls": {
-            "shared": pages.counters.shared_calls,
-            "private": pages.counters.private_calls,
-            "refused": pages.counters.rejected_calls,
-            "clipped": pages.counters.clipped_calls,
-            "reported_pages": pages.counters.reported_pages,
-            "flipped_pages": pages.counters.flipped_pages,
+            "shared": counters.shared_calls,
+            "private": counters.private_calls,
+            "refused": counters.rejected_calls,
+            "clipped": counters.clipped_calls,
+            "reported_pages": counters.reported_pages,
+            "flipped_pages": counters.flipped_pages,
         },
-        "shared_pages": pages.shared.as_ref().ok(),
-        "private_pages": pages.private.as_ref().ok(),
-        "record": pages.form.to_string(),
-        "record_bytes": pages.memory_bytes,
-        "migration_ready": pages.migratable.is_ok(),
-        "doubts": pages.doubts.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "not_migratable": pages.migratable.as_ref().err().map(ToString::to_string),
-        "shared_regions": regions.as_ref().map(|_| pages.region_count),
+        "shared_pages": pages.shared,
+        "private_pages": pages.private,
+        "record": pages.record,
+        "record_bytes": pages.record_bytes,
+        "migration_ready": readiness(&pages).is_ok(),
+        "doubts": pages.doubts,
+        "not_migratable": pages.not_migratable,
+        "shared_regions": regions.as_ref().map(|_| sev.pages.region_count),
         "shared_regions_frames": regions,
-    })
+    });
+    let launch = to_value(LaunchReply::from(&sev.launch));
+    if let (Some(whole), Ok(Value::Object(launch))) = (whole.as_object_mut(), launch) {
+        whole.extend(launch);
+    }
+    whole
 }
