@@ -23,7 +23,7 @@
 //! - a page-status hypercall: `vcpu/exit.rs` (the KVM exit), `memory/pages.rs`,
 //!   `encryption/request.rs` (parsed), `encryption/page_status.rs` (recorded),
 //!   `memory/view.rs` (what the guest sees without the C-bit);
-//! - a launch: `cli/run.rs`, `machine/mod.rs` (the boot sequence), `boot/mod.rs` (what is loaded),
+//! - a launch: `cli/commands/run.rs`, `machine/mod.rs` (the boot sequence), `boot/mod.rs` (what is loaded),
 //!   `machine/encrypted.rs`, `sev/launch.rs` (the commands), `sev/software/` or `sev/hardware.rs`;
 //! - a page, from KVM's dirty log to the other host: `migration/mod.rs` has its way.
 

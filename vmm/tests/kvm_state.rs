@@ -225,7 +225,7 @@ fn an_sev_guest_goes_on_elsewhere() {
     assert_eq!(report.launch.digest, launched.digest);
     assert_eq!(report.launch.measurement, launched.measurement);
     assert!(report.guest.is_some(), "the firmware knows the guest");
-    assert_eq!(report.pages.migratable, Ok(()));
+    assert_eq!(report.pages.summary.migratable, Ok(()));
 }
 
 /// What the guest writes, through either view, and what it converts is logged once, and page

@@ -41,7 +41,7 @@ use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-pub use audit::{Audit, AuditError, Audited, Unaudited, Unreadable};
+pub use audit::{Audit, Unaudited, Unreadable};
 pub use check::{HostCheck, NOT_PORTABLE};
 pub use clock::SavedBetween;
 pub use config::Config;

@@ -120,20 +120,33 @@ impl Vcpus {
     }
 
     /// Pauses all vCPUs: each is outside the guest, with every exit finished, so that its state is
-    /// whole. [`Vcpus::spawn`] resumes them, and the guest cannot tell.
+    /// whole. [`Vcpus::resume`] or [`Vcpus::spawn`] lets them go on, and the guest cannot tell.
     ///
     /// # Errors
     /// [`PauseError`]; with [`PauseError::Busy`] the guest runs on.
-    pub fn pause(mut self) -> Result<Vec<VcpuFd>, PauseError> {
+    pub fn pause(&mut self) -> Result<Vec<VcpuFd>, PauseError> {
         if !self.end_threads() {
             return Err(match self.go_on() {
-                Ok(()) => PauseError::Busy(self),
+                Ok(()) => PauseError::Busy,
                 Err(cause) => PauseError::Resume(cause),
             });
         }
         let join = |(_, thread): (usize, JoinHandle<_>)| thread.join().ok().flatten();
         let vcpus: Option<Vec<_>> = self.take_threads().into_iter().map(join).collect();
         vcpus.ok_or(PauseError::Stopped)
+    }
+
+    /// Lets `vcpus`, which [`Vcpus::pause`] has paused, go on.
+    ///
+    /// # Errors
+    /// [`VcpuError::Thread`] if the host has no thread to give; the guest is lost then.
+    pub fn resume(&mut self, vcpus: Vec<VcpuFd>) -> Result<(), VcpuError> {
+        self.starter.running.asked.store(false, Ordering::Release);
+        for (index, vcpu) in vcpus.into_iter().enumerate() {
+            let thread = self.starter.start(index, vcpu).map_err(VcpuError::Thread)?;
+            threads(&self.crew).push((index, thread));
+        }
+        Ok(())
     }
 
     /// Slows the guest down: its vCPUs are out of it for `percent` of the time, at most
@@ -236,7 +249,7 @@ pub enum PauseError {
         "a vCPU did not pause within {} s: is the output of the guest's serial port blocked?",
         STOP_PATIENCE.as_secs()
     )]
-    Busy(Vcpus),
+    Busy,
     /// As [`PauseError::Busy`], but the others could not be started again.
     #[error("a vCPU did not pause, and the others could not go on")]
     Resume(#[source] VcpuError),
