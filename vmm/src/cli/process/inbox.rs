@@ -31,7 +31,7 @@ struct Deferred {
     stops: VecDeque<Stop>,
     quit: bool,
     report: bool,
-    /// A decision that is being carried out, and who waits for that.
+    /// A decision that is being carried out, and where its answer goes.
     decision: Option<(Resolution, Answer)>,
 }
 
@@ -301,7 +301,7 @@ mod tests {
         assert_eq!(quit(), Response::Accepted);
     }
 
-    /// `resolve` decides only when there is a doubt, and once; who asked hears how it ended.
+    /// `resolve` decides only when there is a doubt, and once; the client hears how it ended.
     #[test]
     fn a_decision_is_answered_when_it_is_carried_out() {
         let refused = |response| matches!(response, Response::Refused { .. });
