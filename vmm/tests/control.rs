@@ -15,18 +15,12 @@ use sevferry::control::api::{
     MigrateRequest, Outcome, Progress, Request, Response, State, Summary,
 };
 use sevferry::control::{Answer, Event, Server, StatusBoard};
-use sevferry::migration::journal::Side;
-use sevferry::migration::message::{Transfer, VmId};
+use sevferry::migration::handover::journal::Side;
 use sevferry::migration::progress::{Carried, Phase};
-use unread::Unread;
-use vmm::{Ended, Sevferry};
+use sevferry::migration::wire::{Transfer, VmId};
+use support::process::{Ended, Sevferry};
+use support::unread::Unread;
 use vmm_sys_util::tempdir::TempDir;
-
-#[expect(dead_code, reason = "each test file uses its part")]
-#[path = "vmm/unread.rs"]
-mod unread;
-#[expect(dead_code, reason = "each test file uses its part")]
-mod vmm;
 
 const TRANSFER: Transfer = Transfer { vm: VmId([0xab; 16]), epoch: 2 };
 

@@ -96,7 +96,7 @@ fn look(machine: &Assembly, vcpus: &[VcpuFd]) -> Result<Audit, Unaudited> {
 
 /// A page table, which is always private.
 fn table(machine: &Assembly, frame: Frame) -> Result<[u64; ENTRIES], Unreadable> {
-    let page = PageRange::new(frame, Frame(frame.0.saturating_add(1)));
+    let page = PageRange::one(frame);
     let page = page.map_err(|_beyond| Unreadable::NotSent)?;
     let address = machine.board.ram.user_address(page)?;
     let mut bytes = [0; ENTRIES * size_of::<u64>()];

@@ -18,10 +18,11 @@ use crate::devices::SerialPort;
 use crate::encryption::{Doubt, NotMigratable, PageStatus};
 use crate::memory::{DirtyLog, GuestRam, Pages, RamError};
 use crate::page::FrameSet;
+use crate::saved::KernelStruct;
 use crate::sev::endorsement::EndorsementError;
 use crate::sev::launch::Launched;
 use crate::sev::target::PlatformCertificates;
-use crate::vcpu::{Board, KernelStruct, PauseError, Stop, VcpuError, Vcpus};
+use crate::vcpu::{Board, PauseError, Stop, VcpuError, Vcpus};
 
 /// What a machine has besides its vCPUs, whether it runs or not.
 #[derive(Debug)]
@@ -40,8 +41,8 @@ pub(super) struct Assembly {
 }
 
 impl Assembly {
-    pub(super) fn describe(&mut self) -> Report {
-        let sev = self.guest.as_mut().zip(self.board.pages.as_ref()).map(|(guest, pages)| {
+    pub(super) fn describe(&self) -> Report {
+        let sev = self.guest.as_ref().zip(self.board.pages.as_ref()).map(|(guest, pages)| {
             let pages = lock(pages);
             SevReport {
                 launch: guest.record,
@@ -100,7 +101,7 @@ pub type PausedMachine = Started<Vec<VcpuFd>>;
 
 impl<V> Started<V> {
     /// What the machine can say about itself now.
-    pub fn report(&mut self) -> Report {
+    pub fn report(&self) -> Report {
         self.assembly.describe()
     }
 
@@ -206,7 +207,7 @@ impl RunningMachine {
     }
 
     /// Stops the vCPUs, then says how things stood at the end.
-    pub fn stop(mut self) -> Report {
+    pub fn stop(self) -> Report {
         self.vcpus.stop();
         self.assembly.describe()
     }
@@ -300,7 +301,7 @@ impl PausedMachine {
     }
 
     /// Gives up the machine: says how things stood.
-    pub fn stop(mut self) -> Report {
+    pub fn stop(self) -> Report {
         self.assembly.describe()
     }
 }

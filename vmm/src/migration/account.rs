@@ -4,15 +4,15 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::convergence::{Convergence, Decision, GaveUp, Left, Round, Share};
-use super::journal::Side;
+use super::handover::journal::Side;
 use super::progress::{Carried, Outcome, Phase, PhaseClock, Progress, Summary};
-use super::sender::Sent;
 use super::source::Options;
+use super::source::sender::Sent;
 use crate::machine::pinning::Pinned;
 
 /// One attempt's account.
 #[derive(Debug)]
-pub(super) struct Account {
+pub(crate) struct Account {
     begun: Instant,
     paused: Option<Instant>,
     /// How long the destination may be silent.
@@ -30,7 +30,7 @@ pub(super) struct Account {
 }
 
 impl Account {
-    pub(super) fn new(options: &Options) -> Self {
+    pub(crate) fn new(options: &Options) -> Self {
         Self {
             begun: Instant::now(),
             paused: None,
@@ -46,7 +46,7 @@ impl Account {
     }
 
     /// A phase begins.
-    pub(super) fn enter(&mut self, phase: Phase) {
+    pub(crate) fn enter(&mut self, phase: Phase) {
         self.clock.enter(phase, self.begun.elapsed());
         self.progress.phase = phase;
         if phase == Phase::LastRound {
@@ -55,19 +55,19 @@ impl Account {
     }
 
     /// The destination has pinned so much of the guest's memory.
-    pub(super) fn pinned(&mut self, pinned: Pinned) {
+    pub(crate) fn pinned(&mut self, pinned: Pinned) {
         self.progress.pinned = Some(pinned);
     }
 
     /// A round begins with this much to send.
-    pub(super) fn begin_round(&mut self, left: Left) {
+    pub(crate) fn begin_round(&mut self, left: Left) {
         self.progress.round = self.progress.round.saturating_add(1);
         self.progress.left = left;
         self.of_round = left;
     }
 
     /// How things stand, with what the senders have counted.
-    pub(super) fn progress(&mut self, sent: &Sent) -> &Progress {
+    pub(crate) fn progress(&mut self, sent: &Sent) -> &Progress {
         self.progress.elapsed_ms =
             u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         let now = carried(sent);
@@ -87,7 +87,7 @@ impl Account {
     }
 
     /// Whether the time is over in the middle of a round.
-    pub(super) fn check(&self) -> Result<(), GaveUp> {
+    pub(crate) fn check(&self) -> Result<(), GaveUp> {
         match self.paused {
             None => self.convergence.check(self.begun.elapsed()),
             Some(paused) => self.convergence.check_pause(paused.elapsed(), self.silence),
@@ -95,7 +95,7 @@ impl Account {
     }
 
     /// A round took `elapsed`, and `left` has changed meanwhile.
-    pub(super) fn end_round(&mut self, sent: &Sent, elapsed: Duration, left: Left) -> Decision {
+    pub(crate) fn end_round(&mut self, sent: &Sent, elapsed: Duration, left: Left) -> Decision {
         let now = (carried(sent), Duration::from_nanos(sent.sealing_ns.load(Ordering::Relaxed)));
         let sealing = (now.1 - self.before.1) / u32::from(self.connections.max(1));
         let round = Round {
@@ -123,13 +123,13 @@ impl Account {
     }
 
     /// The guest is slowed down so much from now on.
-    pub(super) fn throttled(&mut self, percent: u32) {
+    pub(crate) fn throttled(&mut self, percent: u32) {
         self.progress.throttle_percent = percent;
         self.throttle_percent_max = self.throttle_percent_max.max(percent);
     }
 
     /// It is over.
-    pub(super) fn summary(&mut self, sent: &Sent, outcome: Outcome) -> Summary {
+    pub(crate) fn summary(&mut self, sent: &Sent, outcome: Outcome) -> Summary {
         let downtime = self.paused.map(|paused| paused.elapsed());
         self.enter(Phase::Done);
         Summary {

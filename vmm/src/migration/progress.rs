@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::convergence::{Left, Rates};
-use super::journal::Side;
-use super::message::Transfer;
+use super::handover::journal::Side;
+use super::wire::Transfer;
 use crate::machine::pinning::Pinned;
 use crate::page::PAGE_SIZE;
 
@@ -368,7 +368,7 @@ impl Display for Time {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::migration::message::VmId;
+    use crate::migration::wire::VmId;
 
     const TRANSFER: Transfer = Transfer { vm: VmId([0xab; 16]), epoch: 2 };
 

@@ -3,22 +3,22 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::journal::Side;
-use super::message::Transfer;
+use super::handover::journal::Side;
 use super::progress::{Carried, Outcome, Phase, PhaseClock, Progress, Summary};
+use super::wire::Transfer;
 use crate::machine::pinning::Pinned;
 
 /// Pages and bytes that have arrived, counted by all placers.
 #[derive(Debug, Default)]
-pub(super) struct Arrived {
-    pub(super) shared: AtomicU64,
-    pub(super) zero: AtomicU64,
-    pub(super) private: AtomicU64,
-    pub(super) bytes: AtomicU64,
+pub(crate) struct Arrived {
+    pub(crate) shared: AtomicU64,
+    pub(crate) zero: AtomicU64,
+    pub(crate) private: AtomicU64,
+    pub(crate) bytes: AtomicU64,
     /// Bytes of any kind on any connection, whole or not: it grows while the source is there.
-    pub(super) taken: AtomicU64,
+    pub(crate) taken: AtomicU64,
     /// Rounds that have arrived whole.
-    pub(super) rounds: AtomicU32,
+    pub(crate) rounds: AtomicU32,
 }
 
 /// One guest's account.
@@ -32,24 +32,24 @@ pub struct Reception {
 
 impl Reception {
     /// The source connected at `begun`, and has offered this transfer.
-    pub(super) fn new(begun: Instant, transfer: Transfer, connections: u16) -> Self {
+    pub(crate) fn new(begun: Instant, transfer: Transfer, connections: u16) -> Self {
         let progress = Progress::new(transfer, Side::Destination);
         Self { begun, clock: PhaseClock::new(), progress, connections }
     }
 
     /// A phase begins.
-    pub(super) fn enter(&mut self, phase: Phase) {
+    pub(crate) fn enter(&mut self, phase: Phase) {
         self.clock.enter(phase, self.begun.elapsed());
         self.progress.phase = phase;
     }
 
     /// So much of the guest's memory is pinned here.
-    pub(super) fn pinned(&mut self, pinned: Pinned) {
+    pub(crate) fn pinned(&mut self, pinned: Pinned) {
         self.progress.pinned = Some(pinned);
     }
 
     /// How things stand, with what the placers have counted.
-    pub(super) fn progress(&mut self, arrived: &Arrived) -> &Progress {
+    pub(crate) fn progress(&mut self, arrived: &Arrived) -> &Progress {
         self.progress.elapsed_ms = milliseconds(self.begun.elapsed());
         self.progress.round = arrived.rounds.load(Ordering::Relaxed).saturating_add(1);
         self.progress.carried = Carried {
@@ -62,7 +62,7 @@ impl Reception {
     }
 
     /// All has arrived, in so many rounds; what is left is to decide who owns the guest.
-    pub(super) fn all_arrived(&mut self, arrived: &Arrived, rounds: u32) {
+    pub(crate) fn all_arrived(&mut self, arrived: &Arrived, rounds: u32) {
         self.progress(arrived);
         self.progress.round = rounds;
         self.enter(Phase::Handover);
@@ -100,7 +100,7 @@ fn milliseconds(time: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::migration::message::VmId;
+    use crate::migration::wire::VmId;
 
     /// The summary has what arrived, and says on which side it was written.
     #[test]

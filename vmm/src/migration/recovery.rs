@@ -11,13 +11,10 @@ use std::time::Duration;
 
 use log::{debug, info, warn};
 
-use super::endpoint::Endpoint;
+use super::handover::journal::{Journal, JournalError, Record, Side, forget};
 use super::handover::{Source, SourceInput, SourceOutput, SourceState};
-use super::journal::{Journal, JournalError, Record, Side};
-use super::link::{Due, Link};
-use super::message::{Message, NotRunning};
-use super::recall::forget;
-use super::transport::Stream;
+use super::net::{Due, Endpoint, Link, Stream};
+use super::wire::{Message, NotRunning};
 
 /// How often a destination that does not answer is tried.
 const RETRY: Duration = Duration::from_secs(2);
@@ -200,10 +197,8 @@ mod tests {
 
     use super::*;
     use crate::migration::handover::Step;
-    use crate::migration::lobby::Lobby;
-    use crate::migration::message::{Transfer, VmId};
-    use crate::migration::transport::Listener;
-    use crate::migration::word::{Say, Secret, Word};
+    use crate::migration::net::{Listener, Lobby};
+    use crate::migration::wire::{Say, Secret, Transfer, VmId, Word};
 
     const SOON: Duration = Duration::from_secs(20);
 

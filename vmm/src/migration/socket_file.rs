@@ -5,8 +5,10 @@
 //! before the first look at the path until the socket is gone again; the kernel releases the lock of a
 //! process that is killed.
 
-use std::fs::{File, Metadata, OpenOptions, Permissions, TryLockError};
-use std::fs::{remove_file, set_permissions, symlink_metadata};
+use std::fs::{
+    File, Metadata, OpenOptions, Permissions, TryLockError, remove_file, set_permissions,
+    symlink_metadata,
+};
 use std::io::{Error as IoError, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -16,8 +18,9 @@ use std::path::{Path, PathBuf};
 use libc::{O_NOFOLLOW, O_NONBLOCK};
 use log::debug;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use rustix::net::{bind, connect, listen, socket_with};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+};
 use thiserror::Error;
 
 /// Only its user may use a socket or its lock, whatever the umask.

@@ -1,8 +1,8 @@
 //! Whoever watches a migration, at either host: sees how far it is, and says what is wished.
 
 use super::handover::{Refusal, Resolution};
-use super::message::Reason;
 use super::progress::Progress;
+use super::wire::Reason;
 
 /// Whoever watches a migration, at either host.
 pub trait Watch {
@@ -40,7 +40,7 @@ pub enum Wish {
 }
 
 /// Before the handover: why the migration is to be given up, if it is. There is no doubt to end.
-pub(super) fn cancelled(watch: &mut dyn Watch, progress: &Progress) -> Option<Reason> {
+pub(crate) fn cancelled(watch: &mut dyn Watch, progress: &Progress) -> Option<Reason> {
     match watch.look(&Sight { progress, in_doubt: false, refused: None }) {
         Some(Wish::Cancel(reason)) => Some(reason),
         Some(Wish::Resolve(_)) | None => None,

@@ -4,8 +4,8 @@ use sevferry::migration::handover::{
     Destination, DestinationInput, DestinationOutput, DestinationState, Resolution, Source,
     SourceInput, SourceOutput, SourceState, Step,
 };
-use sevferry::migration::message::{NotRunning, Transfer};
-use sevferry::migration::word::{Say, Word};
+use sevferry::migration::wire::{NotRunning, Transfer};
+use sevferry::migration::wire::{Say, Word};
 
 use crate::world::secret;
 

@@ -3,7 +3,7 @@
 use sevferry::migration::handover::{
     Destination, DestinationInput, DestinationState, Resolution, Source, SourceInput, SourceState,
 };
-use sevferry::migration::word::{Say, Word};
+use sevferry::migration::wire::{Say, Word};
 
 use crate::flaws::Flaw;
 use crate::world::{Guest, World};

@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 use sevferry::migration::handover::{
     DestinationInput, DestinationState, Resolution, SourceInput, SourceState,
 };
-use sevferry::migration::message::{NotRunning, Reason};
-use sevferry::migration::word::{Say, Word};
+use sevferry::migration::wire::{NotRunning, Reason};
+use sevferry::migration::wire::{Say, Word};
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
 use flaws::Flaw;

@@ -6,8 +6,8 @@ use sevferry::migration::handover::{
     Destination, DestinationInput, DestinationOutput, DestinationState, Resolution, Source,
     SourceInput, SourceOutput, SourceState, Step,
 };
-use sevferry::migration::message::{NotRunning, Reason, Transfer, VmId};
-use sevferry::migration::word::{Say, Secret, Word};
+use sevferry::migration::wire::{NotRunning, Reason, Transfer, VmId};
+use sevferry::migration::wire::{Say, Secret, Word};
 
 use crate::flaws::Flaw;
 

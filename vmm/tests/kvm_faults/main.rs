@@ -5,21 +5,15 @@
 
 mod hosts;
 mod relay;
-#[path = "../vmm/scratch.rs"]
-#[expect(dead_code, reason = "each test file uses its part")]
-mod scratch;
 mod steps;
 mod strangers;
 mod tape;
-#[path = "../vmm/mod.rs"]
-#[expect(dead_code, reason = "each test file uses its part")]
-mod vmm;
 
 use std::fs::{remove_file, write};
 
 use rustix::process::Signal;
 use sevferry::control::api::{Request, Resolution, Response, State};
-use sevferry::migration::frame::Kind;
+use sevferry::migration::wire::Kind;
 
 use hosts::{Hosts, Migration, Vmm};
 use steps::{STEPS, Stage, Step};

@@ -6,9 +6,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
 use sevferry::control::api::State;
-use sevferry::migration::frame::{FRAME_HEADER_LEN, FrameHeader};
-use sevferry::migration::message::{Abandoned, Message, NotRunning, Offer, Reason, Transfer};
-use sevferry::migration::word::{Say, Secret, Word};
+use sevferry::migration::wire::{Abandoned, Message, NotRunning, Offer, Reason, Transfer};
+use sevferry::migration::wire::{FRAME_HEADER_LEN, FrameHeader};
+use sevferry::migration::wire::{Say, Secret, Word};
 
 use super::steps::{STEPS, Stage};
 use super::stopped_at;

@@ -7,9 +7,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use sevferry::migration::frame::{FRAME_HEADER_LEN, FrameHeader, Kind};
-use sevferry::migration::message::{Message, PlatformBytes, Transfer};
-use sevferry::migration::word::{Say, Secret, Word};
+use sevferry::migration::wire::{FRAME_HEADER_LEN, FrameHeader, Kind};
+use sevferry::migration::wire::{Message, PlatformBytes, Transfer};
+use sevferry::migration::wire::{Say, Secret, Word};
 
 use super::script::Channel;
 

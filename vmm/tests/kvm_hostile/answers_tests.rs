@@ -3,11 +3,11 @@
 
 use std::thread;
 
-use sevferry::migration::frame::Kind;
 use sevferry::migration::handover::Resolution;
-use sevferry::migration::message::{Message, NotRunning, Reason, Transfer};
 use sevferry::migration::progress::Outcome;
-use sevferry::migration::word::{Say, Word};
+use sevferry::migration::wire::Kind;
+use sevferry::migration::wire::{Message, NotRunning, Reason, Transfer};
+use sevferry::migration::wire::{Say, Word};
 
 use super::answers::{HANG, SECRET, Step, accept, answer, before, good, say, word};
 use super::golden::NOBODYS;

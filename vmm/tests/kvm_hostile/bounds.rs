@@ -2,8 +2,8 @@
 
 use sevferry::encryption::{Overflow, PageStatus};
 use sevferry::machine::compatibility::MachineOffer;
-use sevferry::migration::frame::{Kind, STATUS_BYTES_MAX};
-use sevferry::migration::message::{Message, PlatformBytes, SessionBytes};
+use sevferry::migration::wire::{Kind, STATUS_BYTES_MAX};
+use sevferry::migration::wire::{Message, PlatformBytes, SessionBytes};
 use sevferry::page::RamLayout;
 
 use super::golden::{self, Golden, content, regions};

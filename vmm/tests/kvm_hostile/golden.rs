@@ -14,12 +14,12 @@ use sevferry::machine::config::{
 };
 use sevferry::machine::pinning::Pinned;
 use sevferry::machine::{Config, Machine, PausedMachine};
-use sevferry::migration::closing::Closing;
-use sevferry::migration::frame::{Kind, RoundDigest};
-use sevferry::migration::message::{
+use sevferry::migration::wire::Closing;
+use sevferry::migration::wire::{
     Assessment, Message, NotRunning, Offer, Reason, SessionBytes, Transfer, VmId,
 };
-use sevferry::migration::word::{Proof, Say, Secret, Word};
+use sevferry::migration::wire::{Kind, RoundDigest};
+use sevferry::migration::wire::{Proof, Say, Secret, Word};
 use sevferry::page::{Frame, PAGE_SIZE, PageRange, RamLayout};
 use sevferry::sev::Policy;
 use sevferry::sev::send::Sending;

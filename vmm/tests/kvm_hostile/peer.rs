@@ -16,12 +16,12 @@ use std::time::{Duration, Instant};
 use sevferry::devices::SerialOutput;
 use sevferry::machine::config::PlatformKind;
 use sevferry::migration::destination::{Host, Received, receive};
-use sevferry::migration::frame::{FRAME_HEADER_LEN, FrameHeader};
-use sevferry::migration::journal::{Journal, Side};
-use sevferry::migration::message::Message;
-use sevferry::migration::message::Reason;
+use sevferry::migration::handover::journal::{Journal, Side};
 use sevferry::migration::watch::{Sight, Wish};
-use sevferry::migration::word::Secret;
+use sevferry::migration::wire::Message;
+use sevferry::migration::wire::Reason;
+use sevferry::migration::wire::Secret;
+use sevferry::migration::wire::{FRAME_HEADER_LEN, FrameHeader};
 use sevferry::migration::{Endpoint, Listener, Lobby};
 
 use super::script::{Channel, Step, TO_FILL_IN};

@@ -1,9 +1,9 @@
 //! The lies of a source, one per row: what of the good stream is different, and what is said of it.
 
 use sevferry::machine::compatibility::MachineOffer;
-use sevferry::migration::frame::{FRAME_HEADER_LEN, Kind, PageKind, PayloadDigest};
-use sevferry::migration::message::Reason;
-use sevferry::migration::word::{Say, Word};
+use sevferry::migration::wire::Reason;
+use sevferry::migration::wire::{FRAME_HEADER_LEN, Kind, PageKind, PayloadDigest};
+use sevferry::migration::wire::{Say, Word};
 
 use super::golden::{FILLED, FRAMES, Golden, NOBODYS, TRANSFER, content};
 use super::script::{Channel, Closes, PageFrame, Script, Step, say};

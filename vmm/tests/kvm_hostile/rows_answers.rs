@@ -1,8 +1,8 @@
 //! The lies of a destination: what of the good answers is different, and what the source says of it.
 
-use sevferry::migration::frame::{CERTIFICATES_BYTES_MAX, Kind};
-use sevferry::migration::message::{Message, NotRunning, PlatformBytes, Reason, Transfer, VmId};
-use sevferry::migration::word::{Say, Secret, Word};
+use sevferry::migration::wire::{CERTIFICATES_BYTES_MAX, Kind};
+use sevferry::migration::wire::{Message, NotRunning, PlatformBytes, Reason, Transfer, VmId};
+use sevferry::migration::wire::{Say, Secret, Word};
 
 use super::answers::{Step, accept, answer, before, good, say, word};
 use super::golden::one_of_each;

@@ -3,9 +3,9 @@
 use std::thread;
 use std::time::Duration;
 
-use sevferry::migration::frame::Kind;
-use sevferry::migration::message::Message;
-use sevferry::migration::word::Proof;
+use sevferry::migration::wire::Kind;
+use sevferry::migration::wire::Message;
+use sevferry::migration::wire::Proof;
 
 use super::golden;
 use super::peer::{Bench, HANG};

@@ -11,8 +11,8 @@ use crate::cli::process::{
 };
 use crate::cli::show::print_report;
 use crate::control::api::State;
+use crate::migration::destination::keep_answering;
 use crate::migration::journal::Side;
-use crate::migration::taking_over::keep_answering;
 use crate::migration::{Endpoint, Listener, NoSocket};
 use crate::vcpu::VcpuError;
 

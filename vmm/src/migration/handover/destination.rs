@@ -1,8 +1,7 @@
 //! The destination's half of a handover.
 
-use super::{Refusal, Resolution, Step};
-use crate::migration::message::{NotRunning, Transfer};
-use crate::migration::word::{Say, Secret, Word};
+use super::step::{Refusal, Resolution, Step};
+use crate::migration::wire::{NotRunning, Say, Secret, Transfer, Word};
 
 /// The destination's half.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

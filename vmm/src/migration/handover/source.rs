@@ -1,8 +1,7 @@
 //! The source's half of a handover.
 
-use super::{Refusal, Resolution, Step};
-use crate::migration::message::{NotRunning, Reason, Transfer};
-use crate::migration::word::{Say, Secret, Word};
+use super::step::{Refusal, Resolution, Step};
+use crate::migration::wire::{NotRunning, Reason, Say, Secret, Transfer, Word};
 
 /// The source's half.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -1,8 +1,7 @@
 //! The handover step by step: the good case, and what each side does at each fault.
 
 use super::*;
-use crate::migration::message::{NotRunning, Reason, Transfer, VmId};
-use crate::migration::word::{Say, Secret, Word};
+use crate::migration::wire::{NotRunning, Reason, Say, Secret, Transfer, VmId, Word};
 
 const TRANSFER: Transfer = Transfer { vm: VmId([7; 16]), epoch: 3 };
 const EARLIER: Transfer = Transfer { vm: VmId([7; 16]), epoch: 2 };
