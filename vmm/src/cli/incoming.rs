@@ -54,8 +54,8 @@ pub(super) fn receive_guest(
             }
             None => continue,
         };
-        let (transfer, reception) = (prepared.transfer, prepared.reception.clone());
-        show(owner, State::Receiving, reception.now());
+        let (transfer, account) = (prepared.transfer, prepared.account.clone());
+        show(owner, State::Receiving, account.now());
         // From here on quitting is refused: what was asked before that must be heard before it.
         if owner.inbox.interruption(&owner.board).is_some() {
             prepared.refuse("receiving was stopped");
@@ -76,9 +76,9 @@ pub(super) fn receive_guest(
         match taken {
             Taken::Runs(machine, answering) => {
                 owner.inbox.settle_decision(Resolution::Keep);
-                let done = Progress { phase: Phase::Done, ..reception.now().clone() };
+                let done = Progress { phase: Phase::Done, ..account.now().clone() };
                 show(owner, State::Receiving, &done);
-                eprintln!("sevferry: {}", reception.summary(Outcome::Moved));
+                eprintln!("sevferry: {}", account.summary(Outcome::Moved));
                 owner.adopt(transfer);
                 return Ok(Some((*machine, *answering)));
             }

@@ -3,9 +3,10 @@
 
 use std::mem::take;
 
-use super::sender::{PageSender, Sent};
+use super::plan::Plan;
+use super::sender::PageSender;
 use super::{Attempt, Guest, Options, SourceError};
-use crate::migration::account::Account;
+use crate::migration::account::Tally;
 use crate::migration::net::{Due, Link, LinkError};
 use crate::migration::watch::{Watch, cancelled};
 use crate::migration::wire::Message;
@@ -60,10 +61,10 @@ impl Attempt<'_> {
             &mut dyn FnMut() -> bool,
         ) -> Result<T, SourceError>,
     ) -> Result<T, SourceError> {
-        let (mut ended, account, counters) = (None, &mut self.account, &self.sent);
+        let (mut ended, plan, tally) = (None, &mut self.plan, &self.tally);
         let guest = &self.guest;
         let mut stop = || {
-            ended = ended.take().or_else(|| reason_to_end(guest, account, counters, watch));
+            ended = ended.take().or_else(|| reason_to_end(guest, plan, tally, watch));
             ended.is_some()
         };
         let done = act(&mut self.link, self.options, &mut stop);
@@ -74,13 +75,13 @@ impl Attempt<'_> {
 /// What the user wants, the time, or what the guest says, if that ends the attempt.
 pub(crate) fn reason_to_end(
     guest: &Guest,
-    account: &mut Account,
-    counters: &Sent,
+    plan: &mut Plan,
+    tally: &Tally,
     watch: &mut dyn Watch,
 ) -> Option<SourceError> {
-    if let Some(reason) = cancelled(watch, account.progress(counters)) {
+    if let Some(reason) = cancelled(watch, plan.account.progress(tally)) {
         return Some(SourceError::Cancelled(reason));
     }
-    let late = account.check().err().map(SourceError::from);
+    let late = plan.check().err().map(SourceError::from);
     late.or_else(|| guest.migratable().err().map(SourceError::from))
 }

@@ -81,7 +81,7 @@ fn hand_over<E>(
 where
     E: From<Stop> + Send + 'static,
 {
-    attempt.account.enter(Phase::Handover);
+    attempt.plan.account.enter(Phase::Handover);
     attempt.heard = Instant::now();
     let mut side = Source::new(attempt.options.transfer, secret);
     let mut inputs = VecDeque::new();
@@ -162,7 +162,7 @@ fn next_input(
     watch: &mut dyn Watch,
 ) -> Option<SourceInput> {
     let (in_doubt, refused) = (side.is_in_doubt(), attempt.refused.take());
-    let progress = attempt.account.progress(&attempt.sent);
+    let progress = attempt.plan.account.progress(&attempt.tally);
     match watch.look(&Sight { progress, in_doubt, refused }) {
         Some(Wish::Cancel(reason)) => return Some(abort(&SourceError::Cancelled(reason))),
         Some(Wish::Resolve(resolution)) => return Some(SourceInput::Resolve(resolution)),

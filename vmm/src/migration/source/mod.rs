@@ -8,6 +8,7 @@ mod error;
 mod handover;
 mod offer;
 mod options;
+mod plan;
 pub(crate) mod rounds;
 pub(crate) mod sender;
 
@@ -23,11 +24,12 @@ use std::time::{Duration, Instant};
 use log::warn;
 
 use self::asking::reason_to_end;
+use self::plan::Plan;
 use self::rounds::Rounds;
-use self::sender::{PageSender, SenderError, Sent};
+use self::sender::{PageSender, SenderError};
 use crate::encryption::NotMigratable;
 use crate::machine::{PausedMachine, RunningMachine, Unpaused};
-use crate::migration::account::Account;
+use crate::migration::account::Tally;
 use crate::migration::chain_of;
 use crate::migration::convergence::Decision;
 use crate::migration::handover::Refusal;
@@ -79,8 +81,8 @@ pub(crate) struct Attempt<'a> {
     pub(crate) senders: Vec<PageSender>,
     rounds: Option<Rounds>,
     pub(crate) options: &'a Options,
-    pub(crate) account: Account,
-    pub(crate) sent: Sent,
+    pub(crate) plan: Plan,
+    pub(crate) tally: Tally,
     pub(crate) session: u64,
     /// Once the destination has accepted.
     pub(crate) secret: Option<Secret>,
@@ -105,8 +107,8 @@ impl<'a> Attempt<'a> {
             senders: Vec::new(),
             rounds: None,
             options,
-            account: Account::new(options),
-            sent: Sent::default(),
+            plan: Plan::new(options),
+            tally: Tally::default(),
             session: 0,
             secret: None,
             heard: Instant::now(),
@@ -120,15 +122,15 @@ impl<'a> Attempt<'a> {
     /// Everything up to the handover, for which it has the secret. What fails leaves the guest to
     /// [`Attempt::give_up`].
     pub(crate) fn send_all(&mut self, watch: &mut dyn Watch) -> Result<Secret, SourceError> {
-        self.account.enter(Phase::Offer);
+        self.plan.account.enter(Phase::Offer);
         self.offer(watch)?;
         self.join(watch)?;
-        self.account.enter(Phase::Rounds);
+        self.plan.account.enter(Phase::Rounds);
         self.send_rounds(watch)?;
-        self.account.enter(Phase::LastRound);
+        self.plan.account.enter(Phase::LastRound);
         self.pause()?;
         self.send_last_round(watch)?;
-        self.account.enter(Phase::State);
+        self.plan.account.enter(Phase::State);
         self.send_state(watch)?;
         self.secret.ok_or(SourceError::Gone)
     }
@@ -145,7 +147,7 @@ impl<'a> Attempt<'a> {
             let rounds = self.rounds.as_mut().ok_or(SourceError::Gone)?;
             rounds.take_changes()?;
             let left = rounds.left();
-            match self.account.end_round(&self.sent, elapsed, left) {
+            match self.plan.end_round(&self.tally, elapsed, left) {
                 Decision::PauseNow => return Ok(()),
                 Decision::GiveUp(why) => return Err(why.into()),
                 Decision::AnotherRound { throttle_percent } => self.slow_down(throttle_percent),
@@ -160,7 +162,7 @@ impl<'a> Attempt<'a> {
             return;
         }
         match machine.throttle(percent) {
-            Ok(()) => self.account.throttled(percent),
+            Ok(()) => self.plan.account.throttled(percent),
             Err(cause) => warn!("slowing the guest down: {}", chain_of(&cause)),
         }
     }
@@ -169,14 +171,14 @@ impl<'a> Attempt<'a> {
     fn send_round(&mut self, watch: &mut dyn Watch) -> Result<Duration, SourceError> {
         self.on_link(watch, |link, stop| link.nothing_said(stop))?;
         let rounds = self.rounds.as_mut().ok_or(SourceError::Gone)?;
-        self.account.begin_round(rounds.left());
-        let (mut ended, account, counters) = (None, &mut self.account, &self.sent);
+        self.plan.account.begin_round(rounds.left(), &self.tally);
+        let (mut ended, plan, tally) = (None, &mut self.plan, &self.tally);
         let guest = &self.guest;
         let mut look_up = || {
-            ended = ended.take().or_else(|| reason_to_end(guest, account, counters, watch));
+            ended = ended.take().or_else(|| reason_to_end(guest, plan, tally, watch));
             ended.is_some()
         };
-        let sent = rounds.send(&mut self.senders, self.sending.as_ref(), counters, &mut look_up);
+        let sent = rounds.send(&mut self.senders, self.sending.as_ref(), tally, &mut look_up);
         if let Some(cause) = ended {
             return Err(cause);
         }
@@ -280,7 +282,8 @@ impl<'a> Attempt<'a> {
 
     /// It is over.
     pub(crate) fn summary(&mut self, outcome: Outcome) -> Box<Summary> {
-        Box::new(self.account.summary(&self.sent, outcome))
+        self.plan.account.progress(&self.tally);
+        Box::new(self.plan.account.clone().summary(outcome))
     }
 
     /// `SEND_CANCEL`, no more dirty log, and the vCPUs run.

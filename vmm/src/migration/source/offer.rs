@@ -36,7 +36,7 @@ impl Attempt<'_> {
         let (secret, platform) = self.acceptance(machine.ram_bytes, watch)?;
         self.session = session;
         self.secret = Some(secret);
-        self.account.enter(Phase::Attest);
+        self.plan.account.enter(Phase::Attest);
         let encryption = self.attest(machine.sev.as_ref(), platform.as_ref())?;
         self.ask(&Message::Start { encryption }, watch)?;
         if self.answer(Due::STARTED, watch)? == Message::Started {
@@ -61,7 +61,7 @@ impl Attempt<'_> {
                 return Err(LinkError::unexpected("an acceptance").into());
             };
             heard.hear(pinned)?;
-            self.account.pinned(pinned);
+            self.plan.account.pinned(pinned);
         }
     }
 
