@@ -179,7 +179,7 @@ fn moved(machine: RunningMachine, console: &Console, mut road: Road, goal: Goal)
         };
         let destination = Memories::besides(&[&source]);
         let status = watch.status().expect("an SEV guest");
-        let rounds = prepared.reception.now().round;
+        let rounds = prepared.account.now().round;
         compare((&source, &status), (&destination, &prepared));
         let (listener, events) = (&road.listener, &console.end_sender);
         let taken = take_over(*prepared, listener, events, &mut |_: &Sight<'_>| None);

@@ -49,7 +49,6 @@ pub mod preflight;
 pub mod progress;
 #[cfg(test)]
 mod race_tests;
-pub mod reception;
 pub mod recovery;
 mod socket_file;
 pub mod source;
@@ -57,6 +56,7 @@ pub mod watch;
 pub mod wire;
 
 use crate::machine::chain_of;
+pub use account::Account;
 pub use handover::journal;
 pub use net::{
     BadEndpoint, Caller, Endpoint, LOOK_UP_MAX, Line, LinkError, Listener, Lobby, Stream,

@@ -19,12 +19,12 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::account::Tally;
 use super::destination::arrivals::Arrivals;
-use super::destination::placer::{PagePlacer, Target};
+use super::destination::placer::{PagePlacer, PageTarget};
 use super::net::Stream;
-use super::reception::Arrived;
 use super::source::rounds::{Changes, Rounds};
-use super::source::sender::{PageSender, Sent};
+use super::source::sender::PageSender;
 use super::wire::{Message, Secret};
 use crate::encryption::{KVM_HC_MAP_GPA_RANGE, Overflow, PageStatus, Status};
 use crate::machine::take_in_order;
@@ -211,8 +211,8 @@ struct Connection {
     sending: Sending,
     receiving: Receiving,
     arrivals: Arrivals,
-    arrived: Arrived,
-    sent: Sent,
+    arrived: Tally,
+    sent: Tally,
 }
 
 impl Connection {
@@ -230,15 +230,16 @@ impl Connection {
         assert_eq!(came, join);
         let placer = PagePlacer::new(stream, 1);
         let arrivals = Arrivals::new(source.memory.layout()).unwrap();
-        let arrived = Arrived::default();
-        Self { sender, placer, sending, receiving, arrivals, arrived, sent: Sent::default() }
+        let arrived = Tally::default();
+        Self { sender, placer, sending, receiving, arrivals, arrived, sent: Tally::default() }
     }
 
     fn send_round(&mut self, rounds: &mut Rounds<Scripted>, into: &GuestRam) {
         let Self { sender, placer, sending, receiving, arrivals, arrived, sent } = self;
         let receiving = Some(&*receiving);
         let silence = SILENCE;
-        let target = Target { ram: into, arrivals, receiving, session: SESSION, arrived, silence };
+        let (session, tally) = (SESSION, &*arrived);
+        let target = PageTarget { ram: into, arrivals, receiving, session, tally, silence };
         let deadline = Instant::now() + Duration::from_secs(60);
         thread::scope(|scope| {
             let placed = scope.spawn(|| placer.place_round(&target, &|| Instant::now() > deadline));

@@ -4,7 +4,6 @@
 //! it is paused there, whole, and ours by nobody's leave: so `commit` is said again, as the process
 //! that is gone would have, until the destination says what became of the guest.
 
-use std::collections::VecDeque;
 use std::path::Path;
 use std::thread::{Builder, park_timeout};
 use std::time::Duration;
@@ -12,7 +11,7 @@ use std::time::Duration;
 use log::{debug, info, warn};
 
 use super::handover::journal::{Journal, JournalError, Record, Side, forget};
-use super::handover::{Source, SourceInput, SourceOutput, SourceState};
+use super::handover::{Source, SourceInput, SourceOutput, SourceState, advance};
 use super::net::{Due, Endpoint, Link, Stream};
 use super::wire::{Message, NotRunning};
 
@@ -107,7 +106,7 @@ impl Unfinished {
     /// Connects, says `commit`, and hears the answer, if there is one.
     fn ask_once(&mut self, to: &Endpoint) -> Option<Fate> {
         let transfer = self.record.transfer;
-        let mut side = recovered(&self.record)?;
+        let mut half = recovered(&self.record)?;
         // On this thread, which nobody waits for.
         let mut link = match Stream::connect(to, ANSWER_MAX, &|| true) {
             Ok(stream) => Link::new(stream, ANSWER_MAX),
@@ -116,55 +115,55 @@ impl Unfinished {
                 return None;
             }
         };
-        let (mut inputs, mut fate) = (VecDeque::from([SourceInput::Connected]), Fate::Runs);
+        let (mut input, mut fate) = (SourceInput::Connected, Fate::Runs);
         loop {
-            let input = match inputs.pop_front() {
-                Some(input) => input,
-                None if matches!(side.state, SourceState::Released(_)) => return Some(fate),
-                None => hear(&side, &mut link, to)?,
-            };
             if let SourceInput::NotRunning(because) = input {
                 fate = Fate::Lost(because);
             }
-            let (next, outputs) = side.on(input);
-            side = next;
-            for output in outputs {
-                inputs.extend(self.perform(output, &side, &mut link)?);
-            }
+            let mut perform =
+                |half: &Source, output: SourceOutput| self.perform(output, half, &mut link);
+            advance(&mut half, input, &mut perform).ok()?;
             // It has the guest still, and tries again.
             if fate == Fate::Lost(NotRunning::JournalFailed) {
                 return None;
             }
+            if matches!(half.state, SourceState::Released(_)) {
+                return Some(fate);
+            }
+            input = hear(&half, &mut link, to)?;
         }
     }
 
-    /// `None`: it cannot be gone on; else what comes of it, if anything.
+    /// Carries out one output; what comes of it is the next input.
+    ///
+    /// # Errors
+    /// [`Unheard`] if the destination cannot be told.
     fn perform(
         &mut self,
         output: SourceOutput,
-        side: &Source,
+        half: &Source,
         link: &mut Link,
-    ) -> Option<Option<SourceInput>> {
+    ) -> Result<Option<SourceInput>, Unheard> {
         match output {
             SourceOutput::Send(say) => {
-                let sent = link.say(&side.word(say).into()).is_ok();
+                let sent = link.say(&half.word(say).into()).is_ok();
                 // Who has had the last word may be gone.
-                (sent || !side.is_in_doubt()).then_some(None)
+                if sent || !half.is_in_doubt() { Ok(None) } else { Err(Unheard) }
             }
             SourceOutput::WriteJournal(step) => {
                 let Record { transfer, secret, peer, .. } = self.record.clone();
                 match self.journal.append(transfer, secret, step, &peer) {
-                    Ok(()) => Some(Some(SourceInput::JournalWritten)),
+                    Ok(()) => Ok(Some(SourceInput::JournalWritten)),
                     Err(cause) => {
                         // The same is asked, and answered, at the next start.
                         warn!("{}", super::chain_of(&cause));
-                        Some(Some(SourceInput::JournalFailed))
+                        Ok(Some(SourceInput::JournalFailed))
                     }
                 }
             }
             SourceOutput::Forget => {
-                forget(&mut self.journal, side.transfer);
-                Some(None)
+                forget(&mut self.journal, half.transfer);
+                Ok(None)
             }
             // There is no guest to do anything to, and no person to refuse.
             SourceOutput::Reconnect
@@ -172,20 +171,24 @@ impl Unfinished {
             | SourceOutput::ResumeGuest
             | SourceOutput::SendFinish
             | SourceOutput::TearDown
-            | SourceOutput::Refuse(_) => Some(None),
+            | SourceOutput::Refuse(_) => Ok(None),
         }
     }
 }
 
+/// A destination that is asked does not take the question.
+#[derive(Debug)]
+struct Unheard;
+
 /// What the destination says, if it is one that can prove it.
-fn hear(side: &Source, link: &mut Link, to: &Endpoint) -> Option<SourceInput> {
+fn hear(half: &Source, link: &mut Link, to: &Endpoint) -> Option<SourceInput> {
     let answer = link.answer(Due::VERDICT, ANSWER_MAX);
     if let Ok(Message::Word(word)) = &answer
-        && let Some(input) = side.hear(word)
+        && let Some(input) = half.hear(word)
     {
         return Some(input);
     }
-    info!("{to} was asked for {} and has no answer that counts: {answer:?}", side.transfer);
+    info!("{to} was asked for {} and has no answer that counts: {answer:?}", half.transfer);
     None
 }
 

@@ -54,8 +54,8 @@ pub(crate) fn receive_guest(
             }
             None => continue,
         };
-        let (transfer, reception) = (prepared.transfer, prepared.reception.clone());
-        watcher.show(reception.now());
+        let (transfer, account) = (prepared.transfer, prepared.account.clone());
+        watcher.show(account.now());
         // From here on quitting is refused: what was asked before that must be heard before it.
         if process.inbox.wish().is_some() {
             prepared.refuse("receiving was stopped");
@@ -67,9 +67,9 @@ pub(crate) fn receive_guest(
             Taken::Runs(machine, answering) => {
                 process.inbox.settle_decision(Resolution::Keep);
                 process.board.show(State::Receiving);
-                watcher.show(reception.now());
+                watcher.show(account.now());
                 watcher.end();
-                eprintln!("sevferry: {}", reception.summary(Outcome::Moved));
+                eprintln!("sevferry: {}", account.summary(Outcome::Moved));
                 process.adopt(transfer);
                 return Ok(Some((*machine, *answering)));
             }

@@ -1,6 +1,6 @@
 //! The destination's handover: carries out what `handover/destination.rs` decides.
 
-use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::io::Error as IoError;
 use std::sync::mpsc::Sender;
 use std::thread::Builder;
@@ -14,7 +14,7 @@ use crate::machine::RunningMachine;
 use crate::migration::chain_of;
 use crate::migration::handover::journal::{Journal, JournalError, forget};
 use crate::migration::handover::{
-    Destination, DestinationInput, DestinationOutput, DestinationState,
+    Destination, DestinationInput, DestinationOutput, DestinationState, advance, carry_out,
 };
 use crate::migration::net::{Caller, Due, Line, Link, Listener, Lobby};
 use crate::migration::watch::{Sight, Watch, Wish};
@@ -42,8 +42,8 @@ pub enum Taken {
 /// What is left to do for a source while its guest runs here: see [`keep_answering`].
 #[derive(Debug)]
 pub struct Answering {
-    side: Destination,
-    source: Source,
+    half: Destination,
+    source: HeardSource,
 }
 
 /// Waits until the guest is this host's, and runs it, or it is not to be.
@@ -62,19 +62,19 @@ pub fn take_over<E>(
 where
     E: From<Stop> + Send + 'static,
 {
-    let Prepared { machine, link, mut journal, transfer, secret, reception } = prepared;
+    let Prepared { machine, link, mut journal, transfer, secret, account } = prepared;
     let (mut paused, mut running, mut refused) = (Some(machine), None, None);
     let lobby = Lobby::new(link.silence());
-    let mut source = Source { link: Some(link), lobby, anew: None };
-    let (mut side, outputs) = Destination::new(transfer, secret);
-    let (mut outputs, mut inputs) = (VecDeque::from(outputs), VecDeque::new());
+    let mut source = HeardSource { link: Some(link), lobby, anew: None };
+    let (mut half, mut first) = Destination::new(transfer, secret);
+    let mut input = None;
     loop {
-        while let Some(output) = outputs.pop_front() {
+        let mut perform = |half: &Destination, output: DestinationOutput| {
             match output {
                 DestinationOutput::WriteJournal(step) => {
-                    inputs.push_back(written(journal.append(transfer, secret, step, "source")));
+                    return Ok(Some(written(journal.append(transfer, secret, step, "source"))));
                 }
-                DestinationOutput::Send(say) => source.tell(side.word(say)),
+                DestinationOutput::Send(say) => source.tell(half.word(say)),
                 DestinationOutput::RunGuest => {
                     running = paused.take().map(|paused| paused.resume(events)).transpose()?;
                 }
@@ -82,10 +82,16 @@ where
                 DestinationOutput::Forget => forget(&mut journal, transfer),
                 DestinationOutput::Refuse(refusal) => refused = Some(refusal),
             }
+            Ok::<_, VcpuError>(None)
+        };
+        match input.take() {
+            Some(input) => advance(&mut half, input, &mut perform)?,
+            None => carry_out(&mut half, std::mem::take(&mut first), &mut perform)?,
         }
-        match (side.state, running.take()) {
+        match (half.state, running.take()) {
             (DestinationState::Running, Some(machine)) => {
-                return Ok(Taken::Runs(Box::new(machine), Box::new(Answering { side, source })));
+                let answering = Answering { half, source };
+                return Ok(Taken::Runs(Box::new(machine), Box::new(answering)));
             }
             (DestinationState::Dropped(because), _) => {
                 info!("the guest was dropped here: {because}");
@@ -93,19 +99,12 @@ where
             }
             _ => {}
         }
-        let input = inputs.pop_front().or_else(|| {
-            let sight =
-                Sight { progress: reception.now(), in_doubt: true, refused: refused.take() };
-            match watch.look(&sight) {
-                Some(Wish::Resolve(resolution)) => Some(DestinationInput::Resolve(resolution)),
-                // The source may commit the guest at any moment: only a decision ends the doubt.
-                Some(Wish::Cancel(_)) | None => source.next_input(listener, &side, LOOK_UP),
-            }
-        });
-        if let Some(input) = input {
-            let (next, more) = side.on(input);
-            (side, outputs) = (next, more.into());
-        }
+        let sight = Sight { progress: account.now(), in_doubt: true, refused: refused.take() };
+        input = match watch.look(&sight) {
+            Some(Wish::Resolve(resolution)) => Some(DestinationInput::Resolve(resolution)),
+            // The source may commit the guest at any moment: only a decision ends the doubt.
+            Some(Wish::Cancel(_)) | None => source.next_input(listener, &half, LOOK_UP),
+        };
     }
 }
 
@@ -121,7 +120,7 @@ fn written(result: Result<(), JournalError>) -> DestinationInput {
 
 /// The source, as far as it can be heard.
 #[derive(Debug)]
-struct Source {
+struct HeardSource {
     link: Option<Link>,
     /// Who else connects; it may be the source, which has lost its connection.
     lobby: Lobby,
@@ -129,7 +128,7 @@ struct Source {
     anew: Option<Caller>,
 }
 
-impl Source {
+impl HeardSource {
     fn tell(&mut self, word: Word) {
         let sent = self.link.as_mut().map(|link| link.say(&word.into()));
         if !matches!(sent, Some(Ok(()))) {
@@ -143,13 +142,13 @@ impl Source {
     fn next_input(
         &mut self,
         listener: &Listener,
-        side: &Destination,
+        half: &Destination,
         patience: Duration,
     ) -> Option<DestinationInput> {
         if let Some(link) = &mut self.link {
             match link.hear(Due::COMMIT, LOOK_UP.min(patience)) {
                 Ok(None) => {}
-                Ok(Some(Message::Word(word))) => match side.hear(&word) {
+                Ok(Some(Message::Word(word))) => match half.hear(&word) {
                     Some(input) => {
                         if let Say::Abandon(reason) = &word.say {
                             info!("the source keeps the guest: {reason}");
@@ -174,7 +173,7 @@ impl Source {
         let patience = if self.link.is_some() { Duration::ZERO } else { patience };
         match self.lobby.hear(listener, patience) {
             None => None,
-            Some(Ok(caller)) => self.hear(caller, side),
+            Some(Ok(caller)) => self.hear(caller, half),
             Some(Err(cause)) => {
                 info!("somebody connected: {cause}");
                 None
@@ -183,12 +182,12 @@ impl Source {
     }
 
     /// A new connection, of the source or of somebody else.
-    fn hear(&mut self, caller: Caller, side: &Destination) -> Option<DestinationInput> {
+    fn hear(&mut self, caller: Caller, half: &Destination) -> Option<DestinationInput> {
         if let Message::Word(word) = &caller.first {
-            let input = side.hear(word);
+            let input = half.hear(word);
             match input {
                 Some(DestinationInput::Commit { .. }) => {
-                    info!("the source of {} is back", side.transfer);
+                    info!("the source of {} is back", half.transfer);
                     self.link = Some(caller.link);
                 }
                 Some(_) => {}
@@ -196,14 +195,14 @@ impl Source {
             }
             return input;
         }
-        if side.state == DestinationState::Running {
+        if half.state == DestinationState::Running {
             caller.refuse(RUNS);
             return None;
         }
         let mut abandon = None;
         if let Message::Offer(offer) = &caller.first {
             // Of the guest that is here, offered anew: so its source has kept it.
-            abandon = offer.abandons().find_map(|word| side.hear(&word));
+            abandon = offer.abandons().find_map(|word| half.hear(&word));
         }
         match abandon {
             Some(_) => self.anew = Some(caller),
@@ -229,24 +228,22 @@ pub fn keep_answering(
     answering: Answering,
     mut journal: impl FnMut(VmId) -> Result<Journal, IoError> + Send + 'static,
 ) -> Result<(), IoError> {
-    let Answering { mut side, mut source } = answering;
+    let Answering { mut half, mut source } = answering;
     let answer = move || {
         let mut said = Instant::now();
         loop {
             if said.elapsed() > LAST_WORD_MAX {
                 source.link = None;
             }
-            let Some(input) = source.next_input(&listener, &side, IDLE) else { continue };
+            let Some(input) = source.next_input(&listener, &half, IDLE) else { continue };
             said = Instant::now();
-            let (next, outputs) = side.on(input);
-            side = next;
-            for output in outputs {
+            let mut perform = |half: &Destination, output: DestinationOutput| {
                 match output {
-                    DestinationOutput::Send(say) => source.tell(side.word(say)),
+                    DestinationOutput::Send(say) => source.tell(half.word(say)),
                     DestinationOutput::Forget => {
-                        match journal(side.transfer.vm) {
-                            Ok(mut journal) => forget(&mut journal, side.transfer),
-                            Err(cause) => debug!("forgetting {}: {cause}", side.transfer),
+                        match journal(half.transfer.vm) {
+                            Ok(mut journal) => forget(&mut journal, half.transfer),
+                            Err(cause) => debug!("forgetting {}: {cause}", half.transfer),
                         }
                         source.link = None;
                     }
@@ -256,7 +253,9 @@ pub fn keep_answering(
                     | DestinationOutput::TearDown
                     | DestinationOutput::Refuse(_) => {}
                 }
-            }
+                Ok::<_, Infallible>(None)
+            };
+            let Ok(()) = advance(&mut half, input, &mut perform);
         }
     };
     Builder::new().name("answer".to_owned()).spawn(answer).map(|_detached| ())

@@ -25,7 +25,7 @@ struct Host {
     _directory: TempDir,
     socket: Endpoint,
     listener: Listener,
-    source: Source,
+    source: HeardSource,
     side: Destination,
 }
 
@@ -35,7 +35,7 @@ impl Host {
         let socket = format!("unix:{}", directory.as_path().join("b").display());
         let socket: Endpoint = socket.parse().unwrap();
         let listener = Listener::bind(&socket).unwrap();
-        let source = Source { link: None, lobby: Lobby::new(SOON), anew: None };
+        let source = HeardSource { link: None, lobby: Lobby::new(SOON), anew: None };
         let (side, _) = Destination::new(TRANSFER, SECRET);
         Self { _directory: directory, socket, listener, source, side }
     }
@@ -128,7 +128,7 @@ fn the_journal_goes_with_the_last_word() {
     let open = move |vm| Journal::open(&directory, vm, Side::Destination).map_err(IoError::other);
     open(TRANSFER.vm).unwrap().append(TRANSFER, SECRET, Step::Owner, "").unwrap();
     let side = Destination { state: DestinationState::Running, ..host.side };
-    let answering = Answering { side, source: host.source };
+    let answering = Answering { half: side, source: host.source };
     keep_answering(host.listener, answering, open).unwrap();
     let said = |message: &Message| {
         let mut link = link_to(&host.socket);
@@ -157,9 +157,9 @@ fn answer_at(socket: &str) {
     let listener = Listener::bind(&socket.parse().unwrap()).unwrap();
     let (side, _) = Destination::new(TRANSFER, SECRET);
     let side = Destination { state: DestinationState::Running, ..side };
-    let source = Source { link: None, lobby: Lobby::new(LONG), anew: None };
+    let source = HeardSource { link: None, lobby: Lobby::new(LONG), anew: None };
     let no_journal = |_| Err(IoError::other("none"));
-    keep_answering(listener, Answering { side, source }, no_journal).unwrap();
+    keep_answering(listener, Answering { half: side, source }, no_journal).unwrap();
     std::thread::park_timeout(LONG * 2);
 }
 

@@ -17,12 +17,12 @@ use vm_memory::{Bytes, GuestAddress};
 use super::arrivals::Arrivals;
 use super::intake::take_in;
 use super::joining::accept_connections;
-use super::placer::Target;
+use super::placer::PageTarget;
 use crate::encryption::{MapGpaRange, Overflow, PageStatus, Status};
+use crate::migration::account::Tally;
 use crate::migration::chain_of;
 use crate::migration::net::{Endpoint, Link, Listener, Stream};
-use crate::migration::reception::Arrived;
-use crate::migration::source::sender::{PageSender, Round, Sent};
+use crate::migration::source::sender::{PageSender, Round};
 use crate::migration::wire::{
     Closing, FRAME_HEADER_LEN, Kind, Message, Offer, PageKind, PagesHeader, PayloadDigest, Secret,
     Transfer, VmId,
@@ -88,7 +88,7 @@ impl Golden {
                 PageSender::join(Stream::Unix(end), (SESSION, index), &SECRET, LATE).unwrap()
             })
             .collect();
-        let (sent, stop) = (Sent::default(), AtomicBool::new(false));
+        let (sent, stop) = (Tally::default(), AtomicBool::new(false));
         let rounds: [&[&[u64]]; 2] = [&[&[0, PRIVATE], &[2, 3, 4, 5, 6, 7]], &[&[PRIVATE], &[3]]];
         for (number, parts) in (1..).zip(rounds) {
             source.guest_writes(PRIVATE * PAGE_SIZE, &page(number));
@@ -102,7 +102,7 @@ impl Golden {
                     sending: Some(&sending),
                     stop: &stop,
                     cursor: AtomicU64::new(0),
-                    sent: &sent,
+                    tally: &sent,
                 };
                 sender.send_round(&round).unwrap();
             }
@@ -145,13 +145,13 @@ impl Golden {
             stream.write_all(bytes).unwrap();
             stream
         });
-        let (arrivals, arrived) = (Arrivals::new(layout).unwrap(), Arrived::default());
-        let target = Target {
+        let (arrivals, arrived) = (Arrivals::new(layout).unwrap(), Tally::default());
+        let target = PageTarget {
             ram: &self.target.memory,
             arrivals: &arrivals,
             receiving: Some(&self.receiving),
             session: SESSION,
-            arrived: &arrived,
+            tally: &arrived,
             silence: LATE,
         };
         let transfer = Transfer { vm: VmId([1; 16]), epoch: 1 };

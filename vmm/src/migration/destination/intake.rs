@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use super::placer::{PagePlacer, PlacerError, Target};
+use super::placer::{PagePlacer, PageTarget, PlacerError};
 use crate::machine::SavedBetween;
 use crate::migration::convergence::ROUNDS_MAX;
 use crate::migration::net::{Due, Link, LinkError, Stream, in_all};
@@ -64,7 +64,7 @@ enum Arrival {
 pub(crate) fn take_in(
     link: &mut Link,
     placers: &mut [PagePlacer],
-    target: &Target<'_>,
+    target: &PageTarget<'_>,
     stop: &mut dyn FnMut() -> bool,
 ) -> Result<Delivered, IntakeError> {
     let over = AtomicBool::new(false);
@@ -85,7 +85,7 @@ pub(crate) fn take_in(
         });
         let list = Due::region_list(status_bytes_max(&target.ram.layout()));
         let due = target.receiving.map_or(Due::STATE, |_sev| list);
-        let taken = &target.arrived.taken;
+        let taken = &target.tally.taken;
         let read = move || read_control(control, due, (&queue, taken), over_here);
         started = started.and_then(|()| Builder::new().spawn_scoped(scope, read).map(drop));
         let started = started.map_err(IntakeError::Thread);
@@ -115,7 +115,7 @@ pub(crate) fn take_in(
 fn place_rounds(
     index: usize,
     placer: &mut PagePlacer,
-    target: &Target<'_>,
+    target: &PageTarget<'_>,
     (queue, may_proceed): (&SyncSender<Arrival>, &Receiver<()>),
     over: &AtomicBool,
 ) {
@@ -159,7 +159,7 @@ fn read_control(
 
 fn collect(
     link: &mut Link,
-    target: &Target<'_>,
+    target: &PageTarget<'_>,
     arrivals: &Receiver<Arrival>,
     go: &[Sender<()>],
     stop: &mut dyn FnMut() -> bool,
@@ -171,7 +171,7 @@ fn collect(
         // Also while the source keeps us busy.
         if looked_up.elapsed() >= LOOK_UP {
             looked_up = Instant::now();
-            pace.check(target.arrived.taken.load(Ordering::Relaxed), looked_up)?;
+            pace.check(target.tally.taken.load(Ordering::Relaxed), looked_up)?;
             if stop() {
                 return Err(IntakeError::Stopped);
             }
@@ -191,7 +191,7 @@ fn collect(
                     }
                     target.arrivals.end_round();
                     rounds = end.round;
-                    target.arrived.rounds.store(rounds, Ordering::Relaxed);
+                    target.tally.round_arrived(rounds);
                     acknowledged = Instant::now();
                     // A source that does not read it does not send the next round either.
                     link.say(&Message::RoundOk { round: end.round })?;

@@ -28,17 +28,17 @@ use zerocopy::FromBytes;
 use self::arrivals::Arrivals;
 use self::intake::{Delivered, IntakeError, take_in};
 use self::joining::accept_connections;
-use self::placer::Target;
+use self::placer::PageTarget;
 use self::recall::{admit, recall};
 use crate::encryption::PageStatus;
 use crate::machine::compatibility::{HostOffer, MachineOffer, compare};
 use crate::machine::{MachineError, MachineState, PausedMachine, ReceivingMachine};
+use crate::migration::account::{Account, Tally};
 use crate::migration::chain_of;
 use crate::migration::handover::journal::{Journal, Side, forget};
 use crate::migration::net::{Caller, Due, Link, LinkError, Listener, Words};
 use crate::migration::preflight::assess;
 use crate::migration::progress::{Phase, Progress};
-use crate::migration::reception::{Arrived, Reception};
 use crate::migration::watch::{Watch, cancelled};
 use crate::migration::wire::{
     CertificatesError, Message, Offer, Reason, Secret, SessionBytes, to_wire,
@@ -88,9 +88,9 @@ pub fn receive(
         | Message::Building(_) => Err(LinkError::unexpected("an offer").into()),
     };
     match received {
-        Ok((machine, (journal, secret), reception)) => {
-            let transfer = reception.now().transfer;
-            let prepared = Prepared { machine, link, journal, transfer, secret, reception };
+        Ok((machine, (journal, secret), account)) => {
+            let transfer = account.now().transfer;
+            let prepared = Prepared { machine, link, journal, transfer, secret, account };
             Ok(Received::Guest(Box::new(prepared)))
         }
         Err(cause) => {
@@ -110,7 +110,7 @@ struct Expected<'a> {
     secret: Secret,
 }
 
-type Arrival = (PausedMachine, (Journal, Secret), Reception);
+type Arrived = (PausedMachine, (Journal, Secret), Account);
 
 fn phases(
     link: &mut Link,
@@ -118,7 +118,7 @@ fn phases(
     listener: &Listener,
     host: &mut Host<'_>,
     watch: &mut dyn Watch,
-) -> Result<Arrival, DestinationError> {
+) -> Result<Arrived, DestinationError> {
     let begun = Instant::now();
     let description = MachineOffer::from_bytes(&offer.machine)?;
     compare(&description, &HostOffer::read(host.platform)?)?;
@@ -127,7 +127,7 @@ fn phases(
     info!("{} is offered", offer.transfer);
     let guest = Expected { begun, offer, description, secret };
     match arrive(link, &guest, listener, host, watch) {
-        Ok((machine, reception)) => Ok((machine, (journal, secret), reception)),
+        Ok((machine, account)) => Ok((machine, (journal, secret), account)),
         Err(cause) => {
             // It was not said that the guest is prepared: the source will never ask.
             forget(&mut journal, offer.transfer);
@@ -142,16 +142,17 @@ fn arrive(
     listener: &Listener,
     host: &mut Host<'_>,
     watch: &mut dyn Watch,
-) -> Result<(PausedMachine, Reception), DestinationError> {
+) -> Result<(PausedMachine, Account), DestinationError> {
     let Expected { begun, offer, ref description, ref secret } = *guest;
-    let mut reception = Reception::new(begun, offer.transfer, offer.connections);
-    reception.enter(Phase::Attest);
+    let (transfer, connections) = (offer.transfer, offer.connections);
+    let mut account = Account::new(begun, transfer, Side::Destination, connections);
+    account.enter(Phase::Attest);
     let output = host.output.clone();
-    let arrived = Arrived::default();
+    let tally = Tally::default();
     let (mut words, mut lost) = (Words::new(), None);
     let mut pinning = |pinned| {
-        reception.pinned(pinned);
-        let progress = reception.progress(&arrived);
+        account.pinned(pinned);
+        let progress = account.progress(&tally);
         lost = words.say(link, pinned, &mut || cancelled(watch, progress).is_some()).err();
         lost.is_some() || cancelled(watch, progress).is_some()
     };
@@ -160,30 +161,30 @@ fn arrive(
         return Err(cause.into());
     }
     let mut machine = built?;
-    let mut stop = || cancelled(watch, reception.progress(&arrived)).is_some();
+    let mut stop = || cancelled(watch, account.progress(&tally)).is_some();
     let receiving = start((link, secret, host.silence), &mut machine, description, &mut stop)?;
     let arrivals = Arrivals::new(machine.ram().layout()).ok_or(DestinationError::Memory)?;
     let mut placers = accept_connections(listener, offer, secret, host.silence, &mut stop)?;
-    reception.enter(Phase::Rounds);
-    let target = Target {
+    account.enter(Phase::Rounds);
+    let target = PageTarget {
         ram: machine.ram(),
         arrivals: &arrivals,
         receiving: receiving.as_ref(),
         session: offer.session,
-        arrived: &arrived,
+        tally: &tally,
         silence: host.silence,
     };
-    let mut stop = || cancelled(watch, reception.progress(&arrived)).is_some();
+    let mut stop = || cancelled(watch, account.progress(&tally)).is_some();
     let Delivered { status, state, saved, rounds } =
         take_in(link, &mut placers, &target, &mut stop)?;
-    reception.enter(Phase::State);
+    account.enter(Phase::State);
     let status = check(description, status, &arrivals)?;
     let state = MachineState::from_bytes(&state)?;
     let launched = receiving.map(Receiving::finish).transpose()?;
     let machine = machine.finish((&state, saved), status, launched)?;
-    reception.all_arrived(&arrived, rounds);
+    account.all_arrived(&tally, rounds);
     info!("{}: all arrived in {rounds} rounds", offer.transfer);
-    Ok((machine, reception))
+    Ok((machine, account))
 }
 
 /// Says what this platform is, and takes the session that the source has made for it.

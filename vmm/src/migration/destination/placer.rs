@@ -3,7 +3,6 @@
 //! Each connection has a [`PagePlacer`] on a thread of its own for the whole migration.
 
 use std::io::{Error as IoError, ErrorKind};
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -11,8 +10,8 @@ use thiserror::Error;
 use super::arrivals::{Arrivals, BadArrival};
 use crate::encryption::Status;
 use crate::memory::{GuestRam, RamError};
+use crate::migration::account::Tally;
 use crate::migration::net::{Stream, Wait};
-use crate::migration::reception::Arrived;
 use crate::migration::wire::{
     FRAME_HEADER_LEN, FrameHeader, Kind, Malformed, Message, PACKET_HEADER_LEN, PAGES_HEAD_LEN,
     PAGES_HEADER_LEN, PAGES_MAX, PageKind, PagesHeader, PayloadDigest, RoundDigest, RoundEnd,
@@ -35,7 +34,7 @@ const LISTS_MAX: usize = PAGES_MAX * (size_of::<u64>() + PACKET_HEADER_LEN);
 
 /// Where pages go, as all connections share it.
 #[derive(Debug)]
-pub(crate) struct Target<'a> {
+pub(crate) struct PageTarget<'a> {
     pub(crate) ram: &'a GuestRam,
     pub(crate) arrivals: &'a Arrivals,
     /// Opens private pages; `None` for a plain VM, which has none.
@@ -43,7 +42,7 @@ pub(crate) struct Target<'a> {
     /// Random, from the offer.
     pub(crate) session: u64,
     /// Counts what comes, which also shows that the source is alive.
-    pub(crate) arrived: &'a Arrived,
+    pub(crate) tally: &'a Tally,
     /// How long nothing at all may come.
     pub(crate) silence: Duration,
 }
@@ -84,7 +83,7 @@ impl PagePlacer {
     /// or `unwanted` says so.
     pub(crate) fn place_round(
         &mut self,
-        target: &Target<'_>,
+        target: &PageTarget<'_>,
         unwanted: &dyn Fn() -> bool,
     ) -> Result<Option<RoundEnd>, PlacerError> {
         loop {
@@ -94,7 +93,7 @@ impl PagePlacer {
                 }
             }
             let mut stop = unwanted;
-            let taken = &target.arrived.taken;
+            let taken = &target.tally.taken;
             let mut wait = Wait::new(target.silence, PAGES_HEAD_LEN, &mut stop).counting(taken);
             match self.place_frame(target, &mut wait) {
                 // Its own error, if it has one, comes from having been given up.
@@ -110,7 +109,7 @@ impl PagePlacer {
     /// Takes what has begun to arrive, whole.
     fn place_frame(
         &mut self,
-        target: &Target<'_>,
+        target: &PageTarget<'_>,
         wait: &mut Wait<'_>,
     ) -> Result<Placed, PlacerError> {
         let mut head = [0; PAGES_HEAD_LEN];
@@ -153,7 +152,7 @@ impl PagePlacer {
     }
 
     /// The firmware's packets bind neither the session's order nor the round: these numbers do.
-    fn check(&self, header: &PagesHeader, target: &Target<'_>) -> Result<(), PlacerError> {
+    fn check(&self, header: &PagesHeader, target: &PageTarget<'_>) -> Result<(), PlacerError> {
         let wrong = |what, expected, found| PlacerError::OutOfOrder { what, expected, found };
         if header.session != target.session {
             return Err(wrong("session", target.session, header.session));
@@ -172,7 +171,7 @@ impl PagePlacer {
     fn place(
         &mut self,
         header: &PagesHeader,
-        target: &Target<'_>,
+        target: &PageTarget<'_>,
         wait: &mut Wait<'_>,
     ) -> Result<(), PlacerError> {
         let parts = header.payload();
@@ -213,7 +212,8 @@ impl PagePlacer {
         if digest.value() != header.digest {
             return Err(PlacerError::Damaged { sequence: header.sequence });
         }
-        count(target.arrived, header);
+        let bytes = PAGES_HEAD_LEN + header.payload().total();
+        target.tally.count(header.kind, header.count, bytes);
         Ok(())
     }
 
@@ -251,7 +251,7 @@ enum Placed {
 }
 
 /// A run of pages comes that the host has not mapped yet: it had better be mapped at once.
-fn populate(target: &Target<'_>, frames: &[Frame], kind: PageKind) {
+fn populate(target: &PageTarget<'_>, frames: &[Frame], kind: PageKind) {
     let status = match kind {
         PageKind::Zero => return,
         PageKind::Shared => Status::Shared,
@@ -266,20 +266,8 @@ fn populate(target: &Target<'_>, frames: &[Frame], kind: PageKind) {
     }
 }
 
-/// Counts a frame that has been placed.
-fn count(arrived: &Arrived, header: &PagesHeader) {
-    let counter = match header.kind {
-        PageKind::Shared => &arrived.shared,
-        PageKind::Zero => &arrived.zero,
-        PageKind::Private => &arrived.private,
-    };
-    counter.fetch_add(u64::from(header.count), Ordering::Relaxed);
-    let bytes = PAGES_HEAD_LEN + header.payload().total();
-    arrived.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-}
-
 /// Zero pages, of which nothing came.
-fn place_zeros(target: &Target<'_>, frames: &[Frame]) -> Result<(), PlacerError> {
+fn place_zeros(target: &PageTarget<'_>, frames: &[Frame]) -> Result<(), PlacerError> {
     for &frame in frames {
         // RAM that nobody has written yet is zero, and stays untouched.
         if !target.arrivals.mark(frame, PageKind::Zero)? {
@@ -290,7 +278,7 @@ fn place_zeros(target: &Target<'_>, frames: &[Frame]) -> Result<(), PlacerError>
 }
 
 /// A shared page, where the host may see it.
-fn write(target: &Target<'_>, frame: Frame, page: &[u8; PAGE_LEN]) -> Result<(), PlacerError> {
+fn write(target: &PageTarget<'_>, frame: Frame, page: &[u8; PAGE_LEN]) -> Result<(), PlacerError> {
     Ok(target.ram.write_pages(one(frame)?, page)?)
 }
 
@@ -301,7 +289,7 @@ fn one(frame: Frame) -> Result<PageRange, PlacerError> {
 
 /// A private page, by the firmware.
 fn open(
-    target: &Target<'_>,
+    target: &PageTarget<'_>,
     frame: Frame,
     packet: &[u8; PACKET_HEADER_LEN],
     page: &[u8; PAGE_LEN],

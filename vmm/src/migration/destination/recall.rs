@@ -7,9 +7,9 @@ use super::host::Host;
 use super::received::Received;
 use crate::migration::handover::journal::{Journal, JournalError, forget};
 use crate::migration::handover::{
-    Destination, DestinationInput, DestinationOutput, DestinationState, Step,
+    Destination, DestinationInput, DestinationOutput, DestinationState, Step, advance,
 };
-use crate::migration::net::{Caller, Line, Link};
+use crate::migration::net::{Caller, Line, Link, LinkError};
 use crate::migration::wire::{Offer, Secret, Word};
 
 /// What is said to somebody whose word on a guest does not count.
@@ -24,23 +24,24 @@ pub(crate) fn recall(
 ) -> Result<Received, DestinationError> {
     let transfer = word.transfer;
     let mut journal = (host.journal)(transfer.vm).map_err(DestinationError::Journal)?;
-    let Some((side, input)) = remembered(&journal, word) else {
+    let Some((mut half, input)) = remembered(&journal, word) else {
         // In the same words where the guest is known: they are no answer to anybody's question.
         Caller::refuse_on(link, UNPROVEN);
         return Err(DestinationError::Unproven { transfer });
     };
-    let (side, outputs) = side.on(input);
-    for output in outputs {
+    let mut perform = |half: &Destination, output: DestinationOutput| {
         match output {
-            DestinationOutput::Send(say) => link.say(&side.word(say).into())?,
+            DestinationOutput::Send(say) => link.say(&half.word(say).into())?,
             DestinationOutput::Forget => forget(&mut journal, transfer),
             DestinationOutput::WriteJournal(_)
             | DestinationOutput::RunGuest
             | DestinationOutput::TearDown
             | DestinationOutput::Refuse(_) => {}
         }
-    }
-    Ok(match (input, side.state) {
+        Ok::<_, LinkError>(None)
+    };
+    advance(&mut half, input, &mut perform)?;
+    Ok(match (input, half.state) {
         (DestinationInput::Commit { .. }, DestinationState::Dropped(because)) => {
             Received::Answered(transfer, because, Line(link))
         }
@@ -89,7 +90,7 @@ mod tests {
     use crate::devices::SerialOutput;
     use crate::migration::destination::receive;
     use crate::migration::handover::journal::Side;
-    use crate::migration::net::{Due, LinkError, Listener, Lobby, Stream};
+    use crate::migration::net::{Due, Listener, Lobby, Stream};
     use crate::migration::watch::Sight;
     use crate::migration::wire::{Abandoned, Message, NotRunning, Reason, Say, Transfer, VmId};
 

@@ -1,10 +1,10 @@
 //! What a caller has led to: a guest, or an answer.
 
 use crate::machine::PausedMachine;
+use crate::migration::account::Account;
 use crate::migration::handover::journal::Journal;
 use crate::migration::handover::journal::forget;
 use crate::migration::net::{Caller, Line, Link};
-use crate::migration::reception::Reception;
 use crate::migration::wire::{NotRunning, Secret, Transfer};
 
 /// A guest that has arrived whole and is paused here, its owner not yet decided.
@@ -21,7 +21,7 @@ pub struct Prepared {
     /// What makes words about it count.
     pub(crate) secret: Secret,
     /// How it came.
-    pub reception: Reception,
+    pub account: Account,
 }
 
 impl Prepared {

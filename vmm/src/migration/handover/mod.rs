@@ -33,6 +33,7 @@
 //! comes back as an input before anything else does.
 
 mod destination;
+mod driver;
 pub mod journal;
 mod source;
 mod step;
@@ -40,5 +41,6 @@ mod step;
 mod tests;
 
 pub use destination::{Destination, DestinationInput, DestinationOutput, DestinationState};
+pub(crate) use driver::{advance, carry_out};
 pub use source::{By, Doubt, Source, SourceInput, SourceOutput, SourceState};
 pub use step::{Refusal, Resolution, Step};

@@ -9,10 +9,11 @@ use std::time::Instant;
 use crate::devices::SerialOutput;
 use crate::machine::compatibility::{HostOffer, MachineOffer, compare};
 use crate::machine::{MachineError, ReceivingMachine, certificates_of, pinning};
+use crate::migration::account::Account;
 use crate::migration::chain_of;
 use crate::migration::destination::Host;
+use crate::migration::handover::journal::Side;
 use crate::migration::net::{Link, Words};
-use crate::migration::reception::Reception;
 use crate::migration::watch::{Watch, cancelled};
 use crate::migration::wire::{
     Assessment, OBJECTIONS_MAX, Objection, Offer, PlatformBytes, to_wire,
@@ -27,11 +28,12 @@ pub(crate) fn assess(
     link: &mut Link,
     watch: &mut dyn Watch,
 ) -> Assessment {
-    let mut reception = Reception::new(Instant::now(), offer.transfer, offer.connections);
+    let (transfer, connections) = (offer.transfer, offer.connections);
+    let mut account = Account::new(Instant::now(), transfer, Side::Destination, connections);
     let mut words = Words::new();
     let mut pinning = |pinned| {
-        reception.pinned(pinned);
-        let mut stop = || cancelled(watch, reception.now()).is_some();
+        account.pinned(pinned);
+        let mut stop = || cancelled(watch, account.now()).is_some();
         // A source that is gone needs no assessment.
         words.say(link, pinned, &mut stop).is_err() || stop()
     };

@@ -93,7 +93,4 @@ pub enum SourceError {
     /// `SEND_CANCEL` failed earlier.
     #[error("the firmware could not cancel an earlier attempt: this guest can only run on here")]
     NotCancelled,
-    /// A phase out of order: a bug.
-    #[error("the guest is not where this phase needs it; please report this")]
-    Gone,
 }

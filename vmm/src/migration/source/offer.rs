@@ -1,59 +1,86 @@
-//! The outgoing half before the first page: offer -> verify the destination -> `SEND_START` -> page
-//! connections.
+//! Before the first page: offer -> verify the destination -> `SEND_START` -> page connections.
 
 use std::time::Duration;
 
 use log::warn;
 use zerocopy::IntoBytes;
 
+use super::attempt::{Attempt, Peer};
+use super::error::SourceError;
+use super::options::Options;
+use super::rounds::Rounds;
 use super::sender::PageSender;
-use super::{Attempt, Guest, Options, SourceError};
+use super::stay::{GivenUp, Stay, Told};
+use super::transfer::{PageFlow, Transferring};
+use crate::machine::RunningMachine;
 use crate::machine::compatibility::{MachineOffer, SevOffer};
 use crate::migration::net::{Dialling, Due, Heard, Link, LinkError, Overdue, Stream};
 use crate::migration::progress::Phase;
-use crate::migration::watch::Watch;
 use crate::migration::wire::{
     CertificatesError, Message, Offer, PlatformBytes, Secret, SessionBytes, from_wire,
 };
 use crate::sev::Policy;
+use crate::sev::send::Sending;
 use crate::sev::session::random;
 use crate::sev::target::{PlatformCertificates, RefusedTarget, verify_target};
 
 /// How often waiting for a connection looks up.
 const LOOK_UP: Duration = Duration::from_millis(50);
 
-impl Attempt<'_> {
+/// A guest that nobody has been told of yet.
+pub(super) struct Offering<'a> {
+    pub(super) attempt: Attempt<'a>,
+    pub(super) machine: RunningMachine,
+}
+
+impl<'a> Offering<'a> {
     /// Offers the guest; the destination says what it is, and is verified before anything is sent.
-    pub(crate) fn offer(&mut self, watch: &mut dyn Watch) -> Result<(), SourceError> {
-        let machine = self.running()?;
-        machine.migratable()?;
-        let machine = machine.offer();
-        let offer = described(&machine, self.options)?;
-        let session = offer.session;
-        let stream = self.unless_ended(watch, |_, options, stop| connect(options, stop))?;
-        self.link = Some(Link::new(stream, self.options.silence));
-        self.ask(&Message::Offer(offer), watch)?;
-        let (secret, platform) = self.acceptance(machine.ram_bytes, watch)?;
-        self.session = session;
-        self.secret = Some(secret);
-        self.account.enter(Phase::Attest);
-        let encryption = self.attest(machine.sev.as_ref(), platform.as_ref())?;
-        self.ask(&Message::Start { encryption }, watch)?;
-        if self.answer(Due::STARTED, watch)? == Message::Started {
-            return Ok(());
+    pub(super) fn run(self) -> Result<Transferring<'a>, Box<GivenUp<'a>>> {
+        let Self { mut attempt, machine } = self;
+        attempt.plan.account.enter(Phase::Offer);
+        let (mut link, offer) = match attempt.call(&machine) {
+            Ok(called) => called,
+            Err(cause) => {
+                return Err(GivenUp::new(attempt, Stay::running(machine), Told::Nobody, cause));
+            }
+        };
+        let (session, ram_bytes) = (offer.session, machine.offer().ram_bytes);
+        let accepted = attempt
+            .ask(&machine, &mut link, &Message::Offer(offer))
+            .and_then(|()| attempt.acceptance(&machine, &mut link, ram_bytes));
+        match accepted {
+            Ok((secret, platform)) => {
+                attempt.plan.account.enter(Phase::Attest);
+                let peer = Peer { link, session, secret };
+                Accepted { attempt, machine, peer }.start(platform.as_ref())
+            }
+            Err(cause) => {
+                Err(GivenUp::new(attempt, Stay::running(machine), Told::Asked(link), cause))
+            }
         }
-        Err(LinkError::unexpected("a start").into())
+    }
+}
+
+impl Attempt<'_> {
+    /// A connection to the destination, and what to say first.
+    fn call(&mut self, machine: &RunningMachine) -> Result<(Link, Offer), SourceError> {
+        machine.migratable()?;
+        let options = self.options;
+        let offer = described(&machine.offer(), options)?;
+        let stream = self.unless_ended(machine, |_, stop| connect(options, stop))?;
+        Ok((Link::new(stream, options.silence), offer))
     }
 
     /// The destination's platform, once it has made the machine: until then it says how far it is.
     fn acceptance(
         &mut self,
+        machine: &RunningMachine,
+        link: &mut Link,
         ram_bytes: u64,
-        watch: &mut dyn Watch,
     ) -> Result<(Secret, Option<PlatformBytes>), SourceError> {
         let mut heard = Heard::of_guest(ram_bytes);
         loop {
-            let answer = self.answer(Due::ACCEPT, watch)?;
+            let answer = self.answer(machine, link, Due::ACCEPT)?;
             if let Message::Accept { secret, platform } = answer {
                 return Ok((secret, platform));
             }
@@ -61,38 +88,70 @@ impl Attempt<'_> {
                 return Err(LinkError::unexpected("an acceptance").into());
             };
             heard.hear(pinned)?;
-            self.account.pinned(pinned);
+            self.plan.account.pinned(pinned);
+        }
+    }
+}
+
+/// A guest whose destination would take it.
+struct Accepted<'a> {
+    attempt: Attempt<'a>,
+    machine: RunningMachine,
+    peer: Peer,
+}
+
+impl<'a> Accepted<'a> {
+    /// `SEND_START`, for a platform whose certificates hold; the destination begins to receive, and page
+    /// connections join.
+    fn start(
+        mut self,
+        platform: Option<&PlatformBytes>,
+    ) -> Result<Transferring<'a>, Box<GivenUp<'a>>> {
+        let attested = self.attest(platform);
+        let (sending, joined) = match attested {
+            Ok(Some((sending, bytes))) => (Some(sending), self.join(Some(bytes))),
+            Ok(None) => (None, self.join(None)),
+            Err(cause) => (None, Err(cause)),
+        };
+        let Self { attempt, machine, peer } = self;
+        match joined {
+            Ok((senders, rounds)) => {
+                let flow = PageFlow { sending, senders, rounds };
+                Ok(Transferring { attempt, machine, peer, flow })
+            }
+            Err(cause) => {
+                let stay = Stay { sending, ..Stay::running(machine) };
+                Err(GivenUp::with(attempt, stay, peer, cause))
+            }
         }
     }
 
     /// The session for the destination's platform; `None` for a guest without SEV.
     fn attest(
         &mut self,
-        sev: Option<&SevOffer>,
         platform: Option<&PlatformBytes>,
-    ) -> Result<Option<SessionBytes>, SourceError> {
-        match (sev, platform) {
+    ) -> Result<Option<(Sending, SessionBytes)>, SourceError> {
+        match (self.machine.offer().sev, platform) {
             (None, None) => Ok(None),
             (None, Some(_)) => Err(SourceError::Unasked),
             (Some(_), None) => Err(SourceError::NoPlatform),
-            (Some(sev), Some(platform)) => {
-                let policy = Policy::new(sev.policy)?;
+            (Some(SevOffer { policy, .. }), Some(platform)) => {
+                let policy = Policy::new(policy)?;
                 self.start_sending(&from_wire(platform)?, policy).map(Some)
             }
         }
     }
 
-    /// `SEND_START`, to a platform whose certificates hold.
     fn start_sending(
         &mut self,
         target: &PlatformCertificates,
         policy: Policy,
-    ) -> Result<SessionBytes, SourceError> {
-        let Guest::Running(machine) = &mut self.guest else { return Err(SourceError::Gone) };
+    ) -> Result<(Sending, SessionBytes), SourceError> {
+        let machine = &mut self.machine;
         let own = machine.platform_certificates().map_err(CertificatesError::Own)?;
-        let own = own.ok_or(SourceError::Gone)?;
+        let own = own.ok_or(SourceError::Unasked)?;
         match verify_target(target, policy, &own) {
-            Err(RefusedTarget::Unattested) if self.options.allow_unchecked => {
+            Err(RefusedTarget::Unattested) if self.attempt.options.allow_unchecked => {
                 warn!("the guest's policy does not make the firmware check its destinations");
             }
             verified => verified?,
@@ -106,8 +165,7 @@ impl Attempt<'_> {
                     pdh: session.source_pdh.as_bytes().to_vec(),
                     session: session.session.as_bytes().to_vec(),
                 };
-                self.sending = Some(sending);
-                Ok(bytes)
+                Ok((sending, bytes))
             }
             Err(refused) => {
                 machine.put_launched_back(refused.launched);
@@ -116,15 +174,26 @@ impl Attempt<'_> {
         }
     }
 
-    /// Opens the page connections.
-    pub(crate) fn join(&mut self, watch: &mut dyn Watch) -> Result<(), SourceError> {
-        let secret = self.secret.ok_or(SourceError::Gone)?;
-        for index in 0..self.options.connections {
-            let stream = self.unless_ended(watch, |_, options, stop| connect(options, stop))?;
-            let place = (self.session, index);
-            self.senders.push(PageSender::join(stream, place, &secret, self.options.silence)?);
+    /// The destination begins; page connections are opened, and what the guest writes is recorded.
+    fn join(
+        &mut self,
+        encryption: Option<SessionBytes>,
+    ) -> Result<(Vec<PageSender>, Rounds), SourceError> {
+        let Self { attempt, machine, peer } = self;
+        attempt.ask(machine, &mut peer.link, &Message::Start { encryption })?;
+        if attempt.answer(machine, &mut peer.link, Due::STARTED)? != Message::Started {
+            return Err(LinkError::unexpected("a start").into());
         }
-        Ok(())
+        let options = attempt.options;
+        let mut senders = Vec::new();
+        for index in 0..options.connections {
+            let stream = attempt.unless_ended(machine, |_, stop| connect(options, stop))?;
+            let place = (peer.session, index);
+            senders.push(PageSender::join(stream, place, &peer.secret, options.silence)?);
+        }
+        attempt.plan.account.enter(Phase::Rounds);
+        let rounds = Rounds::start(machine.ram().clone(), machine.log_changes()?)?;
+        Ok((senders, rounds))
     }
 }
 

@@ -15,10 +15,11 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use super::sender::{PageSender, Round, SenderError, Sent};
+use super::sender::{PageSender, Round, SenderError};
 use crate::encryption::{Incomplete, PageStatus};
 use crate::machine::ChangeLog;
 use crate::memory::{GuestRam, RamError};
+use crate::migration::account::Tally;
 use crate::migration::convergence::Left;
 use crate::page::FrameSet;
 use crate::sev::send::Sending;
@@ -93,7 +94,7 @@ impl<C: Changes> Rounds<C> {
         &mut self,
         senders: &mut [PageSender],
         sending: Option<&Sending>,
-        sent: &Sent,
+        tally: &Tally,
         look_up: &mut dyn FnMut() -> bool,
     ) -> Result<Duration, SenderError> {
         self.number = self.number.saturating_add(1);
@@ -106,7 +107,7 @@ impl<C: Changes> Rounds<C> {
             sending,
             stop: &stop,
             cursor: AtomicU64::new(0),
-            sent,
+            tally,
         };
         send_on_all(senders, &round, look_up)?;
         self.changed.clear();

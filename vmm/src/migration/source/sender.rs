@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 use crate::memory::{GuestRam, RamError, is_zero};
+use crate::migration::account::Tally;
 use crate::migration::net::{Stream, Wait};
 use crate::migration::wire::{
     Malformed, Message, PACKET_HEADER_LEN, PAGES_MAX, PageKind, PagesHeader, Payload,
@@ -41,18 +42,7 @@ pub(crate) struct Round<'a> {
     /// Where the next window starts, in frames of RAM.
     pub(crate) cursor: AtomicU64,
     /// What was sent so far.
-    pub(crate) sent: &'a Sent,
-}
-
-/// Pages and bytes sent, counted by all senders, read by whoever shows progress.
-#[derive(Debug, Default)]
-pub(crate) struct Sent {
-    pub(crate) shared: AtomicU64,
-    pub(crate) zero: AtomicU64,
-    pub(crate) private: AtomicU64,
-    pub(crate) bytes: AtomicU64,
-    /// Nanoseconds that all senders together spent on sealing.
-    pub(crate) sealing_ns: AtomicU64,
+    pub(crate) tally: &'a Tally,
 }
 
 impl Round<'_> {
@@ -150,8 +140,7 @@ impl PageSender {
             sending
                 .seal(address, header, page)
                 .map_err(|cause| SenderError::Seal { frame, cause })?;
-            let took = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
-            round.sent.sealing_ns.fetch_add(took, Ordering::Relaxed);
+            round.tally.sealed(begun.elapsed());
             &mut self.private
         } else {
             let (_, page) = self.shared.slot().ok_or(SenderError::Read { frame })?;
@@ -164,10 +153,10 @@ impl PageSender {
     }
 
     fn flush(&mut self, kind: PageKind, round: &Round<'_>) -> Result<(), SenderError> {
-        let (batch, counter) = match kind {
-            PageKind::Shared => (&mut self.shared, &round.sent.shared),
-            PageKind::Zero => (&mut self.zero, &round.sent.zero),
-            PageKind::Private => (&mut self.private, &round.sent.private),
+        let batch = match kind {
+            PageKind::Shared => &mut self.shared,
+            PageKind::Zero => &mut self.zero,
+            PageKind::Private => &mut self.private,
         };
         let Ok(count @ 1..) = u8::try_from(batch.frames.len()) else { return Ok(()) };
         batch.numbers.clear();
@@ -187,9 +176,7 @@ impl PageSender {
         send(&mut self.stream, &mut parts.map(IoSlice::new), self.silence, round)?;
         self.digest.add(&head);
         self.sequence += 1;
-        counter.fetch_add(u64::from(count), Ordering::Relaxed);
-        let bytes = parts.iter().map(|part| part.len() as u64).sum();
-        round.sent.bytes.fetch_add(bytes, Ordering::Relaxed);
+        round.tally.count(kind, count, parts.iter().map(|part| part.len()).sum());
         batch.frames.clear();
         Ok(())
     }
