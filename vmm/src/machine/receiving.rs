@@ -23,7 +23,7 @@ use crate::memory::{GuestRam, Pages, RamError};
 use crate::sev::endorsement::EndorsementError;
 use crate::sev::launch::{Initialised, Launched};
 use crate::sev::target::PlatformCertificates;
-use crate::sev::{BadPolicy, SevDevice};
+use crate::sev::{BadPolicy, Policy, SevDevice};
 use crate::vcpu::Board;
 
 /// A machine with RAM, vCPUs and devices, and nothing in them yet.
@@ -218,7 +218,11 @@ pub enum ReceiveError {
     #[error("page status, launch record and firmware state do not belong to one machine")]
     Parts,
     /// Another guest's record.
-    #[error("the launch record has policy {came:#x} or a C-bit other than offered ({offered:#x})")]
+    #[error(
+        "the launch record has policy {} or a C-bit other than offered ({})",
+        Policy::describe(*came),
+        Policy::describe(*offered)
+    )]
     Record {
         /// In the record.
         came: u32,

@@ -7,9 +7,7 @@ use crate::sev::Policy;
 pub(super) fn launch_facts(launch: &LaunchReply) -> [String; 3] {
     let LaunchReply { c_bit, api_major, api_minor, build_id, .. } = launch;
     let LaunchReply { launch_digest, launch_measurement, .. } = launch;
-    // The process of another version may know policies that we do not.
-    let policy = Policy::new(launch.policy)
-        .map_or_else(|_unknown| format!("{:#x}", launch.policy), |policy| policy.to_string());
+    let policy = Policy::describe(launch.policy);
     let verified =
         if launch.measurement_verified { "verified" } else { "for the guest owner to verify" };
     [
