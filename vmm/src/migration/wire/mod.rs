@@ -19,6 +19,8 @@ mod malformed;
 mod message;
 mod pages;
 mod reason;
+#[cfg(test)]
+mod some_messages;
 mod transfer;
 mod word;
 
