@@ -43,8 +43,8 @@ const UNSAFE_FILES: [&str; 15] = [
     "guest-firmware/src/symbols.rs",
 ];
 
-/// Folders whose files still import each other.
-const WITH_CIRCLES: [&str; 2] = ["vmm/src/migration/source/", "vmm/src/cli/"];
+/// Folders whose files still name each other.
+const WITH_CIRCLES: [&str; 1] = ["vmm/src/migration/source/"];
 
 /// Lines of a file.
 const LINES_MAX: usize = 500;
