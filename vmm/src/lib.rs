@@ -16,7 +16,7 @@
 //! | [`boot`] | kernel, initramfs and tables into RAM, in measuring order: [`boot::load`] |
 //! | [`machine`] | all of it assembled, run and reported: [`machine::Machine`] |
 //! | [`migration`] | a guest on its way to another host: [`migration::Endpoint`] |
-//! | [`control`] | the API socket: [`control::api`], [`control::Server`], [`control::Client`] |
+//! | [`control`] | the API socket: [`control::api`], [`control::policy`], [`control::Server`] |
 //! | [`cli`] | the command line: [`cli::run`] |
 //!
 //! The ways through it that matter most:
@@ -25,6 +25,9 @@
 //!   `memory/view.rs` (what the guest sees without the C-bit);
 //! - a launch: `cli/commands/run.rs`, `machine/mod.rs` (the boot sequence), `boot/mod.rs` (what is loaded),
 //!   `machine/encrypted.rs`, `sev/launch.rs` (the commands), `sev/software/` or `sev/hardware.rs`;
+//! - a command: `cli/arguments/` (what is asked), `cli/commands/` (a file each), `control/client.rs`,
+//!   `control/server.rs`, `cli/process/inbox.rs`, `control/policy.rs` (whether it can be done now),
+//!   `cli/process/running.rs` (where it is done);
 //! - a page, from KVM's dirty log to the other host: `migration/mod.rs` has its way.
 
 pub mod boot;

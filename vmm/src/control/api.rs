@@ -1,4 +1,4 @@
-//! What can be asked of the process that owns a guest, and what it answers: JSON, one per line.
+//! What can be asked of the process that has a guest, and what it answers: JSON, one per line.
 //!
 //! ```text
 //! {"version":1,"request":"status"}
@@ -327,7 +327,7 @@ impl From<&LaunchRecord> for LaunchReply {
     }
 }
 
-/// What the process that owns a guest does.
+/// What the process that has a guest does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {

@@ -221,7 +221,7 @@ mod tests {
         }
     }
 
-    /// Whoever cancels hears how it ended: the guest runs on, or it was too late.
+    /// A client that cancels hears how it ended: the guest runs on, or it was too late.
     #[test]
     fn cancelling_waits_for_the_end() {
         let refused = |response| matches!(response, Response::Refused { .. });

@@ -1,4 +1,4 @@
-//! The API socket of the process that has a guest: what may be asked, who answers, who asks.
+//! The API socket of the process that has a guest: what may be asked, the server that answers, and the client.
 //!
 //! ```text
 //! client --one line--> server --Event::Request--> process (runs the guest, or migrates it)

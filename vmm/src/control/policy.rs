@@ -2,9 +2,10 @@
 //!
 //! | state | report, continue, secret | audit, migrate, check | cancel | resolve | quit |
 //! |---|---|---|---|---|---|
-//! | starting, waiting, receiving | refused | refused | refused | refused | done |
+//! | starting, waiting, receiving, moved | refused | refused | refused | refused | done |
 //! | paused | done | refused | refused | refused | done |
-//! | running | report only | done, unless another host is being asked | refused | refused | done |
+//! | running | report only | done | refused | refused | done |
+//! | running, and asking another host | refused | refused | refused | refused | done |
 //! | migrating | refused | refused | from the board | refused | done |
 //! | in doubt | refused | refused | refused | done | refused |
 //!

@@ -1,6 +1,6 @@
-//! The API socket's server: a few connections at once, one request each, never the owner's time.
+//! The API socket's server: a few connections at once, one request each, and the guest's process is not kept waiting.
 //!
-//! Other users are kept out twice: by the socket's mode, and by the kernel's word on who connects.
+//! Other users are kept out twice: by the socket's mode, and by what the kernel says of the user who connects.
 
 use std::convert::Infallible;
 use std::io::{Error as IoError, Write};
@@ -54,21 +54,21 @@ pub struct Server {
 
 impl Server {
     /// Listens at `path`, replacing the socket of a process that is gone. Requests that `board`
-    /// does not answer go to `owner`.
+    /// does not answer go to `process`.
     ///
     /// # Errors
     /// [`ServerError`], if another process serves this socket, among others.
     pub fn start(
         path: &Path,
         board: Arc<StatusBoard>,
-        owner: Sender<Event>,
+        process: Sender<Event>,
     ) -> Result<Self, ServerError> {
         let no_socket = |cause| ServerError::Socket { path: path.to_owned(), cause };
         let (listener, file) = SocketFile::bind(path).map_err(no_socket)?;
         let listener = Arc::new(listener);
         let (running, ending) = channel();
         let (alive, connections) = channel();
-        let reception = Reception { board, owner, _alive: alive, seats: Arc::new(()) };
+        let reception = Reception { board, process, _alive: alive, seats: Arc::new(()) };
         let ear = Arc::clone(&listener);
         let accept = move || reception.accept(&ear, &ending);
         let accepting =
@@ -102,7 +102,7 @@ impl Drop for Server {
 #[derive(Debug, Clone)]
 struct Reception {
     board: Arc<StatusBoard>,
-    owner: Sender<Event>,
+    process: Sender<Event>,
     /// Dropped when the connection ends, however it ends.
     _alive: Sender<Infallible>,
     /// One reference for each connection, and one of the accepting thread.
@@ -164,7 +164,7 @@ impl Reception {
         }
         let (answer, answers) = Answer::channel();
         let mut answered = false;
-        if self.owner.send(Event::Request(request, answer)).is_ok() {
+        if self.process.send(Event::Request(request, answer)).is_ok() {
             for response in answers {
                 send(stream, &response)?;
                 answered = true;

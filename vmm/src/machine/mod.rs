@@ -65,7 +65,7 @@ use crate::devices::{COM1_IRQ, Ports, SerialOutput, SerialPort};
 use crate::encryption::PageStatus;
 use crate::memory::Pages;
 use crate::sev::launch::Measured;
-pub(crate) use crate::text::{chain_of, hex};
+pub(crate) use crate::text::chain_of;
 use crate::vcpu::cpuid::{CpuidError, GuestCpu, guest_cpuid, require_rdrand};
 use crate::vcpu::{Board, Stop};
 use encrypted::Encrypted;

@@ -68,7 +68,7 @@ impl<'a> KeyValues<'a> {
     }
 }
 
-/// What is wrong with a list. The flag itself is named by whoever prints this.
+/// What is wrong with a list. The code that prints this names the flag.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub(crate) enum BadKeyValues {
     /// A key that the flag does not have.

@@ -1,4 +1,4 @@
-//! The command lines that move guests, and that ask the processes that own them.
+//! The command lines that move guests, and that ask the processes that have them.
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -102,7 +102,7 @@ impl ReceiveArguments {
     }
 }
 
-/// Who is asked.
+/// Which process is asked.
 #[derive(Debug, Args)]
 struct SocketArgument {
     /// API socket of the guest's process

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 
 use super::values;
 
-/// How the owner of a guest behaves, wherever the guest came from.
+/// How the process of a guest behaves, wherever the guest came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ProcessOptions {
     /// Report when the guest has ended, in this format.
@@ -26,7 +26,7 @@ pub(crate) enum ReportFormat {
     Json,
 }
 
-/// How the owner of a guest behaves.
+/// How the process of a guest behaves.
 #[derive(Debug, Args)]
 pub(crate) struct ProcessArguments {
     /// When the guest has ended, report the launch and the status of its pages

@@ -7,14 +7,14 @@ use thiserror::Error;
 use crate::cli::arguments::AskOptions;
 use crate::cli::show::status_text;
 use crate::control::api::{AuditReply, Request, Resolution, Response};
-use crate::control::{ClientError, ask as ask_owner};
+use crate::control::{ClientError, ask as ask_process};
 
 /// Asks the process that has the guest and prints what it answers.
 ///
 /// # Errors
 /// [`AskError`].
 pub(crate) fn ask(options: &AskOptions) -> Result<(), AskError> {
-    match ask_owner(&options.api_socket, &options.request)? {
+    match ask_process(&options.api_socket, &options.request)? {
         Response::Status(status) if options.json => {
             println!("{}", serde_json::to_string(&status)?);
         }
@@ -71,7 +71,7 @@ pub(crate) enum AskError {
         /// Which pages.
         contradiction: String,
     },
-    /// The owner could not.
+    /// The guest's process could not.
     #[error("the guest's process answers: {message}")]
     Failed {
         /// What it says.

@@ -10,10 +10,11 @@ use crate::boot::{BootError, Piece, load};
 use crate::cli::arguments::{CBit, DigestOptions};
 use crate::machine::compatibility::PlatformName;
 use crate::machine::config::PlatformKind;
-use crate::machine::{Host, HostError, digest_of, hex};
+use crate::machine::{Host, HostError, digest_of};
 use crate::memory::{GuestRam, RamError};
 use crate::sev::measurement::{Claim, WrongMeasurement};
 use crate::stream::create;
+use crate::text::hex;
 use crate::vcpu::cpuid::{hardware_c_bit, software_c_bit};
 
 /// Prints the digest; with a measurement to check, also whether it states this digest.

@@ -29,15 +29,15 @@ const DOUBT_AFTER: u64 = 20;
 const IN_DOUBT: &str = "the destination does not say whether the guest runs there; it is asked \
      again until it answers, or sevferry resolve decides at both hosts";
 
-/// What a user is told who has interrupted twice.
+/// Said to a user after the second interrupt.
 const GOES_ON: &str = "interrupted; the migration goes on until it is cancelled or over, and \
      sevferry status shows how it ends";
 
 /// What happens while a migration is waited for.
 #[derive(Debug)]
 enum News {
-    /// The owner says something, or is gone.
-    Owner(Result<Response, ClientError>),
+    /// The guest's process says something, or is gone.
+    Process(Result<Response, ClientError>),
     /// How things stand.
     Status(Result<Response, ClientError>),
     /// The user wants to give up.
@@ -50,21 +50,21 @@ enum News {
 /// [`MigrateError`]: the migration did not begin, or it is not known how it ended.
 pub(crate) fn migrate(options: &MigrateOptions) -> Result<Exit, MigrateError> {
     let mut request = options.request.clone();
-    request.to = as_the_owner_sees(&request.to)?;
+    request.to = as_the_process_sees(&request.to)?;
     let client = Client::ask(&options.api_socket, &Request::Migrate(request))?;
     let (news, heard) = channel();
     forward_interrupts(news.clone())?;
-    // Whatever waits for the owner has a thread: interrupts are heard meanwhile.
+    // Threads wait for the guest's process, so that interrupts are heard meanwhile.
     let (path, looks) = (options.api_socket.clone(), news.clone());
     start("status", move || watch(&path, &looks))?;
-    start("owner", move || listen_to(&client, &news))?;
+    start("process", move || listen_to(&client, &news))?;
 
     let mut display = Display::new(options.json);
     let (mut begun, mut doubtful, mut is_cancelled) = (false, 0_u64, false);
     loop {
         match heard.recv() {
-            Ok(News::Owner(Ok(Response::Accepted))) => begun = true,
-            Ok(News::Owner(answer)) => {
+            Ok(News::Process(Ok(Response::Accepted))) => begun = true,
+            Ok(News::Process(answer)) => {
                 let end = end_of(answer, begun)?;
                 display.end(&end);
                 return Ok(exit_of(end.outcome()));
@@ -91,7 +91,7 @@ pub(crate) fn migrate(options: &MigrateOptions) -> Result<Exit, MigrateError> {
                 }
                 display.show(&status);
             }
-            // A look that fails says nothing: the owner's own word counts, and is on its way.
+            // A look that fails says nothing: what the process says itself counts, and is on its way.
             Ok(News::Status(other)) => debug!("no status: {other:?}"),
             // The listening thread cannot end without a word.
             Err(RecvError) => return Err(MigrateError::AnotherAnswer),
@@ -114,7 +114,7 @@ fn watch(path: &Path, news: &Sender<News>) {
     }
 }
 
-/// What the owner's last word means.
+/// What the last word of the guest's process means.
 fn end_of(answer: Result<Response, ClientError>, begun: bool) -> Result<End, MigrateError> {
     match answer {
         Ok(Response::Ended(summary)) => Ok(End::Told(summary)),
@@ -147,11 +147,11 @@ fn exit_of(outcome: &Outcome) -> Exit {
     }
 }
 
-/// The owner may run in another directory than we.
+/// The guest's process may run in another directory than this command.
 ///
 /// # Errors
 /// [`BadDirectory`].
-pub(crate) fn as_the_owner_sees(to: &Endpoint) -> Result<Endpoint, BadDirectory> {
+pub(crate) fn as_the_process_sees(to: &Endpoint) -> Result<Endpoint, BadDirectory> {
     match to {
         Endpoint::Tcp { .. } => Ok(to.clone()),
         Endpoint::Unix { path } => {
@@ -161,14 +161,14 @@ pub(crate) fn as_the_owner_sees(to: &Endpoint) -> Result<Endpoint, BadDirectory>
     }
 }
 
-/// Passes on what the owner says, up to its last word.
+/// Passes on what the guest's process says, up to its last word.
 fn listen_to(client: &Client, news: &Sender<News>) {
     let mut responses = client.responses();
     let mut patience = Some(PATIENCE);
     loop {
         let response = responses.next(patience);
         let more = matches!(response, Ok(Response::Accepted));
-        if news.send(News::Owner(response)).is_err() || !more {
+        if news.send(News::Process(response)).is_err() || !more {
             return;
         }
         // The migration takes as long as it takes; its own timeout ends it.
@@ -205,7 +205,7 @@ pub(crate) enum MigrateError {
     /// Nobody answers.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// The owner could not.
+    /// The guest's process could not.
     #[error("the guest's process answers: {message}")]
     Failed {
         /// What it says.

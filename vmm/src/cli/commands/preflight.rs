@@ -7,7 +7,7 @@ use getrandom::Error as RandomError;
 use serde_json::json;
 use thiserror::Error;
 
-use super::migrate::{BadDirectory, as_the_owner_sees};
+use super::migrate::{BadDirectory, as_the_process_sees};
 use crate::cli::arguments::{PreflightGuest, PreflightOptions};
 use crate::cli::exit::Exit;
 use crate::cli::process::options_of;
@@ -25,7 +25,7 @@ use crate::stream::write_all;
 /// [`PreflightError`] if the guest's process did not answer, or the guest could not be started.
 pub(crate) fn preflight(options: &PreflightOptions) -> Result<Exit, PreflightError> {
     let hindrances = match &options.guest {
-        PreflightGuest::Running(api_socket) => ask_owner(api_socket, &options.request)?,
+        PreflightGuest::Running(api_socket) => ask_process(api_socket, &options.request)?,
         PreflightGuest::New(prospect) => {
             let vm = VmId::random().map_err(PreflightError::Identity)?;
             let asked = options_of(&options.request, Transfer { vm, epoch: 1 }, Vec::new());
@@ -39,11 +39,11 @@ pub(crate) fn preflight(options: &PreflightOptions) -> Result<Exit, PreflightErr
 }
 
 /// What the process of a guest that runs says.
-fn ask_owner(
+fn ask_process(
     api_socket: &Path,
     request: &MigrateRequest,
 ) -> Result<Vec<Hindrance>, PreflightError> {
-    let request = MigrateRequest { to: as_the_owner_sees(&request.to)?, ..request.clone() };
+    let request = MigrateRequest { to: as_the_process_sees(&request.to)?, ..request.clone() };
     // The destination has as long to be found, to accept the connection and to answer; the guest's
     // process has the rest.
     let destination = LOOK_UP_MAX.saturating_add(request.silence().saturating_mul(3));
@@ -105,7 +105,7 @@ pub(crate) enum PreflightError {
         /// Why.
         reason: String,
     },
-    /// The owner could not.
+    /// The guest's process could not.
     #[error("the guest's process answers: {message}")]
     Failed {
         /// What it says.
@@ -138,7 +138,7 @@ mod tests {
         vec![because(Side::Source, "policy"), because(Side::Destination, "TSC")]
     }
 
-    /// People read who refuses and all reasons why, or that nothing speaks against it.
+    /// People read which side refuses, and every reason, or that nothing speaks against it.
     #[test]
     fn a_screen_has_every_reason() {
         let to = "tcp:b:4444".parse().unwrap();

@@ -66,7 +66,7 @@ pub(crate) enum ReceiveError {
     },
     /// The console, the signals, the API socket, or a vCPU.
     #[error(transparent)]
-    Owner(#[from] ProcessError),
+    Process(#[from] ProcessError),
     /// The host has no thread to give.
     #[error("starting a thread that answers the source")]
     Thread(#[source] IoError),

@@ -91,7 +91,7 @@ fn build(config: &Config, process: &GuestProcess) -> Result<Option<Machine>, Run
 pub(crate) enum RunError {
     /// The console, the signals, the API socket, or a vCPU.
     #[error(transparent)]
-    Owner(#[from] ProcessError),
+    Process(#[from] ProcessError),
     /// The machine.
     #[error(transparent)]
     Machine(#[from] MachineError),

@@ -7,7 +7,8 @@ use thiserror::Error;
 use super::guest_process::ProcessError;
 use crate::control::Answer;
 use crate::control::api::{AuditReply, Response};
-use crate::machine::{Audit, RunningMachine, Unaudited, chain_of};
+use crate::machine::{Audit, RunningMachine, Unaudited};
+use crate::text::chain_of;
 use crate::vcpu::VcpuError;
 
 /// Answers `sevferry audit`.

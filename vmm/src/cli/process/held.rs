@@ -10,8 +10,9 @@ use crate::cli::show::{print_report, report_json};
 use crate::control::Event;
 use crate::control::api::{InjectRequest, Request, Response};
 use crate::control::policy::NOT_NOW;
-use crate::machine::{Machine, MachineError, Report, RunningMachine, chain_of};
+use crate::machine::{Machine, MachineError, Report, RunningMachine};
 use crate::page::Gpa;
+use crate::text::chain_of;
 
 /// What became of a guest that waited.
 #[derive(Debug)]

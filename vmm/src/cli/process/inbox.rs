@@ -11,9 +11,9 @@ use log::warn;
 use crate::control::api::{Request, Resolution, Response, State};
 use crate::control::policy::{Decision, NOT_NOW, decide};
 use crate::control::{Answer, Event, StatusBoard};
-use crate::machine::chain_of;
 use crate::migration::message::Reason;
 use crate::migration::watch::Wish;
+use crate::text::chain_of;
 use crate::vcpu::Stop;
 
 /// The process's queue. A request leaves it only if it can be done now; the others are answered here.
@@ -31,20 +31,20 @@ struct Deferred {
     stops: VecDeque<Stop>,
     quit: bool,
     report: bool,
-    /// A decision that is being carried out, and who waits for that.
+    /// A decision that is being carried out, and where its answer goes.
     decision: Option<(Resolution, Answer)>,
 }
 
 /// How a guest has ended of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Ended {
+pub(crate) enum OwnEnd {
     /// It asked for a reset.
     Reset,
     /// It is gone; in words.
     Gone(String),
 }
 
-impl From<&Stop> for Ended {
+impl From<&Stop> for OwnEnd {
     fn from(stop: &Stop) -> Self {
         match stop {
             Stop::Reset => Self::Reset,
@@ -112,10 +112,10 @@ impl Inbox {
 
     /// How the guest of a migration that is over has ended meanwhile, if it has; [`Inbox::next`] tells
     /// it again.
-    pub(crate) fn why_it_ended(&self) -> Option<Ended> {
+    pub(crate) fn why_it_ended(&self) -> Option<OwnEnd> {
         // What has not been looked at yet may be the guest's end. A wish stays in the queue.
         let _for_later = self.wish();
-        self.deferred.borrow().stops.front().map(Ended::from)
+        self.deferred.borrow().stops.front().map(OwnEnd::from)
     }
 
     /// The decision that was passed on cannot be carried out.
@@ -248,11 +248,11 @@ mod tests {
     /// looked since.
     #[test]
     fn the_end_of_a_guest_is_known_when_its_migration_is_over() {
-        let gone = |how: &str| Some(Ended::Gone(how.to_owned()));
+        let gone = |how: &str| Some(OwnEnd::Gone(how.to_owned()));
         for (stop, known) in [
             (Stop::PowerOff, gone("it powered off")),
             (Stop::TripleFault, gone("it crashed (triple fault)")),
-            (Stop::Reset, Some(Ended::Reset)),
+            (Stop::Reset, Some(OwnEnd::Reset)),
         ] {
             let (events, inbox, _board) = migrating(State::Migrating);
             assert_eq!(inbox.why_it_ended(), None);
@@ -301,7 +301,7 @@ mod tests {
         assert_eq!(quit(), Response::Accepted);
     }
 
-    /// `resolve` decides only when there is a doubt, and once; who asked hears how it ended.
+    /// `resolve` decides only when there is a doubt, and once; the client hears how it ended.
     #[test]
     fn a_decision_is_answered_when_it_is_carried_out() {
         let refused = |response| matches!(response, Response::Refused { .. });

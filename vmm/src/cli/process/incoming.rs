@@ -10,13 +10,14 @@ use super::journals::open_journal;
 use super::watcher::Watcher;
 use crate::cli::arguments::ReceiveOptions;
 use crate::control::api::{Outcome, Resolution, State};
-use crate::machine::{RunningMachine, chain_of};
+use crate::machine::RunningMachine;
 use crate::migration::destination::{
     Answering, Host, Prepared, Received, Taken, receive, take_over,
 };
 use crate::migration::journal::Side;
 use crate::migration::message::VmId;
 use crate::migration::{Caller, Line, Listener, Lobby};
+use crate::text::chain_of;
 use crate::vcpu::VcpuError;
 
 /// How often the user's wish to end is looked at.

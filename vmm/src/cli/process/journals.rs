@@ -10,10 +10,10 @@ use log::warn;
 use rustix::process::geteuid;
 use thiserror::Error;
 
-use crate::machine::chain_of;
 use crate::migration::journal::{Journal, JournalError, Record, Side};
 use crate::migration::message::VmId;
 use crate::migration::recovery::{Fate, unfinished};
+use crate::text::chain_of;
 
 /// Root's journals.
 const SYSTEM_DIRECTORY: &str = "/var/lib/sevferry";

@@ -6,18 +6,18 @@ use log::warn;
 
 use super::audit::{Gone, contradiction, lost};
 use super::guest_process::{GuestProcess, ProcessError};
-use super::inbox::Ended as How;
+use super::inbox::OwnEnd;
 use super::journals::open_with_room;
 use super::watcher::Watcher;
 use crate::control::Answer;
 use crate::control::api::{MigrateRequest, Outcome, Resolution, Response, State, Summary};
-use crate::machine::{RunningMachine, Unaudited, chain_of};
+use crate::machine::{RunningMachine, Unaudited};
 use crate::migration::journal::Side;
 use crate::migration::message::{Abandoned, Transfer};
 use crate::migration::preflight::{Candidate, Hindrance, Side as At};
 use crate::migration::progress::Progress;
-use crate::migration::source::Options;
-use crate::migration::source::{Ended, send};
+use crate::migration::source::{Ended, Options, send};
+use crate::text::chain_of;
 
 /// Where the guest is now.
 #[derive(Debug)]
@@ -99,11 +99,11 @@ pub(crate) fn send_guest(
 /// What it means for its migration that the guest has ended of its own; `None` if it has not.
 fn outcome_of_its_end(process: &GuestProcess) -> Option<Outcome> {
     Some(match process.inbox.why_it_ended()? {
-        How::Reset if process.reboots => {
+        OwnEnd::Reset if process.reboots => {
             Outcome::Kept("the guest was reset, and boots again here".to_owned())
         }
-        How::Reset => Outcome::Ended("it was reset".to_owned()),
-        How::Gone(how) => Outcome::Ended(how),
+        OwnEnd::Reset => Outcome::Ended("it was reset".to_owned()),
+        OwnEnd::Gone(how) => Outcome::Ended(how),
     })
 }
 

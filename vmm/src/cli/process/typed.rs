@@ -1,7 +1,7 @@
 //! What was typed and the guest has not taken yet.
 //!
-//! Whoever reads the keyboard puts bytes in and goes on; a thread of its own gives them to the guest. So
-//! a guest that does not read keeps nobody from looking at the next key.
+//! The thread that reads the keyboard puts bytes in and goes on; another thread gives them to the guest. So a
+//! guest that does not read holds up no key that is ours.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};

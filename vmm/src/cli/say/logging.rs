@@ -38,7 +38,7 @@ impl Log for Logger {
     }
 
     /// What is logged without being asked for, or at the first `-v`, may be caused by strangers as
-    /// often as they like. Whoever asks for more wants all of it.
+    /// often as they like. A user who asks for more wants all of it.
     fn log(&self, record: &Record<'_>) {
         if !self.enabled(record.metadata()) {
             return;

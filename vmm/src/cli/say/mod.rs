@@ -27,7 +27,7 @@ pub(crate) static ERRORS: LazyLock<Outbox> = LazyLock::new(|| Outbox::new(stderr
 /// How long a reader may take nothing before what is left for it is given up.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 
-/// To standard output, of commands that have nothing else to do: it waits for whoever reads.
+/// To standard output, of commands that have nothing else to do: it waits for its reader.
 macro_rules! println {
     ($($text:tt)*) => { $crate::cli::say::to_output(format_args!("{}\n", format_args!($($text)*))) };
 }

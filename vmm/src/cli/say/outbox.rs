@@ -16,7 +16,7 @@ use crate::stream::write_all;
 /// Bytes that wait at most, beside the last message: one that finds room is taken whole.
 const BYTES_MAX: usize = 256 << 10;
 
-/// Written at a time: a pipe takes so many as one, whoever else writes to it.
+/// Bytes written at a time: a pipe takes so many in one piece, also when others write to it.
 const STEP: usize = 4096;
 
 /// How long [`Outbox::flush`] waits at most, however slowly somebody reads.
@@ -257,10 +257,10 @@ mod tests {
         reading.join().unwrap()
     }
 
-    /// Nobody who says something waits, though nobody reads; what waits is bounded, and what is lost
-    /// is counted: the number comes in its place when somebody reads at last.
+    /// Saying something does not wait, though nobody reads. What waits is bounded, and what is lost is
+    /// counted: the number comes in its place when somebody reads at last.
     #[test]
-    fn who_speaks_does_not_wait_for_who_reads() {
+    fn speaking_does_not_wait_for_a_reader() {
         let (reader, writer) = pipe().unwrap();
         let outbox = Outbox::new(writer);
         flood(&outbox, 4 << 20);
@@ -287,7 +287,7 @@ mod tests {
     /// The end waits for a reader that reads, also one that has made the pipe non-blocking, and loses
     /// nothing.
     #[test]
-    fn a_flush_waits_for_whoever_reads() {
+    fn a_flush_waits_for_a_reader() {
         for is_nonblocking in [false, true] {
             let (mut reader, writer) = pipe().unwrap();
             ioctl_fionbio(&writer, is_nonblocking).unwrap();

@@ -1,6 +1,6 @@
 //! How a migration is shown while it is waited for: a bar on a terminal, lines elsewhere, or JSON.
 //!
-//! All of it by way of an outbox: whoever waits for a migration also waits for signals.
+//! All of it goes through an outbox: the command also waits for signals, and must hear them.
 
 use std::io::{stderr, stdout};
 use std::time::Duration;
@@ -49,9 +49,9 @@ enum ProgressDisplay {
 /// How a migration ended.
 #[derive(Debug)]
 pub(crate) enum End {
-    /// As the owner tells it.
+    /// As the guest's process tells it.
     Told(Box<Summary>),
-    /// It did not begin, or the owner is gone.
+    /// It did not begin, or the guest's process is gone.
     Untold(Outcome),
 }
 
