@@ -2,18 +2,8 @@
 
 use proptest::prelude::*;
 
+use super::*;
 use crate::machine::pinning::Pinned;
-use crate::migration::wire::Closing;
-use crate::migration::wire::Malformed;
-use crate::migration::wire::{
-    Abandoned, Assessment, Message, NotRunning, Objection, Offer, PlatformBytes, Reason, RoundEnd,
-    SessionBytes, Transfer, VmId,
-};
-use crate::migration::wire::{
-    CERTIFICATES_BYTES_MAX, FRAME_HEADER_LEN, FrameHeader, Kind, MACHINE_OFFER_BYTES_MAX,
-    PAGES_HEADER_LEN, PagesHeader,
-};
-use crate::migration::wire::{Proof, Say, Secret, Word};
 
 const TRANSFER: Transfer =
     Transfer { vm: VmId(*b"0123456789abcdef"), epoch: 0x0807_0605_0403_0201 };
