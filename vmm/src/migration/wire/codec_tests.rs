@@ -2,15 +2,9 @@
 
 use proptest::prelude::*;
 
-use crate::machine::pinning::Pinned;
-use crate::migration::wire::{
-    Abandoned, Assessment, CERTIFICATES_BYTES_MAX, Closing, FRAME_HEADER_LEN, FrameHeader, Kind,
-    MACHINE_OFFER_BYTES_MAX, Malformed, Message, NotRunning, Objection, Offer, PAGES_HEADER_LEN,
-    PagesHeader, PlatformBytes, Proof, Reason, RoundEnd, Say, Secret, SessionBytes, Transfer, VmId,
-    Word,
-};
-
 use super::some_messages::{some_bytes, some_message};
+use super::*;
+use crate::machine::pinning::Pinned;
 
 const TRANSFER: Transfer =
     Transfer { vm: VmId(*b"0123456789abcdef"), epoch: 0x0807_0605_0403_0201 };
