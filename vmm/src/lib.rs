@@ -5,6 +5,8 @@
 //! | module | owns |
 //! |---|---|
 //! | [`stream`] | reading and writing what may be slow, full or a pipe: [`stream::write_all`] |
+//! | `text` | an error with its causes in a line, bytes as digits |
+//! | [`saved`] | how state is written down: [`saved::KernelStruct`], [`saved::at_most`] |
 //! | [`page`] | page arithmetic: [`page::Gpa`], [`page::Frame`], [`page::PageRange`], [`page::RamLayout`] |
 //! | [`encryption`] | which pages are private and which are shared: [`encryption::PageStatus`] |
 //! | [`memory`] | guest RAM, and who sees what of it: [`memory::GuestRam`], [`memory::Pages`] |
@@ -21,7 +23,7 @@
 //! - a page-status hypercall: `vcpu/exit.rs` (the KVM exit), `memory/pages.rs`,
 //!   `encryption/request.rs` (parsed), `encryption/page_status.rs` (recorded),
 //!   `memory/view.rs` (what the guest sees without the C-bit);
-//! - a launch: `cli/run.rs`, `machine/mod.rs` (the boot sequence), `boot/mod.rs` (what is loaded),
+//! - a launch: `cli/commands/run.rs`, `machine/mod.rs` (the boot sequence), `boot/mod.rs` (what is loaded),
 //!   `machine/encrypted.rs`, `sev/launch.rs` (the commands), `sev/software/` or `sev/hardware.rs`;
 //! - a page, from KVM's dirty log to the other host: `migration/mod.rs` has its way.
 
@@ -34,6 +36,8 @@ pub mod machine;
 pub mod memory;
 pub mod migration;
 pub mod page;
+pub mod saved;
 pub mod sev;
 pub mod stream;
+mod text;
 pub mod vcpu;

@@ -1,17 +1,11 @@
 //! What the command line answers to bad input, where no KVM is needed: the message, and the code.
 
-#[expect(dead_code, reason = "each test file uses its part")]
-mod vmm;
-
-#[path = "vmm/scratch.rs"]
-mod scratch;
-
 use std::fs::read;
 use std::process::Command;
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
-use scratch::Scratch;
-use vmm::{Ended, Sevferry};
+use support::process::{Ended, Sevferry};
+use support::scratch::Scratch;
 
 /// Runs it with `arguments`, separated by white space.
 fn sevferry(arguments: &str) -> Ended {
@@ -101,8 +95,6 @@ fn a_serial_output_that_cannot_be_opened_is_named_at_the_start() {
             assert!(!ended.err.contains("waiting for a guest"), "{ended}");
         }
     }
-    let ended = sevferry(&format!("run --kernel nowhere --log-file {pipe}")).with_code(1);
-    ended.saying(&pipe).saying("a pipe that nobody reads");
 }
 
 /// A file that is no kernel is named, with what is wrong and what to do: code 1.

@@ -18,15 +18,9 @@ use sevferry::control::{Answer, Event, Server, StatusBoard};
 use sevferry::migration::handover::journal::Side;
 use sevferry::migration::progress::{Carried, Phase};
 use sevferry::migration::wire::{Transfer, VmId};
-use unread::Unread;
-use vmm::{Ended, Sevferry};
+use support::process::{Ended, Sevferry};
+use support::unread::Unread;
 use vmm_sys_util::tempdir::TempDir;
-
-#[expect(dead_code, reason = "each test file uses its part")]
-#[path = "vmm/unread.rs"]
-mod unread;
-#[expect(dead_code, reason = "each test file uses its part")]
-mod vmm;
 
 const TRANSFER: Transfer = Transfer { vm: VmId([0xab; 16]), epoch: 2 };
 

@@ -1,18 +1,8 @@
 //! How `sevferry run` begins and ends, as a user or a script sees it: codes, signals, terminal, files.
 
-#[expect(dead_code, reason = "each test file uses its part")]
-mod vmm;
-
-#[path = "vmm/scratch.rs"]
-mod scratch;
-#[path = "vmm/terminal.rs"]
-mod terminal;
-#[path = "vmm/unread.rs"]
-mod unread;
-
 use std::arch::x86_64::__cpuid;
 use std::fs::{read, read_to_string};
-use std::io::{PipeReader, Read, pipe};
+use std::io::{PipeReader, PipeWriter, Read, pipe};
 use std::path::Path;
 use std::thread::{park_timeout, yield_now};
 use std::time::{Duration, Instant};
@@ -20,16 +10,17 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use rustix::io::{ioctl_fionbio, ioctl_fionread};
+use rustix::pipe::fcntl_setpipe_size;
 use rustix::process::Signal;
-use scratch::Scratch;
 use sevferry::control::api::{Request, Response, State};
 use sevferry::control::ask;
 use sevferry::sev::Policy;
 use sevferry::sev::session::OwnerSession;
 use sevferry::sev::software::Identity;
-use terminal::Terminal;
-use unread::Unread;
-use vmm::{PASS, Sevferry, asset, kernels};
+use support::process::{PASS, Sevferry, asset, kernels};
+use support::scratch::Scratch;
+use support::terminal::Terminal;
+use support::unread::Unread;
 use zerocopy::IntoBytes;
 
 /// Arguments of `sevferry run` for guest-firmware: options, then the words of its scenario.
@@ -192,11 +183,20 @@ fn memory_beyond_the_hosts_address_width_names_the_width() {
     ended.saying("give the guest less memory");
 }
 
-/// Waits until nothing more fits into a pipe.
+/// Bytes of a page, in which the kernel counts what a pipe holds.
+const PAGE_BYTES: usize = 4096;
+
+/// A pipe that is soon full, of two pages.
+fn short_pipe() -> (PipeReader, PipeWriter) {
+    let (reader, writer) = pipe().expect("a pipe");
+    fcntl_setpipe_size(&writer, 2 * PAGE_BYTES).expect("a pipe");
+    (reader, writer)
+}
+
+/// Waits until a short pipe has no page left: it says so when the second has its first byte.
 fn wait_until_full(pipe: &PipeReader) {
-    const PIPE_BYTES: u64 = 64 << 10;
     let deadline = Instant::now() + Duration::from_secs(60);
-    while ioctl_fionread(pipe).expect("a pipe") < PIPE_BYTES {
+    while ioctl_fionread(pipe).expect("a pipe") <= PAGE_BYTES as u64 {
         assert!(Instant::now() < deadline, "the guest does not print enough");
         park_timeout(Duration::from_millis(10));
     }
@@ -207,8 +207,8 @@ fn wait_until_full(pipe: &PipeReader) {
 #[test]
 #[ignore = "needs KVM: scripts/test kvm_cli"]
 fn a_late_reader_of_a_non_blocking_output_gets_every_line() {
-    const LAST: usize = 6500;
-    let (mut reader, writer) = pipe().expect("a pipe");
+    const LAST: usize = 1500;
+    let (mut reader, writer) = short_pipe();
     ioctl_fionbio(&writer, true).expect("a pipe");
     let guest = firmware("", &format!("count={LAST}"));
     let sevferry = Sevferry::start_with_output(guest, writer.into());
@@ -226,7 +226,7 @@ fn a_late_reader_of_a_non_blocking_output_gets_every_line() {
 #[test]
 #[ignore = "needs KVM: scripts/test kvm_cli"]
 fn a_guest_whose_output_nobody_reads_is_ended_in_order() {
-    let (reader, writer) = pipe().expect("a pipe");
+    let (reader, writer) = short_pipe();
     let sevferry = Sevferry::start_with_output(firmware("", "count=1000000000"), writer.into());
     wait_until_full(&reader);
     sevferry.signal(Signal::TERM);

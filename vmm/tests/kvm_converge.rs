@@ -1,17 +1,13 @@
 //! Guests that are hard to move, and destinations that do not want to be good ones: real processes.
 
-#[expect(dead_code, reason = "each test file uses its part")]
-mod vmm;
-
 use std::fs::remove_file;
 use std::io::{Read, Write, pipe};
 use std::os::unix::net::UnixListener;
 use std::thread;
 use std::time::Duration;
 
-use sevferry::migration::wire::Secret;
-use sevferry::migration::wire::{Message, PlatformBytes, Reason};
-use vmm::{Ended, Sevferry, asset};
+use sevferry::migration::wire::{Message, PlatformBytes, Reason, Secret};
+use support::process::{Ended, Sevferry, asset};
 
 /// Far beyond what any of these guests lives for.
 const PATIENCE: Duration = Duration::from_secs(700);

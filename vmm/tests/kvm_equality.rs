@@ -5,9 +5,6 @@
 //! read where no program of ours shows it: through the kernel, in the files behind them.
 #![expect(clippy::panic, reason = "a migration that does not get as far as it must fails its test")]
 
-#[expect(dead_code, reason = "each test file uses its part")]
-mod guest;
-
 use std::collections::BTreeMap;
 use std::env::temp_dir;
 use std::fs::{File, OpenOptions, create_dir_all, read_dir, read_link};
@@ -19,7 +16,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use guest::{Console, PATIENCE, as_sev, asset, firmware, software, type_line};
 use sevferry::encryption::{PageStatus, Status};
 use sevferry::machine::config::ram_layout;
 use sevferry::machine::{Config, RunningMachine};
@@ -32,10 +28,8 @@ use sevferry::migration::source::{Ended, send};
 use sevferry::migration::watch::Sight;
 use sevferry::migration::wire::{Transfer, VmId};
 use sevferry::migration::{Endpoint, Listener, Lobby};
-use sevferry::page::{Frame, PageRange};
-
-/// Bytes of a page.
-const PAGE_LEN: usize = 4096;
+use sevferry::page::{Frame, PAGE_LEN, PageRange};
+use support::guest::{Console, PATIENCE, as_sev, asset, firmware, software, type_line};
 
 /// One test at a time: a guest's memories are found among all of this process's.
 static ALONE: Mutex<()> = Mutex::new(());

@@ -1,12 +1,9 @@
 //! guest-firmware as an SEV guest and as a plain VM: what it was told, and what the report says.
 
-#[expect(dead_code, reason = "each test file uses its part")]
-mod vmm;
-
 use std::time::Duration;
 
 use rustix::process::Signal;
-use vmm::{Ended, PASS, Sevferry, asset, own_view, shared_regions};
+use support::process::{Ended, PASS, Sevferry, asset, own_view, shared_regions};
 
 const SEV: &str = "--platform sev=software --memory size=64M --report=json";
 /// Starts guest-firmware with `options` of `sevferry run` and the words of its scenario.

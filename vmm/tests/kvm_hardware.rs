@@ -2,18 +2,12 @@
 //!
 //! Where there is no SEV hardware the chips are not there: `scripts/epyc` answers their ioctls.
 
-#[expect(dead_code, reason = "each test file uses its part")]
-mod vmm;
-
-#[path = "vmm/owner.rs"]
-mod owner;
-
 use std::fs::{read, write};
 use std::path::PathBuf;
 
-use owner::GuestOwner;
 use sevferry::sev::certificate::Certificate;
-use vmm::{Ended, PASS, Sevferry, asset, shared_regions};
+use support::owner::GuestOwner;
+use support::process::{Ended, PASS, Sevferry, asset, shared_regions};
 
 /// A host: a chip, the files of its processes, and whether its KVM has a type of VM for SEV guests
 /// (Linux 6.10), if it is not there.

@@ -1,18 +1,11 @@
 //! Live migration between two processes, over loopback: contents, refusals, faults, and the retry.
 
-#[expect(dead_code, reason = "each test file uses its part")]
-mod vmm;
-
-#[expect(dead_code, reason = "each test file uses its part")]
-#[path = "vmm/unread.rs"]
-mod unread;
-
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use unread::Unread;
-use vmm::{Ended, PASS, Sevferry, asset, shared_regions};
+use support::process::{Ended, PASS, Sevferry, asset, shared_regions};
+use support::unread::Unread;
 
 /// Contents that must survive, then a long while in which to move, then the checks.
 const SCENARIO: &str = "ready share=4M+64 fill=4M+64:7 fill=8M+400:9 in-place-share=12M+32:5 count=12000 \

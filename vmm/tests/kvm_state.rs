@@ -3,13 +3,10 @@
 //! What a migration does to a machine, without its stream: shared pages are copied, private ones
 //! sealed and opened, the rest goes through its serial form.
 
-mod guest;
-
 use std::io::{Read, copy, pipe};
 use std::thread::spawn;
 use std::time::Instant;
 
-use guest::{Console, as_sev, asset, firmware, software, type_line};
 use rustix::io::{ioctl_fionbio, write};
 use sevferry::devices::SerialOutput;
 use sevferry::encryption::{Overflow, PageStatus, Status};
@@ -18,9 +15,10 @@ use sevferry::machine::config::ram_layout;
 use sevferry::machine::{
     Config, Machine, MachineState, PausedMachine, ReceivingMachine, SavedBetween, Unpaused,
 };
+use sevferry::page::PAGE_LEN;
 use sevferry::page::{Frame, FrameSet, PAGE_SIZE, PageRange};
 use sevferry::sev::launch::Launched;
-use sevferry::sev::send::PAGE_LEN;
+use support::guest::{Console, as_sev, asset, firmware, software, type_line};
 
 /// The machine elsewhere: paused there, and gone here.
 fn moved(mut from: PausedMachine, console: &Console) -> PausedMachine {
@@ -227,7 +225,7 @@ fn an_sev_guest_goes_on_elsewhere() {
     assert_eq!(report.launch.digest, launched.digest);
     assert_eq!(report.launch.measurement, launched.measurement);
     assert!(report.guest.is_some(), "the firmware knows the guest");
-    assert_eq!(report.pages.migratable, Ok(()));
+    assert_eq!(report.pages.summary.migratable, Ok(()));
 }
 
 /// What the guest writes, through either view, and what it converts is logged once, and page

@@ -8,14 +8,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
-use sevferry::migration::wire::{FRAME_HEADER_LEN, FrameHeader};
-use sevferry::migration::wire::{Message, Transfer, VmId};
-use sevferry::migration::wire::{Say, Secret, Word};
-use vmm::Sevferry;
+use sevferry::migration::wire::{
+    FRAME_HEADER_LEN, FrameHeader, Message, Say, Secret, Transfer, VmId, Word,
+};
+use support::process::Sevferry;
 use vmm_sys_util::tempdir::TempDir;
-
-#[expect(dead_code, reason = "each test file uses its part")]
-mod vmm;
 
 /// Nothing here takes that long.
 const SOON: Duration = Duration::from_secs(60);

@@ -15,18 +15,10 @@ use rustix::process::Signal;
 use sevferry::control::api::{Request, Response, State};
 use sevferry::control::ask;
 use sevferry::migration::wire::{Message, Reason};
-use terminal::Terminal;
-use unread::Unread;
-use vmm::Sevferry;
+use support::process::Sevferry;
+use support::terminal::Terminal;
+use support::unread::Unread;
 use vmm_sys_util::tempdir::TempDir;
-
-#[expect(dead_code, reason = "each test file uses its part")]
-#[path = "vmm/terminal.rs"]
-mod terminal;
-#[path = "vmm/unread.rs"]
-mod unread;
-#[expect(dead_code, reason = "each test file uses its part")]
-mod vmm;
 
 /// Signals that end a program which does not know them, and `SIGRTMIN` and two.
 const ENDING: [i32; 13] = [

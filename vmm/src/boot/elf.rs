@@ -9,9 +9,10 @@ use linux_loader::elf::{
 };
 use vm_memory::ByteValued;
 
+use super::error::BootError;
 use super::input::Input;
 use super::layout::KERNEL_MIN;
-use super::{BootError, Room};
+use super::room::Room;
 
 /// Every ELF file starts with this.
 pub(super) const MAGIC: [u8; 4] = *b"\x7fELF";

@@ -9,13 +9,17 @@ use linux_loader::bootparam::{
 use linux_loader::loader::{BzImage, KernelLoader};
 use vm_memory::{ByteValued, GuestAddress, GuestMemoryBackend};
 
+use super::config::BootConfig;
 use super::e820::memory_map;
+use super::entry::Entry;
+use super::error::BootError;
 use super::gdt::Mode;
 use super::input::Input;
 use super::layout::{ACPI, BOOT_PARAMS, COMMAND_LINE, KERNEL_MIN, PAGE_TABLES, STACK_TOP};
 use super::page_tables::identity_map;
+use super::pieces::{initramfs_address, place_common};
 use super::placement::{Placement, end};
-use super::{BootConfig, BootError, Entry, Room, initramfs_address, place_common};
+use super::room::Room;
 use crate::page::{Gpa, PAGE_SIZE};
 
 /// Where the setup header lies in the file and in `boot_params`.

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 /// The exit codes, for `--help`.
-pub(super) const EXIT_CODES: &str = "\
+pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
   0   the guest powered off or reset, has moved to another host, or was ended as asked
       (Ctrl-A x, quit, SIGTERM, SIGINT, or any signal that ends a program); for other commands: yes
@@ -19,7 +19,7 @@ Exit codes:
 
 /// How a guest's run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ending {
+pub(crate) enum Ending {
     /// The guest powered off.
     PowerOff,
     /// The guest asked for a reset, and was not to be booted again.
@@ -35,7 +35,7 @@ pub(super) enum Ending {
 /// What the shell sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum Exit {
+pub(crate) enum Exit {
     /// As asked.
     Success = 0,
     /// An error, which has been printed.

@@ -4,46 +4,20 @@
 mod say;
 
 mod arguments;
-mod ask;
-mod audit;
-mod certificates;
-mod check;
-mod check_arguments;
-mod digest;
+mod commands;
 mod exit;
-mod held;
-mod inbox;
-mod incoming;
-mod journals;
-mod key_values;
-mod logging;
-mod migrate;
-mod migration_arguments;
-mod outbox;
-mod outgoing;
-mod owner;
-mod owner_files;
-mod preflight;
-mod progress;
-mod receive;
-mod repeats;
-mod report;
-mod run;
-mod screen;
-mod terminal;
-mod typed;
-mod values;
+mod process;
+mod show;
 
 use std::error::Error;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use crate::machine::chain_of;
 use crate::machine::probe;
 use arguments::{ArgumentError, Arguments, Task};
+use commands::{ask, check, digest, export, migrate, preflight, receive, run as boot};
 use exit::Exit;
-use logging::start_log;
-use say::Farewell;
+use say::{Farewell, start_log};
 
 /// Does what the arguments (the program's name first) ask for; prints what went wrong.
 #[must_use]
@@ -70,35 +44,35 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn perform(task: Task) -> Exit {
     match task {
-        Task::Run { config, options } => match run::run(&config, options) {
+        Task::Run { config, options } => match boot(&config, options) {
             Ok(ending) => ending.into(),
             Err(cause) => failed(&cause, Exit::Failure),
         },
-        Task::Receive(options) => match receive::receive(&options) {
+        Task::Receive(options) => match receive(&options) {
             Ok(ending) => ending.into(),
             Err(cause) => failed(&cause, Exit::Failure),
         },
-        Task::Migrate(options) => match migrate::migrate(&options) {
+        Task::Migrate(options) => match migrate(&options) {
             Ok(exit) => exit,
             Err(cause) => failed(&cause, Exit::Failure),
         },
-        Task::Ask(options) => match ask::ask(&options) {
+        Task::Ask(options) => match ask(&options) {
             Ok(()) => Exit::Success,
             Err(cause) => failed(&cause, Exit::Failure),
         },
-        Task::Digest(options) => match digest::digest(&options) {
+        Task::Digest(options) => match digest(&options) {
             Ok(()) => Exit::Success,
             Err(cause) => failed(&cause, Exit::Failure),
         },
-        Task::Certificates { platform, out } => match certificates::export(&platform, &out) {
+        Task::Certificates { platform, out } => match export(&platform, &out) {
             Ok(()) => Exit::Success,
             Err(cause) => failed(&cause, Exit::Failure),
         },
-        Task::Check(options) => match check::check(&options) {
+        Task::Check(options) => match check(&options) {
             Ok(exit) => exit,
             Err(cause) => failed(&cause, Exit::Failure),
         },
-        Task::Preflight(options) => match preflight::preflight(&options) {
+        Task::Preflight(options) => match preflight(&options) {
             Ok(exit) => exit,
             Err(cause) => failed(&cause, Exit::Failure),
         },

@@ -21,7 +21,7 @@ use serde_json::{Error as JsonError, Value, from_slice, to_vec};
 use thiserror::Error;
 use zerocopy::FromBytes;
 
-use crate::machine::LaunchRecord;
+use crate::machine::{LaunchRecord, PageSummary};
 use crate::migration::Endpoint;
 use crate::migration::convergence::Goal;
 pub use crate::migration::convergence::TimeoutStrategy;
@@ -365,6 +365,19 @@ pub struct PagesReply {
     pub not_migratable: Option<String>,
     /// What makes the guest's reports doubtful, though nothing proves that they are wrong.
     pub doubts: Vec<String>,
+}
+
+impl From<&PageSummary> for PagesReply {
+    fn from(pages: &PageSummary) -> Self {
+        Self {
+            shared: pages.shared.as_ref().ok().copied(),
+            private: pages.private.as_ref().ok().copied(),
+            record: pages.form.to_string(),
+            record_bytes: pages.memory_bytes as u64,
+            not_migratable: pages.migratable.as_ref().err().map(ToString::to_string),
+            doubts: pages.doubts.iter().map(ToString::to_string).collect(),
+        }
+    }
 }
 
 /// A guest's reports, held against its page tables.

@@ -18,8 +18,10 @@ use rustix::process::{Uid, geteuid};
 use thiserror::Error;
 
 use super::api::{REQUEST_BYTES_MAX, Request, Response};
+use super::board::StatusBoard;
+use super::event::{Answer, Event};
 use super::line::LineReader;
-use super::{Answer, Event, StatusBoard};
+use super::policy::needs_process;
 use crate::migration::{NoSocket, SocketFile};
 
 /// Connections at once; another is turned away.
@@ -157,17 +159,8 @@ impl Reception {
             Err(message) => return send(stream, &Response::Error { message }),
         };
         debug!("asked for {request:?}");
-        match request {
-            Request::Status => return send(stream, &self.board.status()),
-            Request::Cancel => return send(stream, &self.board.cancel_and_wait(CANCEL_PATIENCE)),
-            Request::Report
-            | Request::Audit
-            | Request::InjectSecret(_)
-            | Request::Continue
-            | Request::Migrate(_)
-            | Request::Check(_)
-            | Request::Resolve(_)
-            | Request::Quit => {}
+        if !needs_process(&request) {
+            return send(stream, &self.board.answer(&request, CANCEL_PATIENCE));
         }
         let (answer, answers) = Answer::channel();
         let mut answered = false;

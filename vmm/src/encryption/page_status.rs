@@ -82,7 +82,7 @@ impl PageStatus {
     /// # Errors
     /// [`Incomplete`] if the record was poisoned.
     pub fn status(&self, frame: Frame) -> Result<Status, Incomplete> {
-        let Ok(page) = PageRange::new(frame, Frame(frame.0.saturating_add(1))) else {
+        let Ok(page) = PageRange::one(frame) else {
             return Ok(Status::Private);
         };
         let shared = self.ledger.first_shared(page)?;

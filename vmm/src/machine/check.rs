@@ -13,68 +13,21 @@ use kvm_bindings::{
 use rustix::system::uname;
 use serde::Serialize;
 
-use super::chain_of;
 use super::config::PlatformKind;
+use super::finding::{Finding, Verdict};
 use super::hardware_check::{SNP_PARAMETER, firmware, memory_lock, processor, snp};
 use super::host::Host;
 use super::probe::probe;
 use crate::encryption::KVM_HC_MAP_GPA_RANGE;
 use crate::sev::hardware::{HardwareDevice, HardwarePlatform};
 use crate::sev::launch::VmType;
+use crate::text::chain_of;
 use crate::vcpu::cpuid::{require_rdrand, software_c_bit};
 
 /// What KVM cannot do with an SEV-ES or SEV-SNP guest, whatever the host.
 pub const NOT_PORTABLE: &str = "SEV-ES and SEV-SNP guests: refused. KVM has no command that saves or \
      restores their encrypted vCPU state (SEND_UPDATE_VMSA and RECEIVE_UPDATE_VMSA are numbered but not \
      connected), so such a guest could be started but never moved";
-
-/// How a fact bears on what is wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Verdict {
-    /// As needed.
-    Ok,
-    /// It works without, or only in part.
-    Note,
-    /// Without this it does not work.
-    Missing,
-}
-
-/// One fact.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    /// Of what.
-    pub subject: &'static str,
-    /// How it bears.
-    pub verdict: Verdict,
-    /// What was found.
-    pub found: String,
-    /// What to do, unless all is well.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub advice: Option<&'static str>,
-}
-
-impl Finding {
-    pub(super) fn ok(subject: &'static str, found: impl Into<String>) -> Self {
-        Self { subject, verdict: Verdict::Ok, found: found.into(), advice: None }
-    }
-
-    pub(super) fn note(
-        subject: &'static str,
-        found: impl Into<String>,
-        advice: &'static str,
-    ) -> Self {
-        Self { subject, verdict: Verdict::Note, found: found.into(), advice: Some(advice) }
-    }
-
-    pub(super) fn missing(
-        subject: &'static str,
-        found: impl Into<String>,
-        advice: &'static str,
-    ) -> Self {
-        Self { verdict: Verdict::Missing, ..Self::note(subject, found, advice) }
-    }
-}
 
 /// A host, as far as guests are concerned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -10,17 +10,18 @@ use rmp_serde::encode::Error as EncodeError;
 use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
-use super::MachineError;
 use super::config::{BadRam, BadVcpuCount, PlatformKind, VcpuCount, ram_layout};
+use super::error::MachineError;
 use super::host::{Host, NotLockable, check_lockable, lockable_bytes};
 use super::wire::{MACHINE_VERSION, Undecodable, decode};
 use crate::encryption::Design;
 use crate::page::RamLayout;
+use crate::saved::{AtMost, KernelStruct, at_most};
 use crate::sev::{BadPolicy, Policy};
 use crate::vcpu::cpuid::{
     CpuidError, GuestCpu, Shortfall, guest_cpuid, hardware_c_bit, shortfalls, software_c_bit,
 };
-use crate::vcpu::{AtMost, KernelStruct, MSRS_MAX, at_most, state_msrs};
+use crate::vcpu::{MSRS_MAX, state_msrs};
 
 /// By how much a TSC may differ and still count as the same: KVM does not scale below this.
 const TSC_TOLERANCE_PPM: u64 = 250;

@@ -7,7 +7,7 @@ use super::compatibility::{
 };
 use super::wire::MACHINE_VERSION;
 use crate::encryption::Design;
-use crate::vcpu::KernelStruct;
+use crate::saved::KernelStruct;
 use crate::vcpu::cpuid::epyc::{self, Epyc};
 use crate::vcpu::cpuid::{GuestCpu, guest_cpuid};
 

@@ -1,6 +1,5 @@
 //! What makes a machine an SEV guest: its platform, its C-bit, and the launch.
 
-use std::io::Error as IoError;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,32 +7,27 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use kvm_bindings::CpuId;
 use kvm_ioctls::VmFd;
-use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::MachineError;
 use super::config::{OwnerInput, PlatformKind, SevConfig};
-use super::hex;
-use super::host::{NotLockable, check_lockable, lockable_bytes};
-use super::pinning::{Pinned, Watch, pin};
+use super::error::{EncryptedError, MachineError};
+use super::host::{check_lockable, lockable_bytes};
+use super::pinned::Watch;
+use super::pinning::pin;
 use crate::boot::Piece;
 use crate::encryption::Design;
 use crate::memory::{GuestRam, RamError};
 use crate::page::RamLayout;
-use crate::sev::command::CommandError;
-use crate::sev::device::{ExportError, export_pdh, platform_status};
+use crate::sev::device::{export_pdh, platform_status};
 use crate::sev::endorsement::EndorsementError;
-use crate::sev::hardware::{HardwareDevice, HardwarePlatform, Unavailable};
-use crate::sev::launch::{
-    GuestStatus, Initialised, LaunchError, Launched, Measured, OwnerFiles, VmType,
-};
-use crate::sev::measurement::{
-    Claim, FirmwareVersion, LaunchDigest, Measurement, WrongMeasurement,
-};
-use crate::sev::session::{OwnerSession, SessionError};
+use crate::sev::hardware::{HardwareDevice, HardwarePlatform};
+use crate::sev::launch::{GuestStatus, Initialised, Launched, Measured, OwnerFiles, VmType};
+use crate::sev::measurement::{Claim, FirmwareVersion, LaunchDigest, Measurement};
+use crate::sev::session::OwnerSession;
 use crate::sev::software::{Identity, IdentityError, Model, SoftwareHost, vendor_chain};
 use crate::sev::target::PlatformCertificates;
 use crate::sev::{Platform, Policy, SevDevice};
+use crate::text::hex;
 use crate::vcpu::cpuid;
 
 /// Bytes of launch data hashed at a time.
@@ -275,58 +269,6 @@ fn check_room(layout: RamLayout, c_bit: u8) -> Result<(), EncryptedError> {
         Some(end) if end > 1 << c_bit => Err(EncryptedError::RamReachesCBit { end, c_bit }),
         _ => Ok(()),
     }
-}
-
-/// Why a machine could not become an SEV guest.
-#[derive(Debug, Error)]
-pub enum EncryptedError {
-    /// The host has no SEV.
-    #[error(transparent)]
-    Unavailable(#[from] Unavailable),
-    /// KVM's CPUID does not say where the C-bit is, or leaves it no room.
-    #[error("KVM's CPUID leaves no room for a C-bit: it needs a physical address width above 32")]
-    CBit,
-    /// An address of RAM would have the C-bit set.
-    #[error(
-        "guest RAM ends at {end:#x}, but bit {c_bit} of an address is the C-bit on this host: \
-         give the guest less memory"
-    )]
-    RamReachesCBit {
-        /// The first address after RAM.
-        end: u64,
-        /// The number of the C-bit.
-        c_bit: u8,
-    },
-    /// The kernel would refuse to pin it.
-    #[error(transparent)]
-    LockedMemory(#[from] NotLockable),
-    /// Whoever waited has waited enough.
-    #[error("stopped while {} of {} pages of the guest's memory were pinned", .0.pages, .0.of)]
-    Stopped(Pinned),
-    /// The software platform's keys.
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-    /// The software platform's descriptor.
-    #[error("opening the software SEV platform")]
-    Device(#[source] IoError),
-    /// Guest RAM.
-    #[error(transparent)]
-    Ram(#[from] RamError),
-    /// The platform's version.
-    #[error("asking the SEV platform for its version")]
-    Status(#[from] CommandError),
-    /// The platform's certificates.
-    #[error(transparent)]
-    Export(#[from] ExportError),
-    /// The session.
-    #[error(transparent)]
-    Session(#[from] SessionError),
-    /// A launch command.
-    #[error(transparent)]
-    Launch(#[from] LaunchError),
-    /// The platform measured something else than we loaded.
-    #[error("checking what the SEV platform measured")]
-    Measurement(#[from] WrongMeasurement),
 }
 
 #[cfg(test)]

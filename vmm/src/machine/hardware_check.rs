@@ -2,10 +2,9 @@
 
 use kvm_bindings::CpuId;
 
-use super::chain_of;
-use super::check::Finding;
 use super::config::PlatformKind;
 use super::encrypted::vouch;
+use super::finding::Finding;
 use super::host::lockable_bytes;
 use crate::sev::device::{PlatformStatus, platform_status};
 use crate::sev::endorsement::cek_address;
@@ -14,6 +13,7 @@ use crate::sev::measurement::FirmwareVersion;
 use crate::sev::target::verify_target;
 use crate::sev::vendor::Root;
 use crate::sev::{Policy, SevDevice};
+use crate::text::chain_of;
 use crate::vcpu::cpuid::{GuestCpu, MemoryEncryption, guest_cpuid, hardware_c_bit};
 
 /// The oldest firmware API whose launch measurements have the form that is known here.
@@ -157,7 +157,7 @@ mod tests {
     use kvm_bindings::CpuId;
 
     use super::*;
-    use crate::machine::check::Verdict;
+    use crate::machine::Verdict;
     use crate::sev::software::{Identity, Model, SoftwareHost};
     use crate::vcpu::cpuid::epyc;
 

@@ -6,8 +6,8 @@
 //! ReceivingMachine::build --(RAM is filled)-- finish(MachineState)-/
 //! ```
 //!
-//! [`Machine::build`] is the boot sequence, top to bottom. A reset is a new machine from the same [`Config`]: the memory of an SEV guest cannot
-//! be launched twice.
+//! [`Machine::build`] is the boot sequence, top to bottom. A reset is a new machine from the same [`Config`]: the
+//! memory of an SEV guest cannot be launched twice.
 
 mod audit;
 mod check;
@@ -17,9 +17,12 @@ pub mod compatibility;
 mod compatibility_tests;
 pub mod config;
 mod encrypted;
+mod error;
+mod finding;
 mod hardware_check;
 mod host;
 mod measured;
+mod pinned;
 pub mod pinning;
 mod probe;
 mod prospect;
@@ -30,22 +33,21 @@ mod state;
 mod vcpus;
 mod wire;
 
-use std::error::Error;
 use std::io::Error as IoError;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 
 use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
-use thiserror::Error;
-use vmm_sys_util::errno::Error as Errno;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-pub use audit::{Audit, AuditError, Audited, Unaudited, Unreadable};
-pub use check::{Finding, HostCheck, NOT_PORTABLE, Verdict};
+pub use audit::{Audit, Unaudited, Unreadable};
+pub use check::{HostCheck, NOT_PORTABLE};
 pub use clock::SavedBetween;
 pub use config::Config;
-pub use encrypted::{EncryptedError, LaunchRecord, certificates_of, digest_of};
+pub use encrypted::{LaunchRecord, certificates_of, digest_of};
+pub use error::{EncryptedError, MachineError, VcpuSetupError};
+pub use finding::{Finding, Verdict};
 pub use host::{Host, HostError, NotLockable};
 pub use measured::SecretError;
 pub use probe::{ProbeError, probe};
@@ -56,20 +58,18 @@ pub use report::{PageReport, PageSummary, PageWatch, REGIONS_MAX, Report, SevRep
 pub(crate) use running::take_in_order;
 pub use running::{ChangeLog, PausedMachine, RunningMachine, Unpaused};
 pub use state::{MachineState, RestoreError, SaveError};
-pub use vcpus::VcpuSetupError;
 pub use wire::{MACHINE_BYTES_MAX, MACHINE_VERSION, Undecodable};
 
-use crate::boot::{BootError, Entry, load};
+use crate::boot::{Entry, load};
 use crate::devices::{COM1_IRQ, Ports, SerialOutput, SerialPort};
 use crate::encryption::PageStatus;
-use crate::memory::{Pages, RamError};
-use crate::sev::endorsement::EndorsementError;
+use crate::memory::Pages;
 use crate::sev::launch::Measured;
+pub(crate) use crate::text::{chain_of, hex};
 use crate::vcpu::cpuid::{CpuidError, GuestCpu, guest_cpuid, require_rdrand};
-use crate::vcpu::{Board, Stop, VcpuError};
-use config::{BadRam, BadVcpuCount};
+use crate::vcpu::{Board, Stop};
 use encrypted::Encrypted;
-use pinning::Watch;
+use pinned::Watch;
 use running::Assembly;
 
 /// A machine that has not run yet. An SEV guest is measured, and takes its owner's secrets.
@@ -182,68 +182,10 @@ fn guest_cpuids(
     (0..count).map(table).collect()
 }
 
-/// Lowercase hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// An error with its causes, in one line.
-pub(crate) fn chain_of(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}
-
 /// COM1 with its interrupt.
 fn serial_port(vm: &VmFd, output: SerialOutput) -> Result<Arc<SerialPort>, IoError> {
     let interrupt = EventFd::new(EFD_NONBLOCK)?;
     vm.register_irqfd(&interrupt, COM1_IRQ)
         .map_err(|cause| IoError::from_raw_os_error(cause.errno()))?;
     Ok(Arc::new(SerialPort::new(interrupt, output)?))
-}
-
-/// Why a machine cannot be put together or started.
-#[derive(Debug, Error)]
-pub enum MachineError {
-    /// KVM.
-    #[error(transparent)]
-    Host(#[from] HostError),
-    /// The serial port's interrupt.
-    #[error("connecting the serial port's interrupt")]
-    Interrupt(#[source] IoError),
-    /// SEV.
-    #[error(transparent)]
-    Encrypted(#[from] EncryptedError),
-    /// Guest RAM.
-    #[error(transparent)]
-    Ram(#[from] RamError),
-    /// The kernel and what comes with it.
-    #[error(transparent)]
-    Boot(#[from] BootError),
-    /// What the guest's CPUID would be.
-    #[error(transparent)]
-    Cpuid(#[from] CpuidError),
-    /// A vCPU's first state.
-    #[error("setting up a vCPU")]
-    VcpuSetup(#[from] VcpuSetupError),
-    /// What a vCPU is like here.
-    #[error("asking KVM what vCPUs are like: {0}")]
-    Msrs(Errno),
-    /// The RAM of a machine that comes from elsewhere.
-    #[error("the machine that was offered has {0}")]
-    OfferedRam(BadRam),
-    /// The vCPUs of a machine that comes from elsewhere.
-    #[error("the machine that was offered has {0}")]
-    OfferedVcpus(BadVcpuCount),
-    /// Nobody vouches for the SEV platform.
-    #[error(transparent)]
-    Endorsement(#[from] EndorsementError),
-    /// A vCPU's thread.
-    #[error(transparent)]
-    Vcpu(#[from] VcpuError),
 }

@@ -7,9 +7,8 @@
 use std::num::NonZeroUsize;
 use std::thread::{self, available_parallelism};
 
-use serde::{Deserialize, Serialize};
-
-use super::encrypted::EncryptedError;
+use super::error::EncryptedError;
+pub use super::pinned::{Pinned, Watch};
 use crate::encryption::Status;
 use crate::memory::GuestRam;
 use crate::page::{Frame, PAGE_SIZE, PageRange, RamLayout};
@@ -26,18 +25,6 @@ const THREADS_MAX: usize = 16;
 
 /// Pages of a huge page, which one thread alone should ask for.
 const HUGE_PAGES: u64 = 512;
-
-/// How much of a guest's RAM is pinned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pinned {
-    /// Pages that are.
-    pub pages: u64,
-    /// All of the guest's pages.
-    pub of: u64,
-}
-
-/// Is told how far it is, and says whether to stop.
-pub type Watch<'a> = dyn FnMut(Pinned) -> bool + 'a;
 
 /// Pins all of `ram`. With `populate` several threads give its pages first.
 pub(super) fn pin(

@@ -1,15 +1,14 @@
 //! A guest that is not there: what it would be if it were started on this host.
 
-use super::MachineError;
 use super::compatibility::{HostOffer, MachineOffer, PlatformName, SevOffer};
 use super::config::{PlatformKind, VcpuCount};
-use super::encrypted::EncryptedError;
+use super::error::{EncryptedError, MachineError};
 use super::host::check_lockable;
 use super::wire::MACHINE_VERSION;
 use crate::encryption::Design;
 use crate::page::RamLayout;
+use crate::saved::KernelStruct;
 use crate::sev::Policy;
-use crate::vcpu::KernelStruct;
 use crate::vcpu::cpuid::{GuestCpu, guest_cpuid};
 
 /// What such a guest would have.

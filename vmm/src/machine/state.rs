@@ -13,9 +13,10 @@ use super::clock::{ClockState, Elapsed, SavedBetween};
 use super::encrypted::LaunchRecord;
 use super::wire::{MACHINE_VERSION, Undecodable, decode};
 use crate::devices::{SerialError, SerialPort, SerialState};
+use crate::saved::KernelStruct;
 use crate::sev::measurement::{FirmwareVersion, Measurement};
 use crate::sev::{BadPolicy, Policy};
-use crate::vcpu::{KernelStruct, StateError, VcpuState};
+use crate::vcpu::{StateError, VcpuState};
 
 /// The in-kernel interrupt controllers, in the order in which they are saved.
 const IRQCHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];

@@ -15,6 +15,7 @@
 mod access;
 mod advice;
 mod dirty;
+mod error;
 mod guest_view;
 mod pages;
 mod ram;
@@ -23,6 +24,7 @@ mod view;
 
 pub use access::is_zero;
 pub use dirty::DirtyLog;
+pub use error::RamError;
 pub use guest_view::{GuestView, NotGuestRam};
 pub use pages::Pages;
-pub use ram::{GuestRam, HostView, RamError};
+pub use ram::{GuestRam, HostView};

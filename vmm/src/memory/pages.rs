@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use log::{debug, error, trace};
 
-use super::ram::{GuestRam, RamError};
+use super::error::RamError;
+use super::ram::GuestRam;
 use crate::encryption::{PageStatus, Status};
 use crate::page::FrameSet;
 

@@ -14,13 +14,12 @@ use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use libc::{MFD_CLOEXEC, memfd_create};
 use log::debug;
-use thiserror::Error;
 #[cfg(test)]
 use vm_memory::Bytes;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
-use vmm_sys_util::errno::Error as Errno;
 
 use super::advice::{advise, keep_where_it_is};
+use super::error::RamError;
 use super::guest_view::GuestView;
 use super::slot::{memory_slot, refused};
 use super::view::{Backing, SwitchedView};
@@ -230,74 +229,6 @@ impl Split {
     fn c0(&self) -> MutexGuard<'_, SwitchedView> {
         self.c0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Why guest RAM cannot be had.
-#[derive(Debug, Error)]
-pub enum RamError {
-    /// The host has no such memory to give.
-    #[error("mapping {bytes:#x} bytes of guest RAM: {cause}; ask for less with --memory")]
-    Map {
-        /// Bytes asked for.
-        bytes: u64,
-        /// The host's words.
-        cause: String,
-    },
-    /// The memory behind the software platform's views.
-    #[error("creating {bytes:#x} bytes of memory for the software platform's guest")]
-    Create {
-        /// Bytes asked for.
-        bytes: u64,
-        /// From `memfd_create` or `ftruncate`.
-        #[source]
-        cause: IoError,
-    },
-    /// `KVM_SET_USER_MEMORY_REGION` failed.
-    #[error("giving KVM the guest memory at {gpa} ({bytes:#x} bytes): {cause}")]
-    Register {
-        /// Where the slot starts.
-        gpa: Gpa,
-        /// Its size.
-        bytes: u64,
-        /// KVM's errno.
-        cause: Errno,
-    },
-    /// RAM ends beyond what the host's processors can address.
-    #[error(
-        "guest RAM ends at {end:#x}, but this host's processors address {bits} bits, which is below \
-         {limit:#x}: give the guest less memory"
-    )]
-    AddressWidth {
-        /// The first address after RAM.
-        end: u64,
-        /// The width.
-        bits: u8,
-        /// The first address that it does not reach.
-        limit: u64,
-    },
-    /// `KVM_GET_DIRTY_LOG` failed.
-    #[error("asking KVM which pages of memory slot {slot} were written: {cause}")]
-    DirtyLog {
-        /// The memory slot.
-        slot: u32,
-        /// KVM's errno.
-        cause: Errno,
-    },
-    /// The C=0 view could not be switched.
-    #[error("switching what the guest sees without the C-bit in pages {range}")]
-    Switch {
-        /// The pages.
-        range: PageRange,
-        /// From `mmap`, or from copying.
-        #[source]
-        cause: IoError,
-    },
-    /// The pages are not RAM.
-    #[error("pages {range} are not inside one run of guest RAM")]
-    NotRam {
-        /// The pages.
-        range: PageRange,
-    },
 }
 
 fn length(range: PageRange) -> Result<usize, RamError> {

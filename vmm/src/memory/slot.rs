@@ -7,7 +7,7 @@ use libc::EINVAL;
 use vm_memory::{GuestMemoryRegion, GuestRegionMmap};
 use vmm_sys_util::errno::Error as Errno;
 
-use super::ram::RamError;
+use super::error::RamError;
 use crate::page::Gpa;
 
 /// `CPUID` leaf with the address widths, the physical one in the low byte of EAX.

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kvm_ioctls::{HypercallExit, ReadMsrExit, VcpuExit, WriteMsrExit};
 use log::{debug, trace};
 
-use super::Stop;
 use super::run_page::Exit;
+use super::stop::Stop;
 use crate::devices::{Ports, PowerEvent};
 use crate::encryption::{MSR_KVM_MIGRATION_CONTROL, MSR_PAGE_TABLE};
 use crate::memory::{GuestRam, Pages};

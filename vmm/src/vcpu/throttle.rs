@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use log::warn;
 
-use super::{Crew, KICK_AGAIN, Presence, Running, VcpuError, kick};
+use super::crew::{Crew, KICK_AGAIN, Presence, Running, kick};
+use super::stop::VcpuError;
 
 /// How long the vCPUs run at a time; what they are slowed down by decides how long they stay out.
 const RUN: Duration = Duration::from_millis(10);

@@ -14,10 +14,10 @@ use sevferry::control::api::{Response, State, StatusReply};
 use sevferry::control::{Client, ask};
 
 use super::relay::Relay;
-use super::scratch::Scratch;
 use super::steps::Step;
 use super::tape::{Tape, scenario};
-use super::vmm::{Sevferry, asset};
+use support::process::{Sevferry, asset};
+use support::scratch::Scratch;
 
 /// How long a state may take to come.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -5,15 +5,9 @@
 
 mod hosts;
 mod relay;
-#[path = "../vmm/scratch.rs"]
-#[expect(dead_code, reason = "each test file uses its part")]
-mod scratch;
 mod steps;
 mod strangers;
 mod tape;
-#[path = "../vmm/mod.rs"]
-#[expect(dead_code, reason = "each test file uses its part")]
-mod vmm;
 
 use std::fs::{remove_file, write};
 

@@ -1,15 +1,13 @@
 //! What a source says, in order, as bytes: a good stream, and the places where a bad one differs.
 
-use sevferry::migration::wire::Closing;
-use sevferry::migration::wire::Proof;
-use sevferry::migration::wire::{Kind, PageKind, PagesHeader, PayloadDigest, RoundDigest};
-use sevferry::migration::wire::{Message, Offer, SessionBytes};
+use sevferry::migration::wire::{
+    Closing, Kind, Message, Offer, PageKind, PagesHeader, PayloadDigest, Proof, RoundDigest,
+    SessionBytes,
+};
+pub(crate) use sevferry::page::PAGE_LEN;
 
 /// A join with this is sent with the proof that the destination's secret makes.
 pub(crate) const TO_FILL_IN: Proof = Proof([0; 32]);
-
-/// Bytes of a page.
-pub(crate) const PAGE_LEN: usize = 4096;
 
 /// Which connection: 0 is the control connection, then the page connections.
 pub(crate) type Channel = usize;

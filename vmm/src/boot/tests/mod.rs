@@ -17,9 +17,10 @@ use proptest::prelude::*;
 use sha2::{Digest, Sha256};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use super::gdt::Mode;
 use super::layout::{ACPI, COMMAND_LINE, GDT, IDENTITY_MAPPED, RESET_VECTOR};
 use super::*;
-use crate::page::{Frame, PAGE_SIZE};
+use crate::page::{Frame, PAGE_SIZE, PageRange, RamLayout};
 
 const MIB: u64 = 1 << 20;
 

@@ -21,12 +21,7 @@ use super::measurement::Measurement;
 use super::packet::HEADER_LEN;
 use super::session::{SESSION_LEN, Session};
 use super::target::PlatformCertificates;
-use crate::page::PAGE_SIZE;
-
-/// Bytes of a page, for buffers.
-pub const PAGE_LEN: usize = 4096;
-
-const _: () = assert!(PAGE_LEN as u64 == PAGE_SIZE);
+use crate::page::{PAGE_LEN, PAGE_SIZE};
 
 /// What the target's firmware needs to take the guest; goes to `RECEIVE_START`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! The software platform's `/dev/sev`.
 
 use std::fs::File;
+use std::io::Error as IoError;
 use std::mem::replace;
 use std::os::fd::AsRawFd;
 
@@ -11,8 +12,10 @@ use crate::sev::certificate::CERTIFICATE_LEN;
 use crate::sev::measurement::FirmwareVersion;
 use crate::sev::{Errno, SevDevice, Status};
 
+use super::host::{HostState, SoftwareHost};
 use super::identity::ID_LEN;
-use super::{HostState, Model, SoftwareHost, user_memory};
+use super::model::Model;
+use super::user_memory;
 
 /// The first firmware API that knows `GET_ID2`; the kernel looks before it asks.
 const GET_ID2_API: (u8, u8) = (0, 16);
@@ -29,9 +32,15 @@ pub struct SoftwareDevice {
     placeholder: File,
 }
 
-impl SoftwareDevice {
-    pub(super) fn new(host: SoftwareHost, placeholder: File) -> Self {
-        Self { host, placeholder }
+impl SoftwareHost {
+    /// Opens this machine's `/dev/sev`.
+    ///
+    /// # Errors
+    /// If the process has no descriptor left: one is held so that its number is nobody else's.
+    pub fn open_device(&self) -> Result<SoftwareDevice, IoError> {
+        let placeholder = File::open("/dev/null")?;
+        self.lock().devices.insert(placeholder.as_raw_fd());
+        Ok(SoftwareDevice { host: self.clone(), placeholder })
     }
 }
 
@@ -153,7 +162,7 @@ mod tests {
     use crate::sev::command::address_of_mut;
     use crate::sev::device::{chip_id, export_pdh, platform_status};
     use crate::sev::endorsement::cek_address;
-    use crate::sev::software::firmware::VERSION;
+    use crate::sev::software::model::VERSION;
     use crate::sev::software::{Identity, Model};
 
     const UNTOUCHED: u32 = 0xdead_beef;

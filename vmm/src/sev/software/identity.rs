@@ -16,10 +16,10 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::sev::certificate::{BadCertificate, Certificate, Chain, PublicKeyUse, Usage};
 use crate::sev::rsa::WrongSignature;
-use crate::sev::session::random_secret_key;
+use crate::sev::session::{random, random_secret_key};
 use crate::stream::{PIPE_PATIENCE, read_file};
 
-use super::firmware::VERSION;
+use super::model::VERSION;
 use super::root::{sign_cek, vendor_chain};
 
 /// The file in an identity's directory.
@@ -93,7 +93,8 @@ impl Identity {
         };
         let (cek, pek, pdh) = (new_key()?, new_key()?, new_key()?);
         let mut cek_certificate = certificate(PublicKeyUse::signing(Usage::CEK), &cek, &[])?;
-        sign_cek(&mut cek_certificate)?;
+        let salt = random().map_err(IdentityError::Random)?;
+        sign_cek(&mut cek_certificate, &salt).map_err(IdentityError::Certificate)?;
         let oca_certificate =
             certificate(PublicKeyUse::signing(Usage::OCA), oca, &[(Usage::OCA, oca)])?;
         let pek_certificate = certificate(

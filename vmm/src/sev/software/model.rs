@@ -8,8 +8,13 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 use super::failure::Failure;
-use super::firmware::VERSION;
 use crate::sev::measurement::FirmwareVersion;
+
+/// The API version that the firmware follows; the newest for plain SEV.
+pub(super) const VERSION: FirmwareVersion = FirmwareVersion { major: 1, minor: 55, build: 1 };
+
+/// How many guests may run at once, unless the model says otherwise: ASIDs 1 to this.
+pub(super) const ASID_MAX: u32 = 509;
 
 /// A kernel's version, as far as KVM's and ccp's answers depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -98,7 +103,7 @@ impl Default for Model {
         Self {
             kernel: Kernel::NEWEST,
             firmware: VERSION,
-            asids: super::ASID_MAX,
+            asids: ASID_MAX,
             lock_limit: None,
             command_cost: Duration::ZERO,
             pin_cost: Duration::ZERO,

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::leaves::XSAVE;
 use super::*;
 
 fn entry(function: u32, index: u32, registers: [u32; 4]) -> kvm_cpuid_entry2 {

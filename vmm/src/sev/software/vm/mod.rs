@@ -18,8 +18,9 @@ use crate::sev::measurement::{MEASUREMENT_LEN, REPORT_LEN};
 use crate::sev::{Errno, Platform, Status};
 
 use super::firmware::Firmware;
+use super::host::SoftwareHost;
+use super::model::Model;
 use super::user_memory::{self, read_value, write_value};
-use super::{Model, SoftwareHost};
 
 /// A VM whose SEV commands are answered in software. Dropping it is destroying the VM.
 #[derive(Debug)]
@@ -55,8 +56,16 @@ struct SevVm {
     locked: u64,
 }
 
+impl SoftwareHost {
+    /// The SEV side of a new VM whose private memory is `ram`.
+    #[must_use]
+    pub fn new_vm(&self, ram: GuestView) -> SoftwarePlatform {
+        SoftwarePlatform::new(self.clone(), ram)
+    }
+}
+
 impl SoftwarePlatform {
-    pub(super) fn new(host: SoftwareHost, ram: GuestView) -> Self {
+    fn new(host: SoftwareHost, ram: GuestView) -> Self {
         let vm = Vm { host, ram, has_vcpu: false, sev: None, write_backs: 0 };
         Self { vm: RwLock::new(vm) }
     }

@@ -12,8 +12,8 @@ use crate::sev::command::{address_of, address_of_mut};
 use crate::sev::launch::Secret;
 use crate::sev::measurement::Measurement;
 use crate::sev::session::{OwnerSession, Session, TransportKeys};
-use crate::sev::software::ASID_MAX;
 use crate::sev::software::fixture::{Fixture, RAM_LEN};
+use crate::sev::software::model::ASID_MAX;
 use crate::sev::{Policy, SevDevice};
 use kvm::{
     sev_cmd_id_KVM_SEV_DBG_DECRYPT as DBG_DECRYPT, sev_cmd_id_KVM_SEV_DBG_ENCRYPT as DBG_ENCRYPT,
