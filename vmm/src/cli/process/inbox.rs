@@ -12,8 +12,8 @@ use crate::control::api::{Request, Resolution, Response, State};
 use crate::control::policy::{Decision, NOT_NOW, decide};
 use crate::control::{Answer, Event, StatusBoard};
 use crate::machine::chain_of;
-use crate::migration::message::Reason;
 use crate::migration::watch::Wish;
+use crate::migration::wire::Reason;
 use crate::vcpu::Stop;
 
 /// The process's queue. A request leaves it only if it can be done now; the others are answered here.

@@ -12,8 +12,8 @@ use thiserror::Error;
 
 use crate::machine::chain_of;
 use crate::migration::journal::{Journal, JournalError, Record, Side};
-use crate::migration::message::VmId;
 use crate::migration::recovery::{Fate, unfinished};
+use crate::migration::wire::VmId;
 
 /// Root's journals.
 const SYSTEM_DIRECTORY: &str = "/var/lib/sevferry";

@@ -13,11 +13,11 @@ use crate::control::Answer;
 use crate::control::api::{MigrateRequest, Outcome, Resolution, Response, State, Summary};
 use crate::machine::{RunningMachine, Unaudited, chain_of};
 use crate::migration::journal::Side;
-use crate::migration::message::{Abandoned, Transfer};
 use crate::migration::preflight::{Candidate, Hindrance, Side as At};
 use crate::migration::progress::Progress;
 use crate::migration::source::Options;
 use crate::migration::source::{Ended, send};
+use crate::migration::wire::{Abandoned, Transfer};
 
 /// Where the guest is now.
 #[derive(Debug)]
