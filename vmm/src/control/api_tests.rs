@@ -4,9 +4,9 @@ use serde_json::json;
 
 use super::*;
 use crate::migration::journal::Side;
-use crate::migration::message::{Transfer, VmId};
 use crate::migration::preflight::Side as At;
 use crate::migration::progress::Carried;
+use crate::migration::wire::{Transfer, VmId};
 
 const TRANSFER: Transfer = Transfer { vm: VmId([0xab; 16]), epoch: 2 };
 

@@ -181,7 +181,7 @@ mod tests {
 
     use super::*;
     use crate::migration::journal::Side;
-    use crate::migration::message::{Transfer, VmId};
+    use crate::migration::wire::{Transfer, VmId};
 
     fn progress() -> Arc<Mutex<Progress>> {
         let transfer = Transfer { vm: VmId([7; 16]), epoch: 1 };

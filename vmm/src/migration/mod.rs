@@ -63,6 +63,3 @@ pub use net::{
 };
 pub use socket_file::{NoSocket, SocketFile};
 pub use wire::Malformed;
-// Until those who name them so have moved too.
-pub use wire as frame;
-pub use wire as message;

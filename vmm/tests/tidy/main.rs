@@ -43,7 +43,6 @@ const UNSAFE_FILES: [&str; 15] = [
     "guest-firmware/src/symbols.rs",
 ];
 
-
 /// Lines of a file.
 const LINES_MAX: usize = 500;
 

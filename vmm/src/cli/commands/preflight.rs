@@ -14,8 +14,8 @@ use crate::cli::process::options_of;
 use crate::control::api::{Hindrance, MigrateRequest, Request, Response};
 use crate::control::{Client, ClientError, PATIENCE};
 use crate::machine::MachineError;
-use crate::migration::message::{Transfer, VmId};
 use crate::migration::preflight::{Candidate, Side};
+use crate::migration::wire::{Transfer, VmId};
 use crate::migration::{Endpoint, LOOK_UP_MAX};
 use crate::stream::write_all;
 

@@ -19,8 +19,7 @@ use crate::control::api::State;
 use crate::control::{Event, Server, ServerError, StatusBoard};
 use crate::devices::{SerialOutput, SerialPort};
 use crate::machine::config::{PlatformKind, Serial};
-use crate::migration::message::{Abandoned, Transfer, VmId};
-use crate::migration::wire::ABANDONED_MAX;
+use crate::migration::wire::{ABANDONED_MAX, Abandoned, Transfer, VmId};
 use crate::stream::open_to_append;
 use crate::vcpu::VcpuError;
 

@@ -11,8 +11,8 @@ use log::warn;
 use crate::control::api::{Request, Resolution, Response, State};
 use crate::control::policy::{Decision, NOT_NOW, decide};
 use crate::control::{Answer, Event, StatusBoard};
-use crate::migration::message::Reason;
 use crate::migration::watch::Wish;
+use crate::migration::wire::Reason;
 use crate::text::chain_of;
 use crate::vcpu::Stop;
 

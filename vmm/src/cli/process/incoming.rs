@@ -15,7 +15,7 @@ use crate::migration::destination::{
     Answering, Host, Prepared, Received, Taken, receive, take_over,
 };
 use crate::migration::journal::Side;
-use crate::migration::message::VmId;
+use crate::migration::wire::VmId;
 use crate::migration::{Caller, Line, Listener, Lobby};
 use crate::text::chain_of;
 use crate::vcpu::VcpuError;

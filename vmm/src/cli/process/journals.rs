@@ -11,8 +11,8 @@ use rustix::process::geteuid;
 use thiserror::Error;
 
 use crate::migration::journal::{Journal, JournalError, Record, Side};
-use crate::migration::message::VmId;
 use crate::migration::recovery::{Fate, unfinished};
+use crate::migration::wire::VmId;
 use crate::text::chain_of;
 
 /// Root's journals.

@@ -13,10 +13,10 @@ use crate::control::Answer;
 use crate::control::api::{MigrateRequest, Outcome, Resolution, Response, State, Summary};
 use crate::machine::{RunningMachine, Unaudited};
 use crate::migration::journal::Side;
-use crate::migration::message::{Abandoned, Transfer};
 use crate::migration::preflight::{Candidate, Hindrance, Side as At};
 use crate::migration::progress::Progress;
 use crate::migration::source::{Ended, Options, send};
+use crate::migration::wire::{Abandoned, Transfer};
 use crate::text::chain_of;
 
 /// Where the guest is now.

@@ -166,7 +166,7 @@ mod tests {
     use super::*;
     use crate::migration::convergence::Left;
     use crate::migration::journal::Side;
-    use crate::migration::message::{Transfer, VmId};
+    use crate::migration::wire::{Transfer, VmId};
 
     /// The bar fills with the pages of a round, starts again with the next, and never runs back
     /// below nothing when a round grows.

@@ -88,14 +88,7 @@ impl Arrivals {
 
     /// The place of `frame` among the frames of RAM.
     fn index(&self, frame: Frame) -> Option<usize> {
-        let mut before = 0;
-        for run in self.layout.ranges() {
-            if run.contains(frame) {
-                return usize::try_from(before + (frame.0 - run.base().0)).ok();
-            }
-            before += run.pages();
-        }
-        None
+        usize::try_from(self.layout.index_of(frame)?).ok()
     }
 }
 

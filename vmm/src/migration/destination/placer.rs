@@ -17,14 +17,11 @@ use crate::migration::wire::{
     PAGES_HEADER_LEN, PAGES_MAX, PageKind, PagesHeader, PayloadDigest, RoundDigest, RoundEnd,
     decode_numbers,
 };
-use crate::page::{Frame, PageRange};
+use crate::page::{Frame, PAGE_LEN, PageRange};
 use crate::sev::receive::{ReceiveError, Receiving};
 
 /// How often an idle connection looks whether it is still wanted.
 const IDLE_STEP: Duration = Duration::from_millis(200);
-
-/// Bytes of a page.
-const PAGE_LEN: usize = 4096;
 
 /// Bytes in which all connections together hold pages on their way into RAM.
 const BUFFERS_MAX: usize = 4 << 20;
@@ -113,12 +110,14 @@ impl PagePlacer {
         wait: &mut Wait<'_>,
     ) -> Result<Placed, PlacerError> {
         let mut head = [0; PAGES_HEAD_LEN];
-        let (frame_part, pages_part) = head.split_at_mut(FRAME_HEADER_LEN);
+        let short = || IoError::from(ErrorKind::InvalidData);
+        let (frame_part, rest) = head.split_first_chunk_mut().ok_or_else(short)?;
+        let pages_part = rest.first_chunk_mut::<PAGES_HEADER_LEN>().ok_or_else(short)?;
+        let cut = PlacerError::Cut { round: self.round };
         if !self.stream.fill(frame_part, wait)? {
-            let cut = PlacerError::Cut { round: self.round };
             return if self.is_in_a_round() { Err(cut) } else { Ok(Placed::End) };
         }
-        let frame = FrameHeader::decode(&as_array(frame_part))?;
+        let frame = FrameHeader::decode(frame_part)?;
         wait.expect(FRAME_HEADER_LEN + frame.length());
         if frame.kind() == Kind::RoundEnd {
             return self.end_round(frame, wait).map(Placed::RoundEnd);
@@ -126,9 +125,10 @@ impl PagePlacer {
         if frame.kind() != Kind::Pages {
             return Err(PlacerError::Unexpected { kind: frame.kind() });
         }
-        self.fill_lists(pages_part.len(), wait)?;
-        pages_part.copy_from_slice(self.lists.get(..PAGES_HEADER_LEN).unwrap_or(&[]));
-        let header = PagesHeader::decode(frame, &as_array(pages_part))?;
+        if !self.stream.fill(pages_part, wait)? {
+            return Err(cut);
+        }
+        let header = PagesHeader::decode(frame, pages_part)?;
         self.check(&header, target)?;
         self.digest.add(&head);
         self.sequence += 1;
@@ -283,8 +283,7 @@ fn write(target: &PageTarget<'_>, frame: Frame, page: &[u8; PAGE_LEN]) -> Result
 }
 
 fn one(frame: Frame) -> Result<PageRange, PlacerError> {
-    PageRange::new(frame, Frame(frame.0.saturating_add(1)))
-        .map_err(|_last| PlacerError::NotRam { frame })
+    PageRange::one(frame).map_err(|_last| PlacerError::NotRam { frame })
 }
 
 /// A private page, by the firmware.
@@ -297,15 +296,6 @@ fn open(
     let receiving = target.receiving.ok_or(PlacerError::PlainVm { frame })?;
     let address = target.ram.user_address(one(frame)?)?;
     receiving.open(address, packet, page).map_err(|cause| PlacerError::Open { frame, cause })
-}
-
-/// `bytes`, which has `N` of them.
-fn as_array<const N: usize>(bytes: &[u8]) -> [u8; N] {
-    let mut array = [0; N];
-    if bytes.len() == N {
-        array.copy_from_slice(bytes);
-    }
-    array
 }
 
 /// Why pages could not be placed.

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::machine::compatibility::MachineOffer;
 use crate::machine::{MachineError, Prospect, RunningMachine, certificates_of};
 use crate::migration::chain_of;
+pub use crate::migration::handover::journal::Side;
 use crate::migration::net::{Due, Heard, Link, LinkError};
 use crate::migration::source::{Options, SourceError};
 use crate::migration::source::{connect, described};
@@ -23,21 +24,11 @@ use crate::migration::wire::{Assessment, Message, Objection, Reason, from_wire};
 use crate::sev::Policy;
 use crate::sev::target::{PlatformCertificates, RefusedTarget, refusals, refusals_anywhere};
 
-/// Who refuses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Side {
-    /// The guest, or the host that it is on.
-    Source,
-    /// The host that it would go to, or the way there.
-    Destination,
-}
-
 /// One reason why the guest would not be moved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Hindrance {
-    /// Who refuses.
+    /// Who refuses: the guest, or the host that it is on; or the host that it would go to, or the way there.
     pub by: Side,
     /// What it is about, in a word or two.
     pub subject: Reason,

@@ -9,7 +9,6 @@ use crate::machine::pinning::Pinned;
 const TRANSFER: Transfer =
     Transfer { vm: VmId(*b"0123456789abcdef"), epoch: 0x0807_0605_0403_0201 };
 const TRANSFER_HEX: &str = "30313233343536373839616263646566 0102030405060708";
-
 const SECRET: Secret = Secret([0xab; 16]);
 const PROOF: Proof = Proof([0xcd; 32]);
 
@@ -372,13 +371,9 @@ proptest! {
         noise in any::<[u8; FRAME_HEADER_LEN]>(),
         is_noise in prop::bool::weighted(0.1),
     ) {
-        let header = match FrameHeader::decode(&noise) {
-            Ok(header) if is_noise => header,
-            _ => match FrameHeader::new(kind, body.len()) {
-                Ok(header) => header,
-                Err(_) => return Ok(()),
-            },
-        };
+        let noise = FrameHeader::decode(&noise).ok().filter(|_| is_noise);
+        let made = FrameHeader::new(kind, body.len()).ok();
+        let Some(header) = noise.or(made) else { return Ok(()) };
         let is_read = read_frame(header, &body).is_ok();
         if is_read && header.kind() != Kind::Pages {
             let message = Message::decode(header, body.clone()).unwrap();
