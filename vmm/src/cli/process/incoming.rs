@@ -15,7 +15,7 @@ use crate::migration::destination::{
     Answering, Host, Prepared, Received, Taken, receive, take_over,
 };
 use crate::migration::journal::Side;
-use crate::migration::wire::VmId;
+use crate::migration::wire::{NotRunning, Transfer, VmId};
 use crate::migration::{Caller, Line, Listener, Lobby};
 use crate::text::chain_of;
 use crate::vcpu::VcpuError;
@@ -33,7 +33,7 @@ pub(crate) fn receive_guest(
     options: &ReceiveOptions,
     process: &GuestProcess,
 ) -> Result<Option<(RunningMachine, Answering)>, VcpuError> {
-    let (mut calls_again, mut lobby) = (None, Lobby::new(options.silence));
+    let (mut calls_again, mut lobby, mut told) = (None, Lobby::new(options.silence), None);
     loop {
         if process.inbox.wish().is_some() {
             return Ok(None);
@@ -48,7 +48,11 @@ pub(crate) fn receive_guest(
         let mut watcher = Watcher::new(process, State::Receiving);
         let prepared = match prepare(caller, listener, options, &mut watcher, process) {
             Some(Came::Guest(prepared)) => prepared,
-            Some(Came::Line(line)) => {
+            Some(Came::Answered(transfer, because, line)) => {
+                // A source that waits for a person asks every second.
+                if told.replace((transfer, because)) != Some((transfer, because)) {
+                    notice!("sevferry: the source of {transfer} asks for it: {because}");
+                }
                 lobby.let_back_in(line);
                 continue;
             }
@@ -100,8 +104,8 @@ fn greet_next(listener: &Listener, lobby: &mut Lobby) -> Option<Caller> {
 enum Came {
     /// A guest.
     Guest(Box<Prepared>),
-    /// Somebody may have more to say.
-    Line(Line),
+    /// The source of an earlier one was answered, and may have more to say.
+    Answered(Transfer, NotRunning, Line),
 }
 
 /// Receives a guest whole, or says why it does not come.
@@ -131,8 +135,7 @@ fn prepare(
             return Some(Came::Guest(prepared));
         }
         Ok(Received::Answered(transfer, because, line)) => {
-            notice!("sevferry: the source of {transfer} asks for it: {because}");
-            return Some(Came::Line(line));
+            return Some(Came::Answered(transfer, because, line));
         }
         Ok(Received::Settled(transfer)) => {
             info!("the source of {transfer} has no more to ask");

@@ -106,9 +106,12 @@ impl Journal {
         if !is_file_at(&file, &path).map_err(failed("looking for"))? {
             return Err(JournalError::InUse { path });
         }
-        let sync = |directory: &Path| File::open(directory)?.sync_all();
-        sync(directory).map_err(failed("making durable the directory of"))?;
         let bytes = read_bounded(&mut file, &path)?;
+        // A file that has lines was made durable before the first of them.
+        if bytes.is_empty() {
+            let sync = File::open(directory).and_then(|directory| directory.sync_all());
+            sync.map_err(failed("making durable the directory of"))?;
+        }
         let (records, length) = parse(&bytes, &path)?;
         let is_torn = length < bytes.len();
         let mut journal = Self { path, file, records, length: length as u64, is_torn };

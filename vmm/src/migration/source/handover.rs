@@ -93,11 +93,11 @@ impl<'a> Handing<'a> {
         let mut half = Source::new(transfer, self.secret);
         loop {
             let Some(input) = self.next_input(&half) else { continue };
-            self.note(&input);
+            self.note(&half, &input);
             advance(&mut half, input, &mut |half, output| {
                 let input = self.perform(output, half, journal, events)?;
                 if let Some(input) = &input {
-                    self.note(input);
+                    self.note(half, input);
                 }
                 Ok::<_, VcpuError>(input)
             })?;
@@ -119,9 +119,11 @@ impl<'a> Handing<'a> {
     }
 
     /// Something happens.
-    fn note(&mut self, input: &SourceInput) {
+    fn note(&mut self, half: &Source, input: &SourceInput) {
         self.since = Instant::now();
-        if let Some(why) = reason_in(input) {
+        // What fails after the end, such as telling a destination that is gone, explains nothing.
+        let is_over = matches!(half.state, SourceState::Resumed | SourceState::Released(_));
+        if let Some(why) = reason_in(input).filter(|_| !is_over) {
             self.why = Some(why);
         }
     }
