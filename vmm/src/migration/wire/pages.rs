@@ -10,7 +10,7 @@
 //! | 32 | 1 | [`PageKind`]: 0 shared, 1 zero, 2 private |
 //! | 33 | 1 | count of pages, 1 to 64 |
 //! | 34 | 2 | 0 |
-//! | 36 | 8 | digest of the payload, [`PayloadDigest`] |
+//! | 36 | 8 | digest of the payload, [`PayloadDigest`](super::PayloadDigest) |
 //! | 44 | 8 × count | frame numbers, strictly ascending |
 //! | | 52 × count | private only: the packets' headers |
 //! | | 4096 × count | shared and private only: the pages |
@@ -57,7 +57,7 @@ pub struct PagesHeader {
     pub kind: PageKind,
     /// How many pages: 1 to [`PAGES_MAX`].
     pub count: u8,
-    /// [`PayloadDigest`] of what follows.
+    /// [`PayloadDigest`](super::PayloadDigest) of what follows.
     pub digest: u64,
 }
 
