@@ -2,15 +2,13 @@
 
 use std::arch::x86_64::__cpuid;
 use std::fs::{read, read_to_string};
-use std::io::{PipeReader, PipeWriter, Read, pipe};
+use std::io::Read;
 use std::path::Path;
-use std::thread::{park_timeout, yield_now};
+use std::thread::yield_now;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use rustix::io::{ioctl_fionbio, ioctl_fionread};
-use rustix::pipe::fcntl_setpipe_size;
 use rustix::process::Signal;
 use sevferry::control::api::{Request, Response, State};
 use sevferry::control::ask;
@@ -19,6 +17,7 @@ use sevferry::sev::session::OwnerSession;
 use sevferry::sev::software::Identity;
 use support::process::{PASS, Sevferry, asset, kernels};
 use support::scratch::Scratch;
+use support::short_pipe::ShortPipe;
 use support::terminal::Terminal;
 use support::unread::Unread;
 use zerocopy::IntoBytes;
@@ -183,38 +182,18 @@ fn memory_beyond_the_hosts_address_width_names_the_width() {
     ended.saying("give the guest less memory");
 }
 
-/// Bytes of a page, in which the kernel counts what a pipe holds.
-const PAGE_BYTES: usize = 4096;
-
-/// A pipe that is soon full, of two pages.
-fn short_pipe() -> (PipeReader, PipeWriter) {
-    let (reader, writer) = pipe().expect("a pipe");
-    fcntl_setpipe_size(&writer, 2 * PAGE_BYTES).expect("a pipe");
-    (reader, writer)
-}
-
-/// Waits until a short pipe has no page left: it says so when the second has its first byte.
-fn wait_until_full(pipe: &PipeReader) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while ioctl_fionread(pipe).expect("a pipe") <= PAGE_BYTES as u64 {
-        assert!(Instant::now() < deadline, "the guest does not print enough");
-        park_timeout(Duration::from_millis(10));
-    }
-}
-
 /// Somebody else who has the pipe has made it non-blocking, and reads late: every line of the guest's is
 /// there, once and whole.
 #[test]
 #[ignore = "needs KVM: scripts/test kvm_cli"]
 fn a_late_reader_of_a_non_blocking_output_gets_every_line() {
     const LAST: usize = 1500;
-    let (mut reader, writer) = short_pipe();
-    ioctl_fionbio(&writer, true).expect("a pipe");
+    let (mut pipe, writer) = ShortPipe::new(true);
     let guest = firmware("", &format!("count={LAST}"));
     let sevferry = Sevferry::start_with_output(guest, writer.into());
-    wait_until_full(&reader);
+    pipe.wait_until_full();
     let mut printed = String::new();
-    reader.read_to_string(&mut printed).expect("text");
+    pipe.0.read_to_string(&mut printed).expect("text");
     let counts = printed.lines().filter_map(|line| line.strip_prefix("count: "));
     let expected = (1..=LAST).map(|count| count.to_string());
     assert!(counts.eq(expected.collect::<Vec<_>>()), "{printed}");
@@ -226,13 +205,13 @@ fn a_late_reader_of_a_non_blocking_output_gets_every_line() {
 #[test]
 #[ignore = "needs KVM: scripts/test kvm_cli"]
 fn a_guest_whose_output_nobody_reads_is_ended_in_order() {
-    let (reader, writer) = short_pipe();
+    let (pipe, writer) = ShortPipe::new(false);
     let sevferry = Sevferry::start_with_output(firmware("", "count=1000000000"), writer.into());
-    wait_until_full(&reader);
+    pipe.wait_until_full();
     sevferry.signal(Signal::TERM);
     let ended = sevferry.end().with_code(0);
     assert!(!ended.err.contains("did not stop"), "{ended}");
-    drop(reader);
+    drop(pipe);
 }
 
 /// On a host without SEV, asking for it fails at once and says what is missing.

@@ -3,11 +3,10 @@
 //! What a migration does to a machine, without its stream: shared pages are copied, private ones
 //! sealed and opened, the rest goes through its serial form.
 
-use std::io::{Read, copy, pipe};
+use std::io::copy;
 use std::thread::spawn;
 use std::time::Instant;
 
-use rustix::io::{ioctl_fionbio, write};
 use sevferry::devices::SerialOutput;
 use sevferry::encryption::{Overflow, PageStatus, Status};
 use sevferry::machine::compatibility::{HostOffer, MachineOffer, compare};
@@ -19,6 +18,7 @@ use sevferry::page::PAGE_LEN;
 use sevferry::page::{Frame, FrameSet, PAGE_SIZE, PageRange};
 use sevferry::sev::launch::Launched;
 use support::guest::{Console, as_sev, asset, firmware, software, type_line};
+use support::short_pipe::ShortPipe;
 
 /// The machine elsewhere: paused there, and gone here.
 fn moved(mut from: PausedMachine, console: &Console) -> PausedMachine {
@@ -111,24 +111,22 @@ fn a_guest_does_not_notice_pauses() {
 #[ignore = "needs KVM: scripts/test kvm_state"]
 fn a_machine_that_cannot_be_paused_runs_on() {
     let mut console = Console::new();
-    let (mut reader, writer) = pipe().expect("a pipe");
-    ioctl_fionbio(&writer, true).expect("a pipe");
-    while write(&writer, &[b'\n'; 4096]).is_ok() {}
-    // Room for some hundred lines.
-    reader.read_exact(&mut [0; 4096]).expect("newlines");
+    let (mut pipe, writer) = ShortPipe::new(true);
     let config = firmware("cpus=2 count=1000 storm-smp=8M+100:1,100", 2, None);
     let machine = Machine::build(&config, SerialOutput::to(writer)).expect("it can be built");
     let mut machine = machine.run(&console.end_sender).expect("threads for vCPUs");
+    // A guest that is paused again and again gets nowhere.
+    pipe.wait_until_full();
     let machine = loop {
         machine = match machine.pause() {
-            // It has not come that far yet.
+            // It is about to write the first byte that does not fit.
             Ok(paused) => console.resume(paused),
             Err(Unpaused::Busy(machine)) => break machine,
             Err(other) => panic!("{other}"),
         };
     };
     let mut to = console.writer();
-    let reading = spawn(move || copy(&mut reader, &mut to));
+    let reading = spawn(move || copy(&mut pipe.0, &mut to));
     console.wait_for_pass();
     console.assert_counted_to(1000);
     machine.stop();

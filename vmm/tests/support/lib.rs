@@ -4,5 +4,6 @@ pub mod guest;
 pub mod owner;
 pub mod process;
 pub mod scratch;
+pub mod short_pipe;
 pub mod terminal;
 pub mod unread;
