@@ -216,7 +216,6 @@ fn only_a_proven_answer_ends_the_doubt() {
                 stranger(transfer, Say::Running),
                 stranger(transfer, given_back.clone()),
                 stranger(transfer, Say::Abandon(Reason::new("yours"))),
-                thrown_back(Say::Commit { is_last: false }),
                 thrown_back(Say::Running),
                 thrown_back(given_back.clone()),
             ];
