@@ -9,7 +9,7 @@ mod repeats;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt::Arguments;
-use std::io::{Write, stderr, stdout};
+use std::io::{stderr, stdout};
 use std::panic::set_hook;
 use std::sync::LazyLock;
 use std::thread::current;
@@ -20,6 +20,8 @@ use log::{debug, logger};
 pub(crate) use logging::start_log;
 pub(crate) use outbox::Outbox;
 use repeats::Kind;
+
+use crate::stream::write_all;
 
 /// Standard error is the process's own, so this is too.
 pub(crate) static ERRORS: LazyLock<Outbox> = LazyLock::new(|| Outbox::new(stderr()));
@@ -50,8 +52,8 @@ macro_rules! notice {
 pub(crate) fn to_output(text: Arguments<'_>) {
     // What was said before comes before.
     settle();
-    let mut output = stdout().lock();
-    if let Err(cause) = output.write_fmt(text).and_then(|()| output.flush()) {
+    // Not through Rust's own buffer, which loses what a non-blocking stream does not take.
+    if let Err(cause) = write_all(stdout(), text.to_string().as_bytes()) {
         debug!("standard output: {cause}");
     }
 }
