@@ -47,7 +47,9 @@ impl DeviceConfig {
     pub(super) fn open(&self) -> Result<Box<dyn VirtioDevice>, DevicesError> {
         match self {
             Self::Rng { source } => Ok(Box::new(Rng::open(source)?)),
-            Self::Net { tap, mac, queues } => Ok(Box::new(Net::open(tap, *mac, *queues)?)),
+            Self::Net { tap, mac, queues, limit } => {
+                Ok(Box::new(Net::open(tap, *mac, *queues, *limit)?))
+            }
         }
     }
 }

@@ -13,6 +13,7 @@
 //! One lock per device: the worker holds it while the device works, a vCPU while it reads or writes
 //! a register. So a device must never block in a call.
 
+mod broken;
 mod chain;
 mod device_state;
 mod driver;
@@ -30,13 +31,14 @@ mod worker;
 use std::fmt::Debug;
 use std::os::fd::RawFd;
 
+pub use broken::{BadRing, Broken, CHAIN_MAX};
 pub use chain::{Chain, Request, Segment};
 pub use device_state::{BadState, DeviceState};
 pub use driver::{DRIVER_LAYOUT, DRIVER_SLOT, Driver, DriverError, DriverQueue, Returned};
-pub use function::VirtioFunction;
-pub use function_state::{FunctionState, Mismatch, NoFunction, NotRestored};
-pub use net::{BadMac, Mac, Net, NoTap, PAIRS_MAX, Port, TapSource};
-pub use queue::{BadRing, Broken, CHAIN_MAX, Ring, RingState, Virtqueue};
+pub use function::{NoFunction, VirtioFunction};
+pub use function_state::{FunctionState, Mismatch, NotRestored};
+pub use net::{BadMac, Mac, Net, NoTap, PAIRS_MAX, Port, RateLimit, TapSource};
+pub use queue::{Ring, RingState, Virtqueue};
 pub use rng::{NoSource, Rng};
 
 use crate::memory::DeviceView;

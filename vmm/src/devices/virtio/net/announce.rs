@@ -6,20 +6,15 @@
 //! 1250 ms after.
 
 use std::io::Error as IoError;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-
-use log::debug;
-use rustix::io::read;
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
-    timerfd_settime,
-};
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::Duration;
 
 use super::header::HEADER_BYTES;
 use super::mac::Mac;
+use super::timer::Timer;
 
-/// Nanoseconds between one time and the next.
-const PAUSES_NS: [i64; 5] = [50_000_000, 150_000_000, 250_000_000, 350_000_000, 450_000_000];
+/// Milliseconds between one time and the next.
+const PAUSES_MS: [u64; 5] = [50, 150, 250, 350, 450];
 
 /// Bytes of a RARP packet, filled up to the least that Ethernet carries.
 const RARP_BYTES: usize = 60;
@@ -27,7 +22,7 @@ const RARP_BYTES: usize = 60;
 /// A timer, and how often it has run out.
 #[derive(Debug)]
 pub(super) struct Announcer {
-    timer: OwnedFd,
+    timer: Timer,
     done: usize,
 }
 
@@ -37,37 +32,23 @@ impl Announcer {
     /// # Errors
     /// If the host has no timer to give.
     pub(super) fn new() -> Result<Self, IoError> {
-        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
-        let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
-        Ok(Self { timer, done: PAUSES_NS.len() })
+        Ok(Self { timer: Timer::new()?, done: PAUSES_MS.len() })
     }
 
     /// From now on, for a while. While the guest is paused nothing is due.
     pub(super) fn begin(&mut self) {
         self.done = 0;
-        self.wait(1);
+        self.timer.set(Duration::ZERO);
     }
 
     /// Whether it is time to announce; waits for the next time then.
     pub(super) fn is_due(&mut self) -> bool {
-        let mut expired = [0; 8];
-        if read(&self.timer, &mut expired).is_err() {
-            return false;
-        }
-        if let Some(pause) = PAUSES_NS.get(self.done) {
-            self.wait(*pause);
+        let is_due = self.timer.has_run_out();
+        if is_due && let Some(pause) = PAUSES_MS.get(self.done) {
+            self.timer.set(Duration::from_millis(*pause));
             self.done += 1;
         }
-        true
-    }
-
-    fn wait(&self, nanoseconds: i64) {
-        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let it_value = Timespec { tv_sec: 0, tv_nsec: nanoseconds };
-        let once = Itimerspec { it_interval: zero, it_value };
-        if let Err(cause) = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once) {
-            debug!("waiting to announce a network card: {cause}");
-        }
+        is_due
     }
 }
 

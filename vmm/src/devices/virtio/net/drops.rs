@@ -13,18 +13,13 @@ pub(super) struct Drops {
 }
 
 impl Drops {
-    pub(super) fn count(&mut self, why: Drop) {
+    pub(super) fn count(&mut self, why: &Drop) {
         self.count = self.count.saturating_add(1);
         if self.count == 1 {
-            warn!("a network card drops packets, and says so once: {why}");
+            warn!("a network card drops packets, which it says once for each direction: {why}");
         } else {
             debug!("packet {} that a network card drops: {why}", self.count);
         }
-    }
-
-    #[cfg(test)]
-    pub(super) fn so_far(&self) -> u64 {
-        self.count
     }
 }
 

@@ -6,23 +6,27 @@
 //! ```
 //!
 //! Nothing waits for the tap: what it does not take is dropped, as on any network. A guest or a tap
-//! that has no end of packets is left after [`AT_A_TIME`] of them, so that pauses and registers have
+//! that has no end of packets is left after some of them, so that pauses and registers have
 //! their turn, and the rest is taken up again at once.
 
 mod announce;
 mod control;
 mod drops;
+mod flow;
 mod header;
 mod mac;
 mod port;
+mod rate;
 mod receive;
 mod tap;
 #[cfg(test)]
 mod tests;
+mod timer;
 mod transmit;
 
 use std::io::Error as IoError;
 use std::os::fd::{AsRawFd, RawFd};
+use std::time::Instant;
 
 use log::debug;
 use serde::{Deserialize, Serialize};
@@ -35,15 +39,18 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 pub use mac::{BadMac, Mac};
 pub use port::Port;
+pub use rate::RateLimit;
 pub use tap::{NoTap, TapSource};
 
 use super::{ANY, BadState, Broken, DeviceState, Kind, Queues, VirtioDevice};
 use crate::memory::DeviceView;
 use announce::{Announcer, rarp};
 use control::Command;
-use drops::{Drop, Drops};
+use drops::Drop;
+use flow::{AT_A_TIME, Flow, Left};
 use header::{RECEIVING, SENDING, bit, offloads};
 use receive::Incoming;
+use timer::Timer;
 use transmit::transmit;
 
 /// Most queue pairs of a card.
@@ -56,9 +63,6 @@ const VERSION: u32 = 1;
 const QUEUE_SIZE: u16 = 256;
 const CONTROL_SIZE: u16 = 64;
 
-/// Most packets of a queue, and commands, before others have their turn.
-const AT_A_TIME: usize = 256;
-
 /// Bits of `status` in the card's configuration.
 const LINK_UP: u8 = 1;
 const ANNOUNCE: u8 = 2;
@@ -69,8 +73,9 @@ const REFUSED: u8 = 1;
 
 /// Places of what wakes the card; then its ports.
 const AGAIN: usize = 0;
-const TIMER: usize = 1;
-const PORTS: usize = 2;
+const ANNOUNCER: usize = 1;
+const LIMIT: usize = 2;
+const PORTS: usize = 3;
 
 /// The device.
 #[derive(Debug)]
@@ -89,7 +94,11 @@ pub struct Net {
     announcer: Announcer,
     /// Written when there is more to do.
     again: EventFd,
-    drops: Drops,
+    outgoing: Flow,
+    incoming: Flow,
+    /// Runs out when a limit lets more pass, at the time beside it.
+    limit: Timer,
+    due: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -110,19 +119,28 @@ impl Net {
     pub const KIND: Kind = Kind { id: 1, name: "net", class: [2, 0, 0] };
 
     /// A card of `pairs` queue pairs with its wire in a tap. Without an address it takes that of the
-    /// card whose state it goes on with, and one made up until then.
+    /// card whose state it goes on with, and one made up until then. A limit is one for each direction.
     ///
     /// # Errors
     /// [`NoTap`].
-    pub fn open(source: &TapSource, mac: Option<Mac>, pairs: u16) -> Result<Self, NoTap> {
-        Self::over(source.open(pairs)?, mac).map_err(NoTap::Host)
+    pub fn open(
+        source: &TapSource,
+        mac: Option<Mac>,
+        pairs: u16,
+        limit: Option<RateLimit>,
+    ) -> Result<Self, NoTap> {
+        Self::over(source.open(pairs)?, mac, limit).map_err(NoTap::Host)
     }
 
     /// The same over these ports, one for each queue pair.
     ///
     /// # Errors
     /// If the host has no descriptors to give, or a port cannot be detached.
-    pub fn over(ports: Vec<Box<dyn Port>>, mac: Option<Mac>) -> Result<Self, IoError> {
+    pub fn over(
+        ports: Vec<Box<dyn Port>>,
+        mac: Option<Mac>,
+        limit: Option<RateLimit>,
+    ) -> Result<Self, IoError> {
         let pair = |port| Pair { port, incoming: Incoming::new() };
         let pairs: Vec<_> = ports.into_iter().map(pair).collect();
         let active = u16::try_from(pairs.len()).unwrap_or(u16::MAX);
@@ -136,7 +154,10 @@ impl Net {
             wants_announcement: false,
             announcer: Announcer::new()?,
             again: EventFd::new(EFD_NONBLOCK)?,
-            drops: Drops::default(),
+            outgoing: Flow::new(limit),
+            incoming: Flow::new(limit),
+            limit: Timer::new()?,
+            due: None,
         };
         new.use_pairs(1)?;
         Ok(new)
@@ -194,41 +215,61 @@ impl Net {
         let role = self.role(index, features);
         let Some(mut queue) = queues.get(index) else { return Ok(()) };
         let is_up = self.is_up;
-        let has_more = match role {
+        let left = match role {
             Role::Control => self.obey(index, queues)?,
             Role::Transmit(pair) => {
                 let port = self.pairs.get(pair).map(|pair| &*pair.port).filter(|_| is_up);
-                let around = (memory, features);
-                transmit(&mut queue, around, port, &mut self.drops, AT_A_TIME)?
+                transmit(&mut queue, (memory, features), port, &mut self.outgoing)?
             }
             Role::Receive(pair) if pair < usize::from(self.active) => {
                 let Some(Pair { port, incoming }) = self.pairs.get_mut(pair) else { return Ok(()) };
                 if is_up {
-                    let drops = &mut self.drops;
-                    incoming.receive(&mut queue, features, &**port, drops, AT_A_TIME)?
+                    incoming.receive(&mut queue, features, &**port, &mut self.incoming)?
                 } else {
-                    incoming.discard(&**port, AT_A_TIME)
+                    incoming.discard(&**port)
                 }
             }
-            Role::Receive(_) => false,
+            Role::Receive(_) => Left::Nothing,
         };
-        if has_more && let Err(cause) = self.again.write(1) {
-            debug!("a network card goes on: {cause}");
-        }
+        self.come_back(left);
         Ok(())
     }
 
+    /// Sees to it that the card is woken for what is left.
+    fn come_back(&mut self, left: Left) {
+        match left {
+            Left::Nothing => {}
+            Left::More => {
+                if let Err(cause) = self.again.write(1) {
+                    debug!("a network card goes on: {cause}");
+                }
+            }
+            Left::Later(wait) => {
+                let due = Instant::now() + wait;
+                if self.due.is_none_or(|before| due < before) {
+                    self.due = Some(due);
+                    self.limit.set(wait);
+                }
+            }
+        }
+    }
+
+    fn work_on_all(&mut self, queues: &mut Queues<'_>) -> Result<(), Broken> {
+        let count = u16::try_from(2 * self.pairs.len() + 1).unwrap_or(u16::MAX);
+        (0..count).try_for_each(|index| self.work(index, queues))
+    }
+
     /// Commands of the driver.
-    fn obey(&mut self, index: u16, queues: &mut Queues<'_>) -> Result<bool, Broken> {
+    fn obey(&mut self, index: u16, queues: &mut Queues<'_>) -> Result<Left, Broken> {
         let features = queues.features();
         for _ in 0..AT_A_TIME {
-            let Some(mut queue) = queues.get(index) else { return Ok(false) };
-            let Some(mut chain) = queue.pop()? else { return Ok(false) };
+            let Some(mut queue) = queues.get(index) else { break };
+            let Some(mut chain) = queue.pop()? else { return Ok(Left::Nothing) };
             let answer = self.answer(Command::read(&mut chain)?, features);
             chain.write(&[answer]);
             queue.finish(chain.head(), chain.written())?;
         }
-        Ok(true)
+        Ok(Left::More)
     }
 
     fn answer(&mut self, command: Command, features: u64) -> u8 {
@@ -268,7 +309,7 @@ impl Net {
         if let Some(Err(cause)) =
             self.pairs.first().map(|pair| pair.port.write(&rarp(self.mac), &[]))
         {
-            self.drops.count(Drop::Unsent(cause));
+            self.outgoing.drops.count(&Drop::Unsent(cause));
         }
         if queues.features() & bit(VIRTIO_NET_F_GUEST_ANNOUNCE) != 0 {
             self.wants_announcement = true;
@@ -308,7 +349,8 @@ impl VirtioDevice for Net {
     }
 
     fn sources(&self) -> Vec<RawFd> {
-        let own = [self.again.as_raw_fd(), self.announcer.as_raw_fd()];
+        let (announcer, limit) = (self.announcer.as_raw_fd(), self.limit.as_raw_fd());
+        let own = [self.again.as_raw_fd(), announcer, limit];
         own.into_iter().chain(self.pairs.iter().map(|pair| pair.port.as_raw_fd())).collect()
     }
 
@@ -344,17 +386,15 @@ impl VirtioDevice for Net {
 
     fn wake(&mut self, source: usize, queues: &mut Queues<'_>) -> Result<(), Broken> {
         match source {
-            AGAIN => {
-                // Nothing was written if the card only looks whether there is something to do.
-                if self.again.read().is_ok() {
-                    let count = u16::try_from(2 * self.pairs.len() + 1).unwrap_or(u16::MAX);
-                    for index in 0..count {
-                        self.work(index, queues)?;
-                    }
-                }
-                Ok(())
+            // Nothing was written if the card only looks whether there is something to do.
+            AGAIN if self.again.read().is_ok() => self.work_on_all(queues),
+            AGAIN => Ok(()),
+            LIMIT if self.limit.has_run_out() => {
+                self.due = None;
+                self.work_on_all(queues)
             }
-            TIMER => {
+            LIMIT => Ok(()),
+            ANNOUNCER => {
                 self.announce(queues);
                 Ok(())
             }

@@ -8,7 +8,8 @@ use std::io::ErrorKind;
 use log::debug;
 use virtio_bindings::bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 
-use super::drops::{Drop, Drops};
+use super::drops::Drop;
+use super::flow::{AT_A_TIME, Flow, Left};
 use super::header::{HEADER_BYTES, Header, PACKET_BYTES_MAX, bit};
 use super::port::Port;
 use crate::devices::virtio::{Broken, Chain, Virtqueue};
@@ -33,19 +34,19 @@ impl Incoming {
         self.waiting = 0;
     }
 
-    /// Reads and forgets at most `most` packets; returns whether there may be more.
-    pub(super) fn discard(&mut self, port: &dyn Port, most: usize) -> bool {
+    /// Reads and forgets packets for a turn.
+    pub(super) fn discard(&mut self, port: &dyn Port) -> Left {
         self.clear();
-        for _ in 0..most {
+        for _ in 0..AT_A_TIME {
             if !self.read(port) {
-                return false;
+                return Left::Nothing;
             }
             self.clear();
         }
-        true
+        Left::More
     }
 
-    /// Delivers at most `most` packets; returns whether there may be more that have buffers.
+    /// Delivers packets for a turn.
     ///
     /// # Errors
     /// [`Broken`] if a buffer is none.
@@ -54,21 +55,23 @@ impl Incoming {
         queue: &mut Virtqueue<'_, '_>,
         features: u64,
         port: &dyn Port,
-        drops: &mut Drops,
-        most: usize,
-    ) -> Result<bool, Broken> {
-        for _ in 0..most {
+        flow: &mut Flow,
+    ) -> Result<Left, Broken> {
+        for _ in 0..AT_A_TIME {
+            if let Some(wait) = flow.wait() {
+                return Ok(Left::Later(wait));
+            }
             if self.waiting == 0 && !self.read(port) {
-                return Ok(false);
+                return Ok(Left::Nothing);
             }
             match self.deliver(queue, features)? {
-                Delivery::Done => {}
-                Delivery::Waits => return Ok(false),
-                Delivery::Dropped(why) => drops.count(why),
+                Delivery::Done => flow.take(self.waiting),
+                Delivery::Waits => return Ok(Left::Nothing),
+                Delivery::Dropped(why) => flow.drops.count(&why),
             }
             self.clear();
         }
-        Ok(true)
+        Ok(Left::More)
     }
 
     /// Whether a packet was there. A tap that fails is not read again until it says that it is ready.

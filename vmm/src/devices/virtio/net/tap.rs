@@ -55,7 +55,7 @@ impl TapSource {
         let set_up = |file: File| {
             let failed = |cause| NoTap::SetUp { tap: self.name(), cause };
             rustix::io::ioctl_fionbio(&file, true).map_err(|errno| failed(errno.into()))?;
-            let bytes = HEADER_BYTES as c_int;
+            let bytes = c_int::try_from(HEADER_BYTES).map_err(|e| failed(IoError::other(e)))?;
             // SAFETY: the kernel reads one int at that address.
             let set =
                 unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const bytes) };

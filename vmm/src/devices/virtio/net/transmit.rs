@@ -2,13 +2,14 @@
 
 use std::io::ErrorKind;
 
-use super::drops::{Drop, Drops};
+use super::drops::Drop;
+use super::flow::{AT_A_TIME, Flow, Left};
 use super::header::{HEADER_BYTES, Header, PACKET_BYTES_MAX, PACKET_BYTES_MIN};
 use super::port::Port;
 use crate::devices::virtio::{Broken, Chain, Segment, Virtqueue};
 use crate::memory::DeviceView;
 
-/// Sends at most `most` packets; returns whether there may be more.
+/// Sends packets for a turn.
 ///
 /// # Errors
 /// [`Broken`] if a chain is none of this device's.
@@ -16,12 +17,15 @@ pub(super) fn transmit(
     queue: &mut Virtqueue<'_, '_>,
     (memory, features): (&DeviceView, u64),
     port: Option<&dyn Port>,
-    drops: &mut Drops,
-    most: usize,
-) -> Result<bool, Broken> {
-    for _ in 0..most {
-        let Some(chain) = queue.pop()? else { return Ok(false) };
+    flow: &mut Flow,
+) -> Result<Left, Broken> {
+    for _ in 0..AT_A_TIME {
+        if let Some(wait) = flow.wait() {
+            return Ok(Left::Later(wait));
+        }
+        let Some(chain) = queue.pop()? else { return Ok(Left::Nothing) };
         let head = chain.head();
+        flow.take(usize::try_from(chain.readable_bytes()).unwrap_or(usize::MAX));
         if chain.readable_bytes() < HEADER_BYTES as u64 {
             return Err(Broken::Request("a packet to send is shorter than its header".to_owned()));
         }
@@ -29,11 +33,11 @@ pub(super) fn transmit(
         if let Some(port) = port
             && let Err(why) = send(chain, (memory, features), port)
         {
-            drops.count(why);
+            flow.drops.count(&why);
         }
         queue.finish(head, 0)?;
     }
-    Ok(true)
+    Ok(Left::More)
 }
 
 fn send(

@@ -1,6 +1,6 @@
 //! Drivers that lie about packets, and taps that fail: packets are lost, nothing else is.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::{
@@ -23,7 +23,8 @@ fn breaks(driver: &mut Driver, queue: u16, readable: &[&[u8]], writable: &[u32])
 /// answer break the card until it is reset.
 #[test]
 fn chains_that_are_none_break_the_card() {
-    let rows: [(u16, &[&[u8]], &[u32]); 6] = [
+    type Row<'a> = (u16, &'a [&'a [u8]], &'a [u32]);
+    let rows: [Row<'_>; 6] = [
         (1, &[&[0; 11]], &[]),
         (1, &[], &[12]),
         (0, &[], &[11]),
@@ -104,7 +105,7 @@ fn a_tap_that_fails_loses_packets_only() {
         let (mut driver, wire) = started(0);
         driver.add(0, &[], &[BUFFER]).unwrap();
         driver.ring(0);
-        let done = |count: &std::sync::atomic::AtomicUsize| count.load(Ordering::Relaxed);
+        let done = |count: &AtomicUsize| count.load(Ordering::Relaxed);
         wire.seen.errno.store(errno, Ordering::Relaxed);
         let (reads, writes) = (done(&wire.seen.reads), done(&wire.seen.writes));
         wire.send(&NO_HEADER, &packet(1, 60));

@@ -73,6 +73,14 @@ impl Wire {
         (bytes, packet)
     }
 
+    /// Whether nothing is sent for so long.
+    pub(super) fn is_silent_for(&self, patience: Duration) -> bool {
+        set_socket_timeout(&self.socket, Timeout::Recv, Some(patience)).unwrap();
+        let is_silent = recv(&self.socket, &mut [0; 1][..], RecvFlags::PEEK).is_err();
+        set_socket_timeout(&self.socket, Timeout::Recv, Some(Duration::from_secs(10))).unwrap();
+        is_silent
+    }
+
     /// Whether nothing was sent that is not received yet.
     pub(super) fn is_silent(&self) -> bool {
         let peeked = RecvFlags::DONTWAIT | RecvFlags::PEEK;
