@@ -42,7 +42,7 @@ impl TapSource {
     ///
     /// # Errors
     /// [`NoTap`].
-    pub(super) fn open(&self, queues: u16) -> Result<Vec<Box<dyn Port>>, NoTap> {
+    pub fn open(&self, queues: u16) -> Result<Vec<Box<dyn Port>>, NoTap> {
         let files = match self {
             Self::Name(name) => open(name, queues)?,
             Self::Descriptors(numbers) => {
