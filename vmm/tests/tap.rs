@@ -39,7 +39,25 @@ fn a_tap_that_is_none_is_refused() {
     let zero = File::open("/dev/zero").expect("/dev/zero");
     let number = zero.as_raw_fd();
     for (numbers, queues) in [(vec![number], 1), (vec![9999], 1), (vec![number], 2)] {
-        assert!(TapSource::Descriptors(numbers).open(queues).is_err());
+        TapSource::Descriptors(numbers).open(queues).unwrap_err();
+    }
+}
+
+/// A tap that was opened by somebody else serves one card after the other, as when a host only looks
+/// first whether it can make one.
+#[test]
+#[ignore = "needs a network namespace: unshare -rn cargo test --test tap -- --ignored"]
+fn a_tap_that_was_passed_serves_again_and_again() {
+    ip("tuntap add passed mode tap multi_queue");
+    let opened = tap("passed").open(2).expect("two queues");
+    let passed = TapSource::Descriptors(opened.iter().map(|port| port.as_raw_fd()).collect());
+    for _ in 0..3 {
+        let card = Net::open(&passed, None, 2, None).expect("a card");
+        let mut driver = Driver::new(Box::new(card), 64 << 20, 4096).expect("a driver");
+        driver.start(u64::MAX).expect("it starts");
+        driver.add(4, &[&[4, 0, 2, 0]], &[1]).expect("room");
+        driver.ring(4);
+        assert_eq!(driver.wait(4).expect("an answer").bytes, [0]);
     }
 }
 

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::devices::virtio::Condition;
 use crate::migration::journal::Side;
 use crate::migration::preflight::Side as At;
 use crate::migration::progress::Carried;
@@ -63,8 +64,11 @@ fn responses() -> Vec<Response> {
         measurement_verified: false,
     });
     let status = |state, pages, migration| {
-        let launch = launch.clone();
-        Response::Status(Box::new(StatusReply { state, process: 7, launch, pages, migration }))
+        let (launch, process) = (launch.clone(), 7);
+        let devices =
+            vec![DeviceReport { slot: 1, kind: "rng".into(), condition: Condition::Broken }];
+        let status = StatusReply { state, process, launch, pages, devices, migration };
+        Response::Status(Box::new(status))
     };
     let reason = || "because".to_owned();
     let ended = |outcome| Response::Ended(Box::new(summary(outcome)));

@@ -101,7 +101,9 @@ fn unlike(offer: &DeviceOffer, here: &DeviceOffer) -> Option<String> {
         return Some(format!("queues of {:?} entries, and here {:?}", offer.queues, here.queues));
     }
     let is_so = |(key, value): &(String, String)| {
-        here.alike.iter().any(|(name, here)| name == key && (here == value || here == ANY))
+        here.alike.iter().any(|(name, here)| {
+            name == key && (here == value || [here, value].map(String::as_str).contains(&ANY))
+        })
     };
     let differs = offer.alike.iter().find(|pair| !is_so(pair));
     differs.map(|(key, value)| {
@@ -171,6 +173,21 @@ mod tests {
         let found = matching(&[rng(7), rng(3)], &two).unwrap();
         assert_eq!(found, [(7, &two[0].config), (3, &two[1].config)]);
         assert_eq!(matching(&[], &two).unwrap(), []);
+    }
+
+    /// What may be anything at one host is like anything at the other; a name that is not known there is
+    /// not.
+    #[test]
+    fn anything_is_like_anything() {
+        let with = |key: &str, value: &str| DeviceOffer {
+            alike: vec![(key.to_owned(), value.to_owned())],
+            ..rng(1)
+        };
+        for (offer, here) in [("a", "a"), ("a", ANY), (ANY, "b"), (ANY, ANY)] {
+            assert_eq!(unlike(&with("mac", offer), &with("mac", here)), None);
+        }
+        assert!(unlike(&with("mac", "a"), &with("mac", "b")).is_some());
+        assert!(unlike(&with("mac", "a"), &with("size", ANY)).is_some());
     }
 
     /// A device that is not there, cannot be opened, or is another is named.

@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use super::config::DeviceConfig;
 use super::device_offer::DeviceOffer;
+use super::device_report::DeviceWatch;
 use crate::boot::layout::PCI;
 use crate::devices::pci::{KvmWires, PciBus, PciFunction, SLOTS, Wires};
 #[cfg(test)]
@@ -54,6 +55,11 @@ impl DeviceConfig {
     }
 }
 
+/// The slots of a new machine's devices: slot 0 is the host bridge's.
+pub(super) fn in_slots(configs: &[DeviceConfig]) -> Vec<(u8, &DeviceConfig)> {
+    (1..=u8::MAX).zip(configs).collect()
+}
+
 impl Devices {
     /// Opens the devices of `configs` and puts each in its slot of a new bus of `vm`.
     ///
@@ -92,6 +98,11 @@ impl Devices {
             function.ask(|device| DeviceOffer::new(function.slot(), device))
         };
         self.functions.iter().map(offer).collect()
+    }
+
+    /// Looks at them from any thread.
+    pub(super) fn watch(&self) -> DeviceWatch {
+        DeviceWatch::new(self.functions.clone())
     }
 
     /// After the vCPUs: no device writes to RAM any more.

@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use super::compatibility::{MachineOffer, PlatformName, SevOffer};
 use super::config::PlatformKind;
+use super::device_report::DeviceWatch;
 use super::devices::{Devices, take_written};
 use super::encrypted::{LaunchRecord, RunningGuest, vouch};
 use super::report::{PageReport, PageWatch, Report, SevReport};
@@ -53,7 +54,8 @@ impl Assembly {
                 pages: PageReport::new(pages.status()),
             }
         });
-        Report { ram: self.board.ram.layout(), vcpus: self.cpuid.len(), sev }
+        let devices = self.devices.watch().devices();
+        Report { ram: self.board.ram.layout(), vcpus: self.cpuid.len(), devices, sev }
     }
 
     /// What was launched; `None` for a plain VM.
@@ -195,6 +197,12 @@ impl RunningMachine {
     #[must_use]
     pub fn watch_pages(&self) -> Option<PageWatch> {
         PageWatch::new(&self.assembly.board)
+    }
+
+    /// Looks at the devices from any thread, for as long as it is kept.
+    #[must_use]
+    pub fn watch_devices(&self) -> DeviceWatch {
+        self.assembly.devices.watch()
     }
 
     /// Starts the vCPUs.

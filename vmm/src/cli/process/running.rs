@@ -24,6 +24,7 @@ pub(crate) fn run_until_end(
     mut machine: RunningMachine,
 ) -> Result<Ended, ProcessError> {
     process.board.show_launch(machine.launch());
+    process.board.show_devices(machine.watch_devices());
     process.board.show_running(machine.watch_pages());
     let outcome = loop {
         match process.inbox.next() {

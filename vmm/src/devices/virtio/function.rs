@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use log::{Level, debug, log};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use virtio_queue::Error as RingError;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -30,6 +31,18 @@ use super::worker::{Work, Worker};
 use super::{Queues, VirtioDevice};
 use crate::devices::pci::{COMMAND_MEMORY, Msix, PciFunction, PciLayout, Wires};
 use crate::memory::DeviceMemory;
+
+/// How things stand between a device and its driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Condition {
+    /// The guest has no driver for it, or none that is ready.
+    Unused,
+    /// A driver uses it.
+    Used,
+    /// The driver has broken the rules, and has not reset it yet.
+    Broken,
+}
 
 /// A device in its slot.
 #[derive(Debug)]
@@ -108,6 +121,17 @@ impl VirtioFunction {
     /// What a destination has to know of the device.
     pub fn ask<T>(&self, question: impl FnOnce(&dyn VirtioDevice) -> T) -> T {
         question(&*self.shared.lock().device)
+    }
+
+    /// How things stand between it and its driver.
+    #[must_use]
+    pub fn condition(&self) -> Condition {
+        let core = self.shared.lock();
+        match (core.registers.is_broken(), core.registers.is_running()) {
+            (true, _) => Condition::Broken,
+            (false, true) => Condition::Used,
+            (false, false) => Condition::Unused,
+        }
     }
 
     /// Its slot.

@@ -35,7 +35,7 @@ pub use broken::{BadRing, Broken, CHAIN_MAX};
 pub use chain::{Chain, Request, Segment};
 pub use device_state::{BadState, DeviceState};
 pub use driver::{DRIVER_LAYOUT, DRIVER_SLOT, Driver, DriverError, DriverQueue, Returned};
-pub use function::{NoFunction, VirtioFunction};
+pub use function::{Condition, NoFunction, VirtioFunction};
 pub use function_state::{FunctionState, Mismatch, NotRestored};
 pub use net::{BadMac, Mac, Net, NoTap, PAIRS_MAX, Port, RateLimit, TapSource};
 pub use queue::{Ring, RingState, Virtqueue};

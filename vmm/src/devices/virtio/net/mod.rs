@@ -421,7 +421,8 @@ impl VirtioDevice for Net {
         }
         let taken = self.use_pairs(active).and_then(|()| self.take_offloads(offloads));
         taken.map_err(BadState::Host)?;
-        (self.mac, self.is_up) = (mac, is_up);
+        // From now on it is this card's, wherever it goes.
+        (self.mac, self.has_own_mac, self.is_up) = (mac, true, is_up);
         self.announcer.begin();
         Ok(())
     }

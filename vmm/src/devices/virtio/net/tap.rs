@@ -118,6 +118,9 @@ fn take_over(number: RawFd) -> Result<File, NoTap> {
     let copy = checked(copy).map_err(failed)?;
     // SAFETY: the kernel has just made this descriptor, for us alone.
     let file = File::from(unsafe { OwnedFd::from_raw_fd(copy) });
+    // Another card over the same descriptor may have detached it; one that is attached stays so.
+    let mut attach = request(libc::IFF_ATTACH_QUEUE).map_err(failed)?;
+    ioctl(&file, libc::TUNSETQUEUE, &mut attach).unwrap_or_default();
     let mut request = request(0).map_err(failed)?;
     ioctl(&file, libc::TUNGETIFF, &mut request).map_err(failed)?;
     // SAFETY: the kernel has filled in the flags.

@@ -3,6 +3,9 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use proptest::collection::vec;
+use proptest::prelude::*;
+
 use super::{
     BUFFER, CONTROL, CSUM, GUEST_ANNOUNCE, GUEST_CSUM, GUEST_TSO4, HOST_TSO4, MERGEABLE,
     NEEDS_RESET, NO_HEADER, SEVERAL, machine, packet, receive, send, started,
@@ -121,5 +124,37 @@ fn a_tap_that_fails_loses_packets_only() {
         send(&mut driver, &NO_HEADER, &packet(3, 60));
         assert_eq!(wire.receive().1, packet(3, 60));
         assert_eq!(driver.status(), 15);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Any bytes in any queue, and packets of any kind that come meanwhile: the card goes on, or is broken
+    /// until it is reset, and then works.
+    #[test]
+    fn a_card_outlives_any_driver(
+        features: u64,
+        steps in vec((0_u16..3, vec(any::<u8>(), 0..40), vec(1_u32..3000, 0..3), any::<bool>()), 1..40),
+    ) {
+        let (mut driver, wires) = machine(1);
+        driver.start(features).unwrap();
+        for (queue, bytes, writable, comes) in &steps {
+            if let (true, Some(header)) = (comes, bytes.first_chunk()) {
+                wires[0].send(header, &packet(0, 700));
+            }
+            let readable: &[&[u8]] = if bytes.is_empty() { &[] } else { &[bytes] };
+            if readable.len() + writable.len() > 0 {
+                driver.add(*queue, readable, writable).unwrap();
+                driver.ring(*queue);
+            }
+        }
+        driver.function().pause();
+        driver.function().resume();
+        driver.start(0).unwrap();
+        send(&mut driver, &NO_HEADER, b"the last packet of all");
+        // What the driver sent before comes first.
+        while wires[0].receive().1 != b"the last packet of all" {}
+        prop_assert_eq!(driver.status(), 15);
     }
 }

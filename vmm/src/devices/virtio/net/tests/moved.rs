@@ -120,5 +120,9 @@ fn a_card_with_another_address_or_other_queues_is_refused() {
     assert!(refused.contains("another MAC address"), "{refused}");
     assert!(elsewhere(2).0.function().restore(&state).is_err());
     assert_eq!(Net::over(vec![port().0], None, None).unwrap().alike(), [("mac", "*".to_owned())]);
-    elsewhere(1).0.function().restore(&state).unwrap();
+    let there = elsewhere(1).0;
+    there.function().restore(&state).unwrap();
+    // Where it goes from there, it is looked for by its address.
+    let alike = there.function().ask(|card| card.alike());
+    assert_eq!(alike, [("mac", mac().to_string())]);
 }
