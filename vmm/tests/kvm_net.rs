@@ -160,9 +160,10 @@ fn ping() -> (Child, JoinHandle<(u32, Duration)>) {
 #[test]
 #[ignore = "needs KVM: scripts/test kvm_net"]
 fn the_guest_is_on_the_network() {
-    let _network = Network::new();
     for kernel in kernels() {
         for platform in ["", "--platform=sev=software"] {
+            // Anew for each: the host remembers the address of the card before.
+            let _network = Network::new();
             let guest = run(&kernel, platform);
             sh(&format!("ping -c 3 -w 60 {GUEST}"));
             let echo = Echo::start();
@@ -181,8 +182,8 @@ fn the_guest_is_on_the_network() {
 #[ignore = "needs KVM: scripts/test kvm_net"]
 fn the_card_moves_with_its_guest() {
     let kernel = kernels().pop().expect("one at least");
-    let _network = Network::new();
     for platform in ["", "--platform=sev=software"] {
+        let _network = Network::new();
         let scratch = Scratch::new(&format!("net-{}", platform.len()));
         let (socket, listen) = (scratch.path("api"), format!("unix:{}", scratch.path("listen")));
         let guest = run(&kernel, &format!("{platform} --api-socket={socket}"));
