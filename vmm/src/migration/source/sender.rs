@@ -9,22 +9,18 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use crate::memory::{GuestRam, RamError, is_zero};
+use crate::memory::{GuestRam, RamError};
 use crate::migration::account::Tally;
 use crate::migration::net::{Stream, Wait};
 use crate::migration::wire::{
     Malformed, Message, PACKET_HEADER_LEN, PAGES_MAX, PageKind, PagesHeader, Payload,
     PayloadDigest, RoundDigest, RoundEnd, Secret, encode_numbers,
 };
-use crate::page::{Frame, FrameSet, PAGE_SIZE, PageRange, RamLayout};
+use crate::page::{Frame, FrameSet, PAGE_LEN, PageRange, RamLayout};
 use crate::sev::send::{SendError, Sending};
 
 /// Frames that a sender takes at a time: 2 MiB, enough that taking costs nothing.
 const WINDOW_FRAMES: u64 = 512;
-
-/// Bytes of a page.
-const PAGE_LEN: usize = 4096;
-const _: () = assert!(PAGE_LEN as u64 == PAGE_SIZE);
 
 /// One round, as all its senders share it.
 #[derive(Debug)]
@@ -130,8 +126,7 @@ impl PageSender {
 
     /// Puts a page into the batch of its kind, and sends the batch when it is full.
     fn add(&mut self, frame: Frame, round: &Round<'_>) -> Result<(), SenderError> {
-        let one = PageRange::new(frame, Frame(frame.0 + 1))
-            .map_err(|_last_frame| SenderError::Read { frame })?;
+        let one = PageRange::one(frame).map_err(|_last_frame| SenderError::Read { frame })?;
         let private = round.sending.filter(|_| !round.shared.contains(frame));
         let batch = if let Some(sending) = private {
             let (header, page) = self.private.slot().ok_or(SenderError::Read { frame })?;
@@ -143,9 +138,15 @@ impl PageSender {
             round.tally.sealed(begun.elapsed());
             &mut self.private
         } else {
-            let (_, page) = self.shared.slot().ok_or(SenderError::Read { frame })?;
-            round.ram.read_pages(one, page)?;
-            if is_zero(page) { &mut self.zero } else { &mut self.shared }
+            // Before it is copied: most pages show in their first bytes that they are not zero. One that the
+            // guest writes meanwhile is sent again.
+            if round.ram.is_zero(one)? {
+                &mut self.zero
+            } else {
+                let (_, page) = self.shared.slot().ok_or(SenderError::Read { frame })?;
+                round.ram.read_pages(one, page)?;
+                &mut self.shared
+            }
         };
         batch.frames.push(frame);
         let kind = batch.kind;
