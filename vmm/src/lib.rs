@@ -5,6 +5,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`stream`] | reading and writing what may be slow, full or a pipe: [`stream::write_all`] |
+//! | [`socket_file`] | a unix socket in the file system: [`socket_file::SocketFile`] |
 //! | `text` | an error with its causes in a line, bytes as digits |
 //! | [`saved`] | how state is written down: [`saved::KernelStruct`], [`saved::at_most`] |
 //! | [`page`] | page arithmetic: [`page::Gpa`], [`page::Frame`], [`page::PageRange`], [`page::RamLayout`] |
@@ -41,6 +42,7 @@ pub mod migration;
 pub mod page;
 pub mod saved;
 pub mod sev;
+pub mod socket_file;
 pub mod stream;
 mod text;
 pub mod vcpu;

@@ -20,7 +20,7 @@ use sevferry::encryption::{PageStatus, Status};
 use sevferry::machine::config::ram_layout;
 use sevferry::machine::{Config, RunningMachine};
 use sevferry::migration::convergence::{Goal, TimeoutStrategy};
-use sevferry::migration::destination::{Host, Prepared, Received, receive};
+use sevferry::migration::destination::{Prepared, ReceiveConfig, Received, receive};
 use sevferry::migration::destination::{Taken, take_over};
 use sevferry::migration::handover::journal::{Journal, Side};
 use sevferry::migration::source::Options;
@@ -165,7 +165,7 @@ fn moved(machine: RunningMachine, console: &Console, mut road: Road, goal: Goal)
         let directory = road.directory.clone();
         let mut journal =
             move |vm| Journal::open(&directory, vm, Side::Destination).map_err(IoError::other);
-        let mut host = Host {
+        let mut host = ReceiveConfig {
             platform: Some(&platform),
             output: &output,
             journal: &mut journal,

@@ -45,7 +45,7 @@ impl Segment {
 
 /// A sound PVH kernel.
 #[derive(Debug)]
-pub(super) struct Kernel {
+pub(super) struct ElfKernel {
     /// Ascending, disjoint, between 1 MiB and the end of low RAM; at least one.
     pub(super) segments: Vec<Segment>,
     /// Where it is entered, within a segment.
@@ -53,7 +53,7 @@ pub(super) struct Kernel {
 }
 
 /// Reads the headers of `input` and refuses what could not boot in RAM that ends at `low_end`.
-pub(super) fn parse(input: &mut Input, low_end: u64) -> Result<Kernel, BootError> {
+pub(super) fn parse(input: &mut Input, low_end: u64) -> Result<ElfKernel, BootError> {
     let headers = program_headers(input)?;
     let mut segments = Vec::new();
     let mut entry = None;
@@ -78,7 +78,7 @@ pub(super) fn parse(input: &mut Input, low_end: u64) -> Result<Kernel, BootError
     let Some(entry) = entry else { return Err(BootError::NoPvhNote { path: input.path.clone() }) };
     segments.sort_unstable_by_key(|segment| segment.address);
     check(input, &segments, entry, low_end)?;
-    Ok(Kernel { segments, entry })
+    Ok(ElfKernel { segments, entry })
 }
 
 /// Refuses segments (in ascending order) that do not fit, overlap, or do not hold `entry`.

@@ -28,9 +28,9 @@ pub use crate::migration::convergence::TimeoutStrategy;
 pub use crate::migration::handover::Resolution;
 pub use crate::migration::preflight::Hindrance;
 pub use crate::migration::progress::{Outcome, Progress, Summary};
-use crate::sev::launch::Secret;
+use crate::sev::launch::SealedSecret;
 use crate::sev::measurement::FirmwareVersion;
-use crate::sev::packet::{HEADER_LEN, Header};
+use crate::sev::packet::{HEADER_LEN, PacketHeader};
 
 /// The version of everything in this file.
 pub const VERSION: u32 = 1;
@@ -85,10 +85,11 @@ impl InjectRequest {
     ///
     /// # Errors
     /// [`BadHeader`] if it is none.
-    pub fn packet(&self) -> Result<Secret, BadHeader> {
+    pub fn packet(&self) -> Result<SealedSecret, BadHeader> {
         let Base64(bytes) = &self.packet_header;
-        let header = Header::read_from_bytes(bytes).map_err(|_size| BadHeader(bytes.len()))?;
-        Ok(Secret::new(header, self.secret.0.clone()))
+        let header =
+            PacketHeader::read_from_bytes(bytes).map_err(|_size| BadHeader(bytes.len()))?;
+        Ok(SealedSecret::new(header, self.secret.0.clone()))
     }
 }
 
@@ -418,16 +419,16 @@ impl Request {
     /// As a line, with its line feed.
     ///
     /// # Errors
-    /// [`Malformed::Json`], which no request leads to.
-    pub fn to_line(&self) -> Result<Vec<u8>, Malformed> {
+    /// [`MalformedLine::Json`], which no request leads to.
+    pub fn to_line(&self) -> Result<Vec<u8>, MalformedLine> {
         to_line(&RequestLine { version: VERSION, request: self })
     }
 
     /// From a line, with or without its line feed.
     ///
     /// # Errors
-    /// [`Malformed`] for anything but a request of this version.
-    pub fn from_line(line: &[u8]) -> Result<Self, Malformed> {
+    /// [`MalformedLine`] for anything but a request of this version.
+    pub fn from_line(line: &[u8]) -> Result<Self, MalformedLine> {
         from_line(line).map(|RequestLine { request, .. }| request)
     }
 }
@@ -436,38 +437,38 @@ impl Response {
     /// As a line, with its line feed.
     ///
     /// # Errors
-    /// [`Malformed::Json`], which no response leads to.
-    pub fn to_line(&self) -> Result<Vec<u8>, Malformed> {
+    /// [`MalformedLine::Json`], which no response leads to.
+    pub fn to_line(&self) -> Result<Vec<u8>, MalformedLine> {
         to_line(&ResponseLine { version: VERSION, response: self })
     }
 
     /// From a line, with or without its line feed.
     ///
     /// # Errors
-    /// [`Malformed`] for anything but a response of this version.
-    pub fn from_line(line: &[u8]) -> Result<Self, Malformed> {
+    /// [`MalformedLine`] for anything but a response of this version.
+    pub fn from_line(line: &[u8]) -> Result<Self, MalformedLine> {
         from_line(line).map(|ResponseLine { response, .. }| response)
     }
 }
 
-fn to_line(value: &impl Serialize) -> Result<Vec<u8>, Malformed> {
+fn to_line(value: &impl Serialize) -> Result<Vec<u8>, MalformedLine> {
     let mut line = to_vec(value)?;
     line.push(b'\n');
     Ok(line)
 }
 
 /// The version first, so that a newer program is told that it is newer, not which field is new.
-fn from_line<T: DeserializeOwned>(line: &[u8]) -> Result<T, Malformed> {
+fn from_line<T: DeserializeOwned>(line: &[u8]) -> Result<T, MalformedLine> {
     let AnyLine { version } = from_slice(line)?;
     if version != VERSION {
-        return Err(Malformed::Version { theirs: version });
+        return Err(MalformedLine::Version { theirs: version });
     }
     Ok(from_slice(line)?)
 }
 
 /// Not a request or response of this version.
 #[derive(Debug, Error)]
-pub enum Malformed {
+pub enum MalformedLine {
     /// Not the JSON that it should be.
     #[error("not understood: {0}")]
     Json(#[from] JsonError),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use log::debug;
 use thiserror::Error;
 
-use super::api::{Malformed, RESPONSE_BYTES_MAX, Request, Response};
+use super::api::{MalformedLine, RESPONSE_BYTES_MAX, Request, Response};
 use super::line::{LineError, LineReader};
 
 /// How long the guest's process may take for a response that does not depend on a migration: it may be
@@ -48,7 +48,7 @@ impl Client {
         Responses { client: self, lines: LineReader::new(&self.stream, RESPONSE_BYTES_MAX) }
     }
 
-    fn wrong(&self, cause: Malformed) -> ClientError {
+    fn wrong(&self, cause: MalformedLine) -> ClientError {
         ClientError::Malformed { path: self.path.clone(), cause }
     }
 }
@@ -151,6 +151,6 @@ pub enum ClientError {
         path: PathBuf,
         /// Why.
         #[source]
-        cause: Malformed,
+        cause: MalformedLine,
     },
 }

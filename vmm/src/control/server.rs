@@ -22,7 +22,7 @@ use super::board::StatusBoard;
 use super::event::{Answer, Event};
 use super::line::LineReader;
 use super::policy::needs_process;
-use crate::migration::{NoSocket, SocketFile};
+use crate::socket_file::{NoSocket, SocketFile};
 
 /// Connections at once; another is turned away.
 const CONNECTIONS_MAX: usize = 10;

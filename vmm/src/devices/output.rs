@@ -28,13 +28,13 @@ impl SerialOutput {
 
 /// A UART's line to its output. A vCPU that writes waits for the reader, until the line is cut.
 #[derive(Debug, Clone)]
-pub(super) struct Line {
+pub(super) struct OutputLine {
     output: SerialOutput,
     /// Can be read once the line is cut.
     cut: Arc<OwnedFd>,
 }
 
-impl Line {
+impl OutputLine {
     pub(super) fn new(output: SerialOutput) -> IoResult<Self> {
         Ok(Self { output, cut: Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?) })
     }
@@ -45,7 +45,7 @@ impl Line {
     }
 }
 
-impl Write for Line {
+impl Write for OutputLine {
     fn write(&mut self, bytes: &[u8]) -> IoResult<usize> {
         if let Self { output: SerialOutput(Some(output)), cut } = self {
             write_all_unless(output, bytes, cut)?;

@@ -13,7 +13,7 @@ use vm_superio::serial::{Error as UartError, SerialEvents, SerialState as UartSt
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::output::{Line, SerialOutput};
+use super::output::{OutputLine, SerialOutput};
 
 /// I/O port of the first register.
 pub const COM1_PORT: u16 = 0x3f8;
@@ -24,14 +24,14 @@ pub const COM1_IRQ: u32 = 4;
 /// How long input waits at a time for the guest to drain the receive FIFO.
 const DRAIN_WAIT: Duration = Duration::from_millis(100);
 
-type Uart = Serial<Interrupt, Drained, Line>;
+type Uart = Serial<Interrupt, Drained, OutputLine>;
 
 /// The serial port.
 pub struct SerialPort {
     uart: Mutex<Uart>,
     interrupt: Arc<EventFd>,
     drained: Arc<Condvar>,
-    line: Line,
+    line: OutputLine,
     /// A guest that goes on writing to a full disk must not fill the log.
     complained: AtomicBool,
 }
@@ -48,7 +48,7 @@ impl SerialPort {
     /// # Errors
     /// If the host has no descriptor to give.
     pub fn new(interrupt: EventFd, output: SerialOutput) -> Result<Self, IoError> {
-        let line = Line::new(output)?;
+        let line = OutputLine::new(output)?;
         let (interrupt, drained) = (Arc::new(interrupt), Arc::new(Condvar::new()));
         let (trigger, events) = (Interrupt(Arc::clone(&interrupt)), Drained(Arc::clone(&drained)));
         let uart = Mutex::new(Serial::with_events(trigger, events, line.clone()));

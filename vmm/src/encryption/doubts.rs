@@ -6,7 +6,7 @@ use super::BadRequest;
 
 /// What a guest has done since it started, or came here, that makes its reports doubtful.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Watch {
+pub(super) struct ReportHistory {
     /// Whether it has reported anything; what a guest did elsewhere is not known.
     pub(super) heard: bool,
     /// How many reports were refused, and why the last was.
@@ -15,7 +15,7 @@ pub(super) struct Watch {
 
 /// Why a guest's reports may not be relied upon, though nothing proves it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum Doubt {
+pub enum ReportDoubt {
     /// Linux takes no notice of a refusal and uses the pages as it wanted to.
     #[error(
         "{count} of the guest's reports were refused, so what it has made of their pages is not \
@@ -32,7 +32,7 @@ pub enum Doubt {
     Unheard,
 }
 
-impl Watch {
+impl ReportHistory {
     /// A report was refused. Another hypercall is none.
     pub(super) fn refuse(&mut self, why: BadRequest) {
         if !matches!(why, BadRequest::UnknownHypercall { .. }) {
@@ -42,9 +42,9 @@ impl Watch {
     }
 
     /// What there is to say of a guest that is ready, or is not.
-    pub(super) fn doubts(&self, ready: bool) -> impl Iterator<Item = Doubt> {
-        let refused = self.refused.map(|(count, last)| Doubt::Refused { count, last });
-        let unheard = (ready && !self.heard).then_some(Doubt::Unheard);
+    pub(super) fn doubts(&self, ready: bool) -> impl Iterator<Item = ReportDoubt> {
+        let refused = self.refused.map(|(count, last)| ReportDoubt::Refused { count, last });
+        let unheard = (ready && !self.heard).then_some(ReportDoubt::Unheard);
         refused.into_iter().chain(unheard)
     }
 }

@@ -33,7 +33,7 @@ mod wire;
 pub use bitmap::SharedBitmap;
 pub use design::{Design, Overflow};
 pub use donated::{BadTable, Contradiction, DonatedTable, MSR_PAGE_TABLE, TableMemory};
-pub use doubts::Doubt;
+pub use doubts::ReportDoubt;
 pub use ledger::{Form, Incomplete};
 pub use page_status::{Change, Counters, NotMigratable, PageStatus};
 pub use readiness::{BadControl, MSR_KVM_MIGRATION_CONTROL};
@@ -41,7 +41,7 @@ pub use regions::SharedRegions;
 pub use request::{BadRequest, KVM_HC_MAP_GPA_RANGE, MapGpaRange};
 pub use tables::{Contradictions, ENTRIES, PageTables, TABLES_MAX, Unwalked};
 pub use tracker::{Full, Tracker, shared_in};
-pub use wire::Malformed;
+pub use wire::MalformedStatus;
 
 use std::fmt::{Display, Formatter, Result as FmtResult};
 

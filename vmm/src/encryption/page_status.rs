@@ -5,12 +5,12 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::donated::{self, Naming};
-use super::doubts::Watch;
+use super::doubts::ReportHistory;
 use super::ledger::Ledger;
 use super::readiness::Readiness;
 use super::{
-    BadControl, BadRequest, BadTable, Contradiction, Design, DonatedTable, Doubt, Form, Incomplete,
-    MapGpaRange, SharedRegions, Status, TableMemory,
+    BadControl, BadRequest, BadTable, Contradiction, Design, DonatedTable, Form, Incomplete,
+    MapGpaRange, ReportDoubt, SharedRegions, Status, TableMemory,
 };
 use crate::page::{Frame, FrameSet, PageRange, RamLayout};
 
@@ -43,7 +43,7 @@ pub struct PageStatus {
     pub(super) ledger: Ledger,
     pub(super) readiness: Readiness,
     pub(super) epoch: u64,
-    pub(super) watch: Watch,
+    pub(super) history: ReportHistory,
     counters: Counters,
 }
 
@@ -61,8 +61,8 @@ impl PageStatus {
     }
 
     pub(super) fn from_parts(ledger: Ledger, readiness: Readiness, epoch: u64) -> Self {
-        let (watch, counters) = (Watch::default(), Counters::default());
-        Self { ledger, readiness, epoch, watch, counters }
+        let (history, counters) = (ReportHistory::default(), Counters::default());
+        Self { ledger, readiness, epoch, history, counters }
     }
 
     /// Parses a hypercall exit and applies it; see [`PageStatus::apply`].
@@ -77,7 +77,7 @@ impl PageStatus {
     ) -> Result<Change, BadRequest> {
         let request = MapGpaRange::parse(nr, args).inspect_err(|&why| {
             self.counters.rejected_calls += 1;
-            self.watch.refuse(why);
+            self.history.refuse(why);
         })?;
         Ok(self.apply(request, flipped))
     }
@@ -94,7 +94,7 @@ impl PageStatus {
             change.flipped_pages += self.ledger.set(run, status, flipped);
         }
         self.counters.count(range, &change);
-        self.watch.heard = true;
+        self.history.heard = true;
         change
     }
 
@@ -281,15 +281,15 @@ impl PageStatus {
     }
 
     /// What makes the guest's reports doubtful, though nothing proves that they are wrong.
-    pub fn doubts(&self) -> impl Iterator<Item = Doubt> {
-        self.watch.doubts(self.readiness == Readiness::Ready)
+    pub fn doubts(&self) -> impl Iterator<Item = ReportDoubt> {
+        self.history.doubts(self.readiness == Readiness::Ready)
     }
 
     /// The guest starts anew: all pages private, not ready, next epoch. The offer stands.
     pub fn reset(&mut self) {
         self.ledger.clear();
         self.readiness = self.readiness.reset();
-        self.watch = Watch::default();
+        self.history = ReportHistory::default();
         self.epoch = self.epoch.saturating_add(1);
     }
 }

@@ -12,7 +12,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::config::{OwnerInput, PlatformKind, SevConfig};
 use super::error::{EncryptedError, MachineError};
 use super::host::{check_lockable, lockable_bytes};
-use super::pinned::Watch;
+use super::pinned::PinCallback;
 use super::pinning::pin;
 use crate::boot::Piece;
 use crate::encryption::Design;
@@ -43,7 +43,7 @@ pub(super) struct Encrypted {
 }
 
 /// The RAM of a plain VM, or of an SEV guest with the start of its launch.
-type Prepared = (Arc<GuestRam>, Option<Encrypted>);
+type PreparedRam = (Arc<GuestRam>, Option<Encrypted>);
 
 impl Encrypted {
     /// Maps guest RAM and turns SEV on if it is to be on a `platform`; before the VM has a vCPU.
@@ -55,8 +55,8 @@ impl Encrypted {
         layout: RamLayout,
         (vm, vm_type): (&Arc<VmFd>, VmType),
         supported: &CpuId,
-        watch: &mut Watch<'_>,
-    ) -> Result<Prepared, EncryptedError> {
+        watch: &mut PinCallback<'_>,
+    ) -> Result<PreparedRam, EncryptedError> {
         let Some(kind) = platform else {
             return Ok((Arc::new(GuestRam::single(layout)?), None));
         };

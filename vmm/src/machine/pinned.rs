@@ -12,4 +12,4 @@ pub struct Pinned {
 }
 
 /// Is told how far it is, and says whether to stop.
-pub type Watch<'a> = dyn FnMut(Pinned) -> bool + 'a;
+pub type PinCallback<'a> = dyn FnMut(Pinned) -> bool + 'a;

@@ -8,7 +8,7 @@ use std::num::NonZeroUsize;
 use std::thread::{self, available_parallelism};
 
 use super::error::EncryptedError;
-pub use super::pinned::{Pinned, Watch};
+pub use super::pinned::{PinCallback, Pinned};
 use crate::encryption::Status;
 use crate::memory::GuestRam;
 use crate::page::{Frame, PAGE_SIZE, PageRange, RamLayout};
@@ -31,7 +31,7 @@ pub(super) fn pin(
     ram: &GuestRam,
     initialised: &Initialised,
     populate: bool,
-    watch: &mut Watch<'_>,
+    watch: &mut PinCallback<'_>,
 ) -> Result<(), EncryptedError> {
     let threads = available_parallelism().map_or(1, NonZeroUsize::get).min(THREADS_MAX);
     let mut pinned = Pinned { pages: 0, of: ram.layout().pages() };

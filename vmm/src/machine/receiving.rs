@@ -13,7 +13,7 @@ use super::config::PlatformKind;
 use super::encrypted::{Encrypted, LaunchRecord, RunningGuest, vouch};
 use super::error::MachineError;
 use super::host::Host;
-use super::pinned::Watch;
+use super::pinned::PinCallback;
 use super::running::{Assembly, PausedMachine};
 use super::state::{MachineState, RestoreError};
 use super::{serial_port, vcpus};
@@ -61,7 +61,7 @@ impl ReceivingMachine {
         offer: &MachineOffer,
         platform: Option<&PlatformKind>,
         output: SerialOutput,
-        watch: &mut Watch<'_>,
+        watch: &mut PinCallback<'_>,
     ) -> Result<Self, MachineError> {
         let layout = offer.ram().map_err(MachineError::OfferedRam)?;
         offer.vcpus().map_err(MachineError::OfferedVcpus)?;
@@ -130,13 +130,13 @@ impl ReceivingMachine {
     /// saved then.
     ///
     /// # Errors
-    /// [`ReceiveError`]; there is no machine then.
+    /// [`ArrivalError`]; there is no machine then.
     pub fn finish(
         self,
         (state, saved): (&MachineState, SavedBetween),
         pages: Option<PageStatus>,
         guest: Option<Launched>,
-    ) -> Result<PausedMachine, ReceiveError> {
+    ) -> Result<PausedMachine, ArrivalError> {
         self.check(state)?;
         // What is named last is dropped first, whatever fails: the VM before its RAM.
         let Self { ram, serial, cpuid, msrs, tsc_khz, sev, vcpus, vm } = self;
@@ -146,11 +146,11 @@ impl ReceivingMachine {
             (Some(sev), Some(record), Some(pages), Some(launched)) => {
                 (Some(sev.finish(record, launched)?), Some(pages))
             }
-            _ => return Err(ReceiveError::Parts),
+            _ => return Err(ArrivalError::Parts),
         };
         if let Some(pages) = &pages {
             if *pages.layout() != ram.layout() {
-                return Err(ReceiveError::Parts);
+                return Err(ArrivalError::Parts);
             }
             ram.show_restored(pages)?;
         }
@@ -162,15 +162,15 @@ impl ReceivingMachine {
     }
 
     /// Whether `state` is of a machine like this.
-    fn check(&self, state: &MachineState) -> Result<(), ReceiveError> {
+    fn check(&self, state: &MachineState) -> Result<(), ArrivalError> {
         let (came, here) = (state.vcpus.len(), self.vcpus.len());
         if came != here {
-            return Err(ReceiveError::Vcpus { came, here });
+            return Err(ArrivalError::Vcpus { came, here });
         }
         let offered: BTreeSet<_> = self.msrs.iter().copied().collect();
         for index in state.vcpus.iter().flat_map(|vcpu| vcpu.msrs()) {
             if !offered.contains(&index) {
-                return Err(ReceiveError::Msr { index });
+                return Err(ArrivalError::Msr { index });
             }
         }
         Ok(())
@@ -182,10 +182,10 @@ impl ReceivingGuest {
         self,
         record: LaunchRecord,
         launched: Launched,
-    ) -> Result<RunningGuest, ReceiveError> {
+    ) -> Result<RunningGuest, ArrivalError> {
         let (came, offered) = (record.policy.bits(), self.offer.policy);
         if came != offered || record.c_bit != self.offer.c_bit {
-            return Err(ReceiveError::Record { came, offered });
+            return Err(ArrivalError::Record { came, offered });
         }
         Ok(RunningGuest {
             record,
@@ -199,7 +199,7 @@ impl ReceivingGuest {
 
 /// What came is not the machine that was offered, or could not be put in place.
 #[derive(Debug, Error)]
-pub enum ReceiveError {
+pub enum ArrivalError {
     /// Not as many vCPUs.
     #[error("the state of {came} vCPUs came for a machine that was offered with {here}")]
     Vcpus {

@@ -15,7 +15,7 @@ use super::report::{PageReport, PageWatch, Report, SevReport};
 use super::state::{MachineState, SaveError};
 use super::wire::MACHINE_VERSION;
 use crate::devices::SerialPort;
-use crate::encryption::{Doubt, NotMigratable, PageStatus};
+use crate::encryption::{NotMigratable, PageStatus, ReportDoubt};
 use crate::memory::{DirtyLog, GuestRam, Pages, RamError};
 use crate::page::FrameSet;
 use crate::saved::KernelStruct;
@@ -140,7 +140,7 @@ impl<V> Started<V> {
 
     /// What makes the guest's reports doubtful.
     #[must_use]
-    pub fn doubts(&self) -> Vec<Doubt> {
+    pub fn doubts(&self) -> Vec<ReportDoubt> {
         let pages = self.assembly.board.pages.as_ref();
         pages.map_or_else(Vec::new, |pages| lock(pages).status().doubts().collect())
     }

@@ -50,16 +50,13 @@ pub mod progress;
 #[cfg(test)]
 mod race_tests;
 pub mod recovery;
-mod socket_file;
 pub mod source;
 pub mod watch;
 pub mod wire;
 
-use crate::machine::chain_of;
 pub use account::Account;
 pub use handover::journal;
 pub use net::{
     BadEndpoint, Caller, Endpoint, LOOK_UP_MAX, Line, LinkError, Listener, Lobby, Stream,
 };
-pub use socket_file::{NoSocket, SocketFile};
 pub use wire::Malformed;

@@ -14,6 +14,7 @@ use super::handover::journal::{Journal, JournalError, Record, Side, forget};
 use super::handover::{Source, SourceInput, SourceOutput, SourceState, advance};
 use super::net::{Due, Endpoint, Link, Stream};
 use super::wire::{Message, NotRunning};
+use crate::text::chain_of;
 
 /// How often a destination that does not answer is tried.
 const RETRY: Duration = Duration::from_secs(2);
@@ -58,11 +59,11 @@ pub fn unfinished(directory: &Path) -> Result<Vec<Unfinished>, JournalError> {
                     found.push(Unfinished { journal, record });
                 }
                 _ => journal.set_aside().unwrap_or_else(|cause| {
-                    warn!("{}", super::chain_of(&cause));
+                    warn!("{}", chain_of(&cause));
                 }),
             },
             Err(JournalError::InUse { .. }) => debug!("guest {vm} is being moved"),
-            Err(cause) => warn!("{}", super::chain_of(&cause)),
+            Err(cause) => warn!("{}", chain_of(&cause)),
         }
     }
     Ok(found)
@@ -156,7 +157,7 @@ impl Unfinished {
                     Ok(()) => Ok(Some(SourceInput::JournalWritten)),
                     Err(cause) => {
                         // The same is asked, and answered, at the next start.
-                        warn!("{}", super::chain_of(&cause));
+                        warn!("{}", chain_of(&cause));
                         Ok(Some(SourceInput::JournalFailed))
                     }
                 }

@@ -71,7 +71,7 @@ fn structures() -> Expected {
     layout!(all: Debug = "kvm_sev_dbg" { src_uaddr = "src_uaddr", dst_uaddr = "dst_uaddr", len = "len" });
     layout!(all: AttestationReport = "kvm_sev_attestation_report" { mnonce = "mnonce", buffer = "uaddr" });
     layout!(all: SevIssueCmd = "sev_issue_cmd" { cmd = "cmd", data = "data", error = "error" });
-    layout!(all: PlatformStatus = "sev_user_data_status" {
+    layout!(all: UserDataStatus = "sev_user_data_status" {
         api_major = "api_major", api_minor = "api_minor", state = "state", flags = "flags",
         build = "build", guest_count = "guest_count",
     });

@@ -7,7 +7,7 @@ use super::abi::{self, SevIssueCmd, device_command, length};
 use super::certificate::{BadCertificate, CERTIFICATE_LEN, Certificate, Chain};
 use super::command::{CommandError, address_of_mut};
 use super::measurement::FirmwareVersion;
-use super::{Errno, SevDevice, Status};
+use super::{Errno, SevDevice, SevStatus};
 
 /// The state of a platform that is not initialised, as `PLATFORM_STATUS` numbers it.
 const STATE_UNINIT: u8 = 0;
@@ -31,9 +31,9 @@ pub struct PlatformStatus {
 /// # Errors
 /// [`CommandError`].
 pub fn platform_status(device: &dyn SevDevice) -> Result<PlatformStatus, CommandError> {
-    let mut status = abi::PlatformStatus::default();
+    let mut status = abi::UserDataStatus::default();
     issue(device, device_command::PLATFORM_STATUS, "SEV_PLATFORM_STATUS", &mut status)?;
-    let abi::PlatformStatus { api_major, api_minor, build, .. } = status;
+    let abi::UserDataStatus { api_major, api_minor, build, .. } = status;
     Ok(PlatformStatus {
         version: FirmwareVersion { major: api_major, minor: api_minor, build },
         externally_owned: status.flags & 1 != 0,
@@ -67,7 +67,7 @@ pub fn chip_id(device: &dyn SevDevice) -> Result<Vec<u8>, CommandError> {
     const NAME: &str = "SEV_GET_ID2";
     let mut query = abi::IdExport::default();
     match issue(device, device_command::GET_ID2, NAME, &mut query) {
-        Err(refused) if refused.status() == Some(Status::INVALID_LEN) => {}
+        Err(refused) if refused.status() == Some(SevStatus::INVALID_LEN) => {}
         other => return other.map(|()| Vec::new()),
     }
     let mut id = vec![0; query.len.min(abi::BLOB_LEN_MAX) as usize];
@@ -100,7 +100,7 @@ fn issue<T>(
     let mut encoded = SevIssueCmd { cmd, data: address_of_mut(data), error: 0 };
     device.issue(&mut encoded).map_err(|errno| {
         let error = encoded.error;
-        let status = (errno == Errno::EIO && error != 0).then_some(Status(error));
+        let status = (errno == Errno::EIO && error != 0).then_some(SevStatus(error));
         CommandError { command, errno, status }
     })
 }

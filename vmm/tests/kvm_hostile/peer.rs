@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use sevferry::devices::SerialOutput;
 use sevferry::machine::config::PlatformKind;
-use sevferry::migration::destination::{Host, Received, receive};
+use sevferry::migration::destination::{ReceiveConfig, Received, receive};
 use sevferry::migration::handover::journal::{Journal, Side};
 use sevferry::migration::watch::{Sight, Wish};
 use sevferry::migration::wire::Message;
@@ -101,7 +101,7 @@ impl Bench {
                 create_dir_all(&directory)?;
                 Journal::open(&directory, vm, Side::Destination).map_err(IoError::other)
             };
-            let mut host = Host {
+            let mut host = ReceiveConfig {
                 platform: self.platform.as_ref(),
                 output,
                 journal: &mut journal,

@@ -5,13 +5,13 @@ use std::io::{Error as IoError, stdout};
 use serde_json::json;
 
 use crate::cli::arguments::CheckOptions;
-use crate::cli::exit::Exit;
+use crate::cli::exit::ExitStatus;
 use crate::machine::config::PlatformKind;
 use crate::machine::{Finding, HostCheck, NOT_PORTABLE, Verdict};
 use crate::stream::write_all;
 
-/// Prints what was found; [`Exit::Unusable`] if the platform asked for cannot run guests here.
-pub(crate) fn check(options: &CheckOptions) -> Result<Exit, IoError> {
+/// Prints what was found; [`ExitStatus::Unusable`] if the platform asked for cannot run guests here.
+pub(crate) fn check(options: &CheckOptions) -> Result<ExitStatus, IoError> {
     let kind = options.platform.as_ref();
     let host = HostCheck::of_this_host(kind);
     let text = if options.json { json_line(&host) } else { screen(&host) };
@@ -20,7 +20,7 @@ pub(crate) fn check(options: &CheckOptions) -> Result<Exit, IoError> {
         Some(PlatformKind::Hardware { .. }) => host.runs_hardware(),
         Some(PlatformKind::Software { .. }) | None => host.runs_software(),
     };
-    Ok(if usable { Exit::Success } else { Exit::Unusable })
+    Ok(if usable { ExitStatus::Success } else { ExitStatus::Unusable })
 }
 
 fn json_line(host: &HostCheck) -> String {

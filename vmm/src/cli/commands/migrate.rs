@@ -12,7 +12,7 @@ use signal_hook::iterator::Signals;
 use thiserror::Error;
 
 use crate::cli::arguments::MigrateOptions;
-use crate::cli::exit::Exit;
+use crate::cli::exit::ExitStatus;
 use crate::cli::show::{Display, End};
 use crate::control::api::{Outcome, Request, Response, State};
 use crate::control::{Client, ClientError, PATIENCE, ask};
@@ -48,7 +48,7 @@ enum News {
 ///
 /// # Errors
 /// [`MigrateError`]: the migration did not begin, or it is not known how it ended.
-pub(crate) fn migrate(options: &MigrateOptions) -> Result<Exit, MigrateError> {
+pub(crate) fn migrate(options: &MigrateOptions) -> Result<ExitStatus, MigrateError> {
     let mut request = options.request.clone();
     request.to = as_the_process_sees(&request.to)?;
     let client = Client::ask(&options.api_socket, &Request::Migrate(request))?;
@@ -71,7 +71,7 @@ pub(crate) fn migrate(options: &MigrateOptions) -> Result<Exit, MigrateError> {
             }
             Ok(News::Interrupted) if is_cancelled => {
                 display.say(GOES_ON);
-                return Ok(Exit::GoesOn);
+                return Ok(ExitStatus::GoesOn);
             }
             Ok(News::Interrupted) => {
                 display.say("cancelling; interrupt again to stop waiting for that");
@@ -137,13 +137,13 @@ fn end_of(answer: Result<Response, ClientError>, begun: bool) -> Result<End, Mig
     }
 }
 
-fn exit_of(outcome: &Outcome) -> Exit {
+fn exit_of(outcome: &Outcome) -> ExitStatus {
     match outcome {
-        Outcome::Moved => Exit::Success,
-        Outcome::Kept(_) => Exit::Stayed,
-        Outcome::Ended(_) => Exit::GuestEnded,
-        Outcome::InDoubt(_) => Exit::InDoubt,
-        Outcome::Failed(_) => Exit::Failure,
+        Outcome::Moved => ExitStatus::Success,
+        Outcome::Kept(_) => ExitStatus::Stayed,
+        Outcome::Ended(_) => ExitStatus::GuestEnded,
+        Outcome::InDoubt(_) => ExitStatus::InDoubt,
+        Outcome::Failed(_) => ExitStatus::Failure,
     }
 }
 

@@ -9,7 +9,7 @@ use thiserror::Error;
 
 use super::migrate::{BadDirectory, as_the_process_sees};
 use crate::cli::arguments::{PreflightGuest, PreflightOptions};
-use crate::cli::exit::Exit;
+use crate::cli::exit::ExitStatus;
 use crate::cli::process::options_of;
 use crate::control::api::{Hindrance, MigrateRequest, Request, Response};
 use crate::control::{Client, ClientError, PATIENCE};
@@ -19,11 +19,11 @@ use crate::migration::wire::{Transfer, VmId};
 use crate::migration::{Endpoint, LOOK_UP_MAX};
 use crate::stream::write_all;
 
-/// Prints every reason; [`Exit::Unusable`] if there is one.
+/// Prints every reason; [`ExitStatus::Unusable`] if there is one.
 ///
 /// # Errors
 /// [`PreflightError`] if the guest's process did not answer, or the guest could not be started.
-pub(crate) fn preflight(options: &PreflightOptions) -> Result<Exit, PreflightError> {
+pub(crate) fn preflight(options: &PreflightOptions) -> Result<ExitStatus, PreflightError> {
     let hindrances = match &options.guest {
         PreflightGuest::Running(api_socket) => ask_process(api_socket, &options.request)?,
         PreflightGuest::New(prospect) => {
@@ -35,7 +35,7 @@ pub(crate) fn preflight(options: &PreflightOptions) -> Result<Exit, PreflightErr
     let to = &options.request.to;
     let text = if options.json { json_line(to, &hindrances) } else { screen(to, &hindrances) };
     write_all(stdout(), text.as_bytes()).map_err(PreflightError::Print)?;
-    Ok(if hindrances.is_empty() { Exit::Success } else { Exit::Unusable })
+    Ok(if hindrances.is_empty() { ExitStatus::Success } else { ExitStatus::Unusable })
 }
 
 /// What the process of a guest that runs says.

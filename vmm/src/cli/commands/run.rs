@@ -8,7 +8,7 @@ use thiserror::Error;
 use crate::cli::arguments::{Pause, RunOptions};
 use crate::cli::exit::Ending;
 use crate::cli::process::{
-    Ended, GuestProcess, Held, NotContinued, ProcessError, hold, run_until_end, warn_about,
+    GuestEnd, GuestProcess, Held, NotContinued, ProcessError, hold, run_until_end, warn_about,
 };
 use crate::cli::say::settle;
 use crate::cli::show::{print_launch, print_report};
@@ -44,7 +44,7 @@ fn boot_until_end(
     config: &Config,
     paused: Option<Pause>,
     process: &GuestProcess,
-) -> Result<Ended, RunError> {
+) -> Result<GuestEnd, RunError> {
     loop {
         let Some(machine) = build(config, process)? else { return Ok((Ending::Quit, None)) };
         if let Some(launch) = machine.launch() {

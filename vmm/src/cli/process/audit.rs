@@ -31,12 +31,14 @@ pub(crate) fn audit_guest(
 ///
 /// # Errors
 /// [`Gone`] if the guest does not run any more.
-pub(crate) fn contradiction(machine: &mut RunningMachine) -> Result<Option<Contradiction>, Gone> {
+pub(crate) fn contradiction(
+    machine: &mut RunningMachine,
+) -> Result<Option<ContradictedReports>, Gone> {
     if !machine.can_be_audited() {
         return Ok(None);
     }
     match machine.audit() {
-        Ok(audit) => Ok(reply_of(&audit).contradiction.map(Contradiction)),
+        Ok(audit) => Ok(reply_of(&audit).contradiction.map(ContradictedReports)),
         Err(Unaudited::Stopped) => Err(Gone::Ended),
         Err(Unaudited::Lost(cause)) => Err(Gone::Lost(cause)),
         Err(why) => {
@@ -55,7 +57,7 @@ pub(crate) fn lost(cause: VcpuError, answer: &Answer) -> ProcessError {
 /// The guest would arrive damaged.
 #[derive(Debug, Error)]
 #[error("the guest's page tables contradict its reports: {0}")]
-pub(crate) struct Contradiction(String);
+pub(crate) struct ContradictedReports(String);
 
 /// A guest does not run any more.
 #[derive(Debug)]

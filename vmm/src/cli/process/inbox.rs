@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use log::warn;
 
 use crate::control::api::{Request, Resolution, Response, State};
-use crate::control::policy::{Decision, NOT_NOW, decide};
+use crate::control::policy::{Admission, NOT_NOW, decide};
 use crate::control::{Answer, Event, StatusBoard};
 use crate::migration::watch::Wish;
 use crate::migration::wire::Reason;
@@ -94,13 +94,13 @@ impl Inbox {
     fn take_up(&self, event: Event, is_busy: bool) -> Option<Event> {
         let Event::Request(request, answer) = event else { return Some(event) };
         match decide(self.board.state(), is_busy, &request) {
-            Decision::FromBoard => answer.give(self.board.answer(&request, Duration::ZERO)),
-            Decision::Refuse(why) => answer.refuse(why),
-            Decision::Do if request == Request::Quit => {
+            Admission::FromBoard => answer.give(self.board.answer(&request, Duration::ZERO)),
+            Admission::Refuse(why) => answer.refuse(why),
+            Admission::Do if request == Request::Quit => {
                 answer.give(Response::Accepted);
                 return Some(Event::Quit);
             }
-            Decision::Do => return Some(Event::Request(request, answer)),
+            Admission::Do => return Some(Event::Request(request, answer)),
         }
         None
     }

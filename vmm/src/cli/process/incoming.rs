@@ -12,7 +12,7 @@ use crate::cli::arguments::ReceiveOptions;
 use crate::control::api::{Outcome, Resolution, State};
 use crate::machine::RunningMachine;
 use crate::migration::destination::{
-    Answering, Host, Prepared, Received, Taken, receive, take_over,
+    Answering, Prepared, ReceiveConfig, Received, Taken, receive, take_over,
 };
 use crate::migration::journal::Side;
 use crate::migration::wire::{NotRunning, Transfer, VmId};
@@ -124,7 +124,7 @@ fn prepare(
     };
     let silence = options.silence;
     let output = &process.output;
-    let mut host = Host { platform, output, journal: &mut journal, silence };
+    let mut host = ReceiveConfig { platform, output, journal: &mut journal, silence };
     let received = receive(caller, listener, &mut host, watcher);
     if !matches!(received, Ok(Received::Guest(_))) {
         process.board.show(State::Waiting);

@@ -2,7 +2,7 @@
 
 use super::audit::audit_guest;
 use super::guest_process::{GuestProcess, ProcessError};
-use super::outgoing::{Sent, check_guest, send_guest};
+use super::outgoing::{Departure, check_guest, send_guest};
 use crate::cli::arguments::ReportFormat;
 use crate::cli::exit::Ending;
 use crate::cli::show::{print_report, report_json};
@@ -13,7 +13,7 @@ use crate::machine::{Report, RunningMachine};
 use crate::vcpu::Stop;
 
 /// How a guest ended, and what could be said about it last; nothing if it is gone.
-pub(crate) type Ended = (Ending, Option<Report>);
+pub(crate) type GuestEnd = (Ending, Option<Report>);
 
 /// Runs `machine`'s guest until it ends, is ended, or has moved to another host.
 ///
@@ -22,7 +22,7 @@ pub(crate) type Ended = (Ending, Option<Report>);
 pub(crate) fn run_until_end(
     process: &GuestProcess,
     mut machine: RunningMachine,
-) -> Result<Ended, ProcessError> {
+) -> Result<GuestEnd, ProcessError> {
     process.board.show_launch(machine.launch());
     process.board.show_running(machine.watch_pages());
     let outcome = loop {
@@ -35,9 +35,9 @@ pub(crate) fn run_until_end(
             }
             Event::Request(Request::Migrate(request), answer) => {
                 match send_guest(machine, &request, &answer, process)? {
-                    Sent::Stayed(running) => machine = *running,
-                    Sent::Ended => return ended(process),
-                    Sent::Moved => {
+                    Departure::Stayed(running) => machine = *running,
+                    Departure::Ended => return ended(process),
+                    Departure::Moved => {
                         process.board.show(State::Moved);
                         process.detach_console();
                         return Ok((Ending::Moved, None));
@@ -62,7 +62,7 @@ pub(crate) fn run_until_end(
 }
 
 /// The guest has ended of its own, while it was not with us.
-fn ended(process: &GuestProcess) -> Result<Ended, ProcessError> {
+fn ended(process: &GuestProcess) -> Result<GuestEnd, ProcessError> {
     process.detach_console();
     let ending = process.inbox.stopped().map_or(Ok(Ending::Quit), ending_of);
     ending.map(|ending| (ending, None))

@@ -19,7 +19,7 @@ use log::{debug, logger};
 
 pub(crate) use logging::start_log;
 pub(crate) use outbox::Outbox;
-use repeats::Kind;
+use repeats::CallSite;
 
 use crate::stream::write_all;
 
@@ -62,7 +62,7 @@ pub(crate) fn to_error(text: String) {
     ERRORS.say(text);
 }
 
-pub(crate) fn seldom_to_error(kind: Kind, line: String) {
+pub(crate) fn seldom_to_error(kind: CallSite, line: String) {
     ERRORS.say_seldom(kind, line);
 }
 

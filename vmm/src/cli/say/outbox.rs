@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
-use super::repeats::{Kind, Repeats};
+use super::repeats::{CallSite, Repeats};
 use crate::stream::write_all;
 
 /// Bytes that wait at most, beside the last message: one that finds room is taken whole.
@@ -30,15 +30,15 @@ pub(crate) struct Outbox {
 
 #[derive(Debug)]
 struct Shared {
-    state: Mutex<State>,
+    state: Mutex<Queue>,
     /// Something is to be written, or was.
     changed: Condvar,
     says_losses: bool,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    waiting: VecDeque<Message>,
+struct Queue {
+    waiting: VecDeque<Queued>,
     /// Of those that wait.
     bytes: usize,
     repeats: Repeats,
@@ -54,7 +54,7 @@ struct State {
 }
 
 #[derive(Debug)]
-struct Message {
+struct Queued {
     text: Vec<u8>,
     /// How many are lost with it.
     stands_for: u64,
@@ -92,7 +92,7 @@ impl Outbox {
     }
 
     /// Says `line`, to which a line feed is added, unless one of its kind came just before.
-    pub(crate) fn say_seldom(&self, kind: Kind, line: String) {
+    pub(crate) fn say_seldom(&self, kind: CallSite, line: String) {
         let mut state = self.shared.lock();
         if let Some(line) = state.repeats.admit(kind, line, Instant::now()) {
             state.add(line + "\n", self.shared.says_losses);
@@ -133,7 +133,7 @@ impl Outbox {
     }
 }
 
-impl State {
+impl Queue {
     fn add(&mut self, text: String, says_losses: bool) {
         if self.bytes >= BYTES_MAX || self.is_closed {
             self.lost = self.lost.saturating_add(1);
@@ -142,18 +142,18 @@ impl State {
         if says_losses {
             self.tell_losses();
         }
-        self.push(Message { text: text.into_bytes(), stands_for: 1 });
+        self.push(Queued { text: text.into_bytes(), stands_for: 1 });
     }
 
     fn tell_losses(&mut self) {
         if self.lost > 0 {
             let text = format!("sevferry: {} messages were lost: nobody read them\n", self.lost);
-            self.push(Message { text: text.into_bytes(), stands_for: self.lost });
+            self.push(Queued { text: text.into_bytes(), stands_for: self.lost });
             self.lost = 0;
         }
     }
 
-    fn push(&mut self, message: Message) {
+    fn push(&mut self, message: Queued) {
         self.bytes = self.bytes.saturating_add(message.text.len());
         self.waiting.push_back(message);
     }
@@ -164,7 +164,7 @@ impl State {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -184,7 +184,7 @@ impl Shared {
     }
 
     /// Waits for what is to be written next.
-    fn next(&self) -> Message {
+    fn next(&self) -> Queued {
         let mut state = self.lock();
         loop {
             let now = Instant::now();

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 /// Where in the source a message comes from.
-pub(crate) type Kind = (&'static str, u32);
+pub(crate) type CallSite = (&'static str, u32);
 
 /// How long after a message the next one of its kind may come.
 const BETWEEN: Duration = Duration::from_secs(1);
@@ -16,18 +16,18 @@ const BYTES_MAX: usize = 2048;
 
 /// What was said of each kind that was said at all.
 #[derive(Debug, Default)]
-pub(crate) struct Repeats(HashMap<Kind, Recent>);
+pub(crate) struct Repeats(HashMap<CallSite, Recent>);
 
 #[derive(Debug)]
 struct Recent {
     /// When the next one may come.
     after: Instant,
-    held: Option<Held>,
+    held: Option<HeldBack>,
 }
 
 /// What came too early.
 #[derive(Debug)]
-struct Held {
+struct HeldBack {
     newest: String,
     /// The newest among them.
     count: u64,
@@ -36,15 +36,15 @@ struct Held {
 impl Repeats {
     /// `text`, if it may be said now; else it is held back until [`Repeats::due`], or until a newer
     /// one takes its place.
-    pub(crate) fn admit(&mut self, kind: Kind, text: String, now: Instant) -> Option<String> {
+    pub(crate) fn admit(&mut self, kind: CallSite, text: String, now: Instant) -> Option<String> {
         let text = cut(text);
         let recent = self.0.entry(kind).or_insert(Recent { after: now, held: None });
         if let Some(held) = &mut recent.held {
-            *held = Held { newest: text, count: held.count.saturating_add(1) };
+            *held = HeldBack { newest: text, count: held.count.saturating_add(1) };
             return None;
         }
         if now < recent.after {
-            recent.held = Some(Held { newest: text, count: 1 });
+            recent.held = Some(HeldBack { newest: text, count: 1 });
             return None;
         }
         recent.after = now + BETWEEN;
@@ -65,7 +65,7 @@ impl Repeats {
     /// All that was held back.
     pub(crate) fn release(&mut self) -> Vec<String> {
         let all = self.0.values_mut();
-        all.filter_map(|recent| recent.held.take()).map(Held::text).collect()
+        all.filter_map(|recent| recent.held.take()).map(HeldBack::text).collect()
     }
 
     /// When something that was held back may be said.
@@ -75,7 +75,7 @@ impl Repeats {
     }
 }
 
-impl Held {
+impl HeldBack {
     fn text(self) -> String {
         match self.count {
             0 | 1 => self.newest,
@@ -96,8 +96,8 @@ fn cut(mut text: String) -> String {
 mod tests {
     use super::*;
 
-    const ONE: Kind = ("a.rs", 1);
-    const OTHER: Kind = ("a.rs", 2);
+    const ONE: CallSite = ("a.rs", 1);
+    const OTHER: CallSite = ("a.rs", 2);
 
     /// The first comes at once; of those in the second after it the newest comes, with their number;
     /// and so on. Another kind is not kept waiting.

@@ -7,9 +7,9 @@ use thiserror::Error;
 
 use super::arrivals::BadArrival;
 use super::intake::IntakeError;
-use crate::encryption::{Malformed as MalformedStatus, NotMigratable};
+use crate::encryption::{MalformedStatus, NotMigratable};
 use crate::machine::compatibility::Incompatible;
-use crate::machine::{MachineError, ReceiveError as MachineReceiveError, Undecodable};
+use crate::machine::{ArrivalError, MachineError, Undecodable};
 use crate::migration::net::LinkError;
 use crate::migration::wire::{CertificatesError, Transfer};
 use crate::sev::certificate::BadCertificate;
@@ -92,7 +92,7 @@ pub enum DestinationError {
     Receive(#[from] ReceiveError),
     /// The machine.
     #[error(transparent)]
-    Finish(#[from] MachineReceiveError),
+    Finish(#[from] ArrivalError),
 }
 
 impl DestinationError {

@@ -11,7 +11,6 @@ use log::{debug, info, warn};
 use super::recall::UNPROVEN;
 use super::received::Prepared;
 use crate::machine::RunningMachine;
-use crate::migration::chain_of;
 use crate::migration::handover::journal::{Journal, JournalError, forget};
 use crate::migration::handover::{
     Destination, DestinationInput, DestinationOutput, DestinationState, advance, carry_out,
@@ -19,6 +18,7 @@ use crate::migration::handover::{
 use crate::migration::net::{Caller, Due, Line, Link, Listener, Lobby};
 use crate::migration::watch::{Sight, Watch, Wish};
 use crate::migration::wire::{Message, Say, VmId, Word};
+use crate::text::chain_of;
 use crate::vcpu::{Stop, VcpuError};
 
 /// How often waiting looks up.

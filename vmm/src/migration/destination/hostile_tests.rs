@@ -20,20 +20,19 @@ use super::joining::accept_connections;
 use super::placer::PageTarget;
 use crate::encryption::{MapGpaRange, Overflow, PageStatus, Status};
 use crate::migration::account::Tally;
-use crate::migration::chain_of;
 use crate::migration::net::{Endpoint, Link, Listener, Stream};
 use crate::migration::source::sender::{PageSender, Round};
 use crate::migration::wire::{
     Closing, FRAME_HEADER_LEN, Kind, Message, Offer, PageKind, PagesHeader, PayloadDigest, Secret,
     Transfer, VmId,
 };
-use crate::page::{Frame, FrameSet, PAGE_SIZE, PageRange};
+use crate::page::{Frame, FrameSet, PAGE_LEN, PAGE_SIZE, PageRange};
 use crate::sev::Policy;
 use crate::sev::receive::Receiving;
 use crate::sev::software::fixture::{Fixture, RAM_LEN};
+use crate::text::chain_of;
 
 const PAGES: u64 = RAM_LEN / PAGE_SIZE;
-const PAGE_LEN: usize = 4096;
 const SESSION: u64 = 0x1234_5678_9abc_def0;
 const SECRET: Secret = Secret([0x42; 16]);
 const STATE: &[u8] = b"the state of a machine";
@@ -120,7 +119,7 @@ impl Golden {
     /// What the destination makes of these streams: the machine's state, or why not.
     fn receive(
         &self,
-        listener: &Host,
+        listener: &ListeningHost,
         streams: &[Vec<u8>; 3],
         patience: Duration,
     ) -> Result<Vec<u8>, String> {
@@ -130,7 +129,7 @@ impl Golden {
     /// The same; the second page connection goes on with `after`, on a thread of its own.
     fn receive_and(
         &self,
-        listener: &Host,
+        listener: &ListeningHost,
         streams: &[Vec<u8>; 3],
         patience: Duration,
         after: impl FnOnce(UnixStream) + Send,
@@ -215,12 +214,12 @@ fn say_after_two_rounds(mut stream: UnixStream, bytes: &[u8]) {
 }
 
 /// Where a destination listens.
-struct Host {
+struct ListeningHost {
     path: PathBuf,
     socket: Listener,
 }
 
-impl Host {
+impl ListeningHost {
     fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -234,7 +233,7 @@ impl Host {
 /// cut after any byte of any connection, it never is.
 #[test]
 fn every_truncation_is_refused() {
-    let (golden, host) = (Golden::record(), Host::new());
+    let (golden, host) = (Golden::record(), ListeningHost::new());
     for connection in 0..3 {
         for len in 0..golden.streams[connection].len() {
             let mut streams = golden.streams.clone();
@@ -255,7 +254,7 @@ fn every_truncation_is_refused() {
 /// fast enough for every deadline, holds nobody.
 #[test]
 fn pages_after_the_state_hold_nobody() {
-    let (golden, host) = (Golden::record(), Host::new());
+    let (golden, host) = (Golden::record(), ListeningHost::new());
     let begun = Instant::now();
     let drip = |mut stream: UnixStream| {
         let frame = |sequence: u64| {
@@ -326,9 +325,9 @@ fn some_damage() -> impl Strategy<Value = Damage> {
     ]
 }
 
-fn shared_golden() -> &'static (Golden, Host) {
-    static GOLDEN: OnceLock<(Golden, Host)> = OnceLock::new();
-    GOLDEN.get_or_init(|| (Golden::record(), Host::new()))
+fn shared_golden() -> &'static (Golden, ListeningHost) {
+    static GOLDEN: OnceLock<(Golden, ListeningHost)> = OnceLock::new();
+    GOLDEN.get_or_init(|| (Golden::record(), ListeningHost::new()))
 }
 
 proptest! {

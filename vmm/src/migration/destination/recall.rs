@@ -3,7 +3,7 @@
 use std::io::Error as IoError;
 
 use super::error::DestinationError;
-use super::host::Host;
+use super::receive_config::ReceiveConfig;
 use super::received::Received;
 use crate::migration::handover::journal::{Journal, JournalError, forget};
 use crate::migration::handover::{
@@ -20,7 +20,7 @@ pub(crate) const UNPROVEN: &str = "that word on a guest has no proof that counts
 pub(crate) fn recall(
     mut link: Link,
     word: &Word,
-    host: &mut Host<'_>,
+    host: &mut ReceiveConfig<'_>,
 ) -> Result<Received, DestinationError> {
     let transfer = word.transfer;
     let mut journal = (host.journal)(transfer.vm).map_err(DestinationError::Journal)?;
@@ -60,7 +60,7 @@ fn remembered(journal: &Journal, word: &Word) -> Option<(Destination, Destinatio
 /// could own here must not come.
 pub(crate) fn admit(
     offer: &Offer,
-    host: &mut Host<'_>,
+    host: &mut ReceiveConfig<'_>,
 ) -> Result<(Journal, Secret), DestinationError> {
     let transfer = offer.transfer;
     let mut journal = (host.journal)(transfer.vm).map_err(DestinationError::Journal)?;
@@ -109,7 +109,7 @@ mod tests {
             |vm| Journal::open(directory.as_path(), vm, Side::Destination).map_err(IoError::other);
         let output = &SerialOutput::nowhere();
         let silence = SILENCE;
-        let mut host = Host { platform: None, output, journal: &mut journal, silence };
+        let mut host = ReceiveConfig { platform: None, output, journal: &mut journal, silence };
         let socket = format!("unix:{}", directory.as_path().join("socket").display());
         let endpoint = socket.parse().unwrap();
         let listener = Listener::bind(&endpoint).unwrap();
@@ -194,7 +194,7 @@ mod tests {
         let mut open = |_| Ok(journal(&directory, &[]));
         let output = &SerialOutput::nowhere();
         let silence = SILENCE;
-        let mut host = Host { platform: None, output, journal: &mut open, silence };
+        let mut host = ReceiveConfig { platform: None, output, journal: &mut open, silence };
         let mut offer = Offer {
             transfer: TRANSFER,
             session: 1,

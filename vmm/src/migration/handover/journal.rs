@@ -25,8 +25,8 @@ use thiserror::Error;
 use twox_hash::XxHash3_64;
 
 use super::step::Step;
-use crate::migration::chain_of;
 use crate::migration::wire::{Secret, Transfer, VmId};
+use crate::text::chain_of;
 
 /// Bytes of the longest journal that is read. A handover adds less than 1,200.
 const JOURNAL_BYTES_MAX: u64 = 1 << 20;

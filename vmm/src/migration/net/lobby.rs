@@ -17,8 +17,8 @@ use super::link::Link;
 use super::patience::{Overdue, in_all};
 use super::reading::Reading;
 use super::stream::{Listener, Stream, wait_for_any};
-use crate::migration::chain_of;
 use crate::migration::wire::{CONNECTIONS_MAX, Message, Reason};
+use crate::text::chain_of;
 
 /// Connections at a time; beyond, the oldest is closed. A migration's own come all at once.
 const ROOM: usize = 2 * CONNECTIONS_MAX as usize;

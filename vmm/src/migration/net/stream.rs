@@ -15,7 +15,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 use super::endpoint::Endpoint;
 use super::not_taken::not_taken;
 use super::patience::{Overdue, Wait};
-use crate::migration::socket_file::{NoSocket, SocketFile};
+use crate::socket_file::{NoSocket, SocketFile};
 
 /// How long each address of a name is tried at least.
 const CONNECT_MIN: Duration = Duration::from_millis(100);

@@ -10,21 +10,21 @@ use crate::devices::SerialOutput;
 use crate::machine::compatibility::{HostOffer, MachineOffer, compare};
 use crate::machine::{MachineError, ReceivingMachine, certificates_of, pinning};
 use crate::migration::account::Account;
-use crate::migration::chain_of;
-use crate::migration::destination::Host;
+use crate::migration::destination::ReceiveConfig;
 use crate::migration::handover::journal::Side;
 use crate::migration::net::{Link, Words};
 use crate::migration::watch::{Watch, cancelled};
 use crate::migration::wire::{
     Assessment, OBJECTIONS_MAX, Objection, Offer, PlatformBytes, to_wire,
 };
+use crate::text::chain_of;
 
 /// Everything that speaks against the guest of `offer`; nothing is left of it afterwards.
 ///
 /// `link` hears how far that is, and `watch` may cancel it.
 pub(crate) fn assess(
     offer: &Offer,
-    host: &mut Host<'_>,
+    host: &mut ReceiveConfig<'_>,
     link: &mut Link,
     watch: &mut dyn Watch,
 ) -> Assessment {
@@ -59,7 +59,7 @@ pub(crate) fn assess(
 }
 
 /// What a real offer is refused for first, one by one.
-fn differences(description: &MachineOffer, host: &Host<'_>) -> Vec<Objection> {
+fn differences(description: &MachineOffer, host: &ReceiveConfig<'_>) -> Vec<Objection> {
     let here = match HostOffer::read(host.platform) {
         Ok(here) => here,
         Err(cause) => return vec![Objection::new("KVM", &chain_of(&cause))],
@@ -72,9 +72,9 @@ fn differences(description: &MachineOffer, host: &Host<'_>) -> Vec<Objection> {
 /// The certificates that the source has to look at; of the machine itself, if it can be made.
 fn make(
     description: &MachineOffer,
-    host: &Host<'_>,
+    host: &ReceiveConfig<'_>,
     can_be_made: bool,
-    watch: &mut pinning::Watch<'_>,
+    watch: &mut pinning::PinCallback<'_>,
 ) -> Result<Option<PlatformBytes>, MachineError> {
     if can_be_made {
         let machine =

@@ -15,7 +15,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::machine::compatibility::MachineOffer;
 use crate::machine::{MachineError, Prospect, RunningMachine, certificates_of};
-use crate::migration::chain_of;
 pub use crate::migration::handover::journal::Side;
 use crate::migration::net::{Due, Heard, Link, LinkError};
 use crate::migration::source::{Options, SourceError};
@@ -23,6 +22,7 @@ use crate::migration::source::{connect, described};
 use crate::migration::wire::{Assessment, Message, Objection, Reason, from_wire};
 use crate::sev::Policy;
 use crate::sev::target::{PlatformCertificates, RefusedTarget, refusals, refusals_anywhere};
+use crate::text::chain_of;
 
 /// One reason why the guest would not be moved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

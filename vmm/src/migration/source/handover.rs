@@ -11,7 +11,6 @@ use super::attempt::{Attempt, Peer};
 use super::error::SourceError;
 use super::stay::{Ended, Stay, stayed};
 use crate::machine::RunningMachine;
-use crate::migration::chain_of;
 use crate::migration::handover::journal::{Journal, forget};
 use crate::migration::handover::{
     Refusal, Resolution, Source, SourceInput, SourceOutput, SourceState, advance,
@@ -20,6 +19,7 @@ use crate::migration::net::{Dialling, Due, Link, LinkError};
 use crate::migration::progress::{Outcome, Phase};
 use crate::migration::watch::{Sight, Wish};
 use crate::migration::wire::{Abandoned, Message, NotRunning, Reason, Say, Secret, Word};
+use crate::text::chain_of;
 use crate::vcpu::{Stop, VcpuError};
 
 /// How often a commit that is not answered is said again, and a connection tried.

@@ -16,15 +16,11 @@ use crate::migration::wire::{
     Malformed, Message, PACKET_HEADER_LEN, PAGES_MAX, PageKind, PagesHeader, Payload,
     PayloadDigest, RoundDigest, RoundEnd, Secret, encode_numbers,
 };
-use crate::page::{Frame, FrameSet, PAGE_SIZE, PageRange, RamLayout};
+use crate::page::{Frame, FrameSet, PAGE_LEN, PageRange, RamLayout};
 use crate::sev::send::{SendError, Sending};
 
 /// Frames that a sender takes at a time: 2 MiB, enough that taking costs nothing.
 const WINDOW_FRAMES: u64 = 512;
-
-/// Bytes of a page.
-const PAGE_LEN: usize = 4096;
-const _: () = assert!(PAGE_LEN as u64 == PAGE_SIZE);
 
 /// One round, as all its senders share it.
 #[derive(Debug)]

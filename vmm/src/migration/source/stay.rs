@@ -8,12 +8,12 @@ use super::attempt::{Attempt, Peer};
 use super::error::SourceError;
 use super::rounds::Rounds;
 use crate::machine::{PausedMachine, RunningMachine};
-use crate::migration::chain_of;
 use crate::migration::net::Link;
 use crate::migration::progress::{Outcome, Summary};
 use crate::migration::wire::{Abandoned, Message, Reason, Say, Secret, Word};
 use crate::sev::launch::Launched;
 use crate::sev::send::Sending;
+use crate::text::chain_of;
 use crate::vcpu::{Stop, VcpuError};
 
 /// How an attempt ended.

@@ -11,12 +11,12 @@ use super::rounds::Rounds;
 use super::sender::{PageSender, SenderError};
 use super::stay::{GivenUp, Kept, Stay};
 use crate::machine::{PausedMachine, RunningMachine, Unpaused};
-use crate::migration::chain_of;
 use crate::migration::convergence::Decision;
 use crate::migration::net::{Due, Link, LinkError};
 use crate::migration::progress::Phase;
 use crate::migration::wire::{Closing, Kind, Message, Say, Word};
 use crate::sev::send::Sending;
+use crate::text::chain_of;
 
 /// How long a destination that has closed a page connection may take to say why.
 const LAST_WORDS: Duration = Duration::from_secs(1);

@@ -12,7 +12,7 @@ use kvm_bindings::kvm_enc_region;
 use thiserror::Error;
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::Status;
+use super::SevStatus;
 use super::abi;
 use super::certificate::Certificate;
 use super::command::{Command, CommandError, Vm, address_of_mut, blob};
@@ -221,7 +221,7 @@ impl SendError {
         else {
             return false;
         };
-        cause.status() == Some(Status::INVALID_COMMAND)
+        cause.status() == Some(SevStatus::INVALID_COMMAND)
     }
 }
 

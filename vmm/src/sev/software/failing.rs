@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use kvm_bindings::{kvm_enc_region, kvm_sev_cmd};
 
 use crate::memory::GuestView;
-use crate::sev::{Errno, Platform, Status};
+use crate::sev::{Errno, Platform, SevStatus};
 
 use super::failure::{Failure, How};
 use super::host::{SoftwareHost, refuse};
@@ -42,9 +42,9 @@ impl FailingPlatform {
         }
         let (issued, at) = (self.issued.fetch_add(1, Ordering::Relaxed) + 1, self.failure.at.get());
         match self.failure.how {
-            How::Once if issued == at => Some(refuse(&mut command.error, Status::HW_PLATFORM)),
+            How::Once if issued == at => Some(refuse(&mut command.error, SevStatus::HW_PLATFORM)),
             How::Unknown if issued >= at => {
-                Some(refuse(&mut command.error, Status::INVALID_COMMAND))
+                Some(refuse(&mut command.error, SevStatus::INVALID_COMMAND))
             }
             How::Dead if issued == at => {
                 self.host.stop_answering();
@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn a_command_fails_once() {
         let (_fixture, vm) = failing("GUEST_STATUS:2");
-        for expected in [None, Some(Status::HW_PLATFORM), None] {
+        for expected in [None, Some(SevStatus::HW_PLATFORM), None] {
             assert_eq!(status(&vm).err().and_then(|refused| refused.status()), expected);
         }
     }
@@ -116,7 +116,7 @@ mod tests {
         let (_fixture, vm) = failing("SEND_CANCEL:1:unknown");
         for _again in 0..2 {
             let refused = vm.issue_plain(Command::SEND_CANCEL).unwrap_err();
-            assert_eq!(refused.status(), Some(Status::INVALID_COMMAND));
+            assert_eq!(refused.status(), Some(SevStatus::INVALID_COMMAND));
             assert!(refused.to_string().contains("the firmware does not know the command"));
             status(&vm).unwrap();
         }

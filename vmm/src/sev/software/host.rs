@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::sev::{Errno, Status};
+use crate::sev::{Errno, SevStatus};
 
 use super::firmware::Firmware;
 use super::identity::Identity;
@@ -62,7 +62,7 @@ impl SoftwareHost {
         &self,
         sev_fd: i32,
         error: &mut u32,
-        command: impl FnOnce(&mut Firmware) -> Result<R, Status>,
+        command: impl FnOnce(&mut Firmware) -> Result<R, SevStatus>,
     ) -> Result<R, Errno> {
         self.mailbox.wait();
         let mut state = self.lock();
@@ -81,7 +81,7 @@ impl SoftwareHost {
 }
 
 /// Reports the firmware's refusal.
-pub(super) fn refuse(error: &mut u32, status: Status) -> Errno {
+pub(super) fn refuse(error: &mut u32, status: SevStatus) -> Errno {
     *error = status.0;
     Errno::EIO
 }

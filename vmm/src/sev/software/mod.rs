@@ -43,8 +43,8 @@ mod host;
 mod identity;
 mod mailbox;
 mod model;
+mod page_cipher;
 mod root;
-mod transfer;
 mod user_memory;
 mod vm;
 
@@ -52,6 +52,6 @@ pub use device::SoftwareDevice;
 pub use failure::{BadFailure, Failure};
 pub use host::SoftwareHost;
 pub use identity::{Identity, IdentityError};
-pub use model::{BadKernel, Kernel, Model};
+pub use model::{BadKernel, KernelVersion, Model};
 pub use root::vendor_chain;
 pub use vm::SoftwarePlatform;

@@ -18,12 +18,12 @@ pub(super) const ASID_MAX: u32 = 509;
 
 /// A kernel's version, as far as KVM's and ccp's answers depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Kernel {
+pub struct KernelVersion {
     major: u16,
     minor: u16,
 }
 
-impl Kernel {
+impl KernelVersion {
     /// The first with `KVM_SEV_SEND_CANCEL` and page-status exits; older ones have no guests of ours.
     const OLDEST: Self = Self::new(5, 14);
 
@@ -50,7 +50,7 @@ impl Kernel {
     }
 }
 
-impl FromStr for Kernel {
+impl FromStr for KernelVersion {
     type Err = BadKernel;
 
     fn from_str(text: &str) -> Result<Self, BadKernel> {
@@ -64,7 +64,7 @@ impl FromStr for Kernel {
     }
 }
 
-impl Display for Kernel {
+impl Display for KernelVersion {
     fn fmt(&self, f: &mut Formatter<'_>) -> FmtResult {
         write!(f, "{}.{}", self.major, self.minor)
     }
@@ -79,7 +79,7 @@ pub struct BadKernel;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Model {
     /// Whose answers are given.
-    pub kernel: Kernel,
+    pub kernel: KernelVersion,
     /// The firmware that says so of itself.
     pub firmware: FirmwareVersion,
     /// How many guests without SEV-ES can have an ASID at once.
@@ -101,7 +101,7 @@ pub struct Model {
 impl Default for Model {
     fn default() -> Self {
         Self {
-            kernel: Kernel::NEWEST,
+            kernel: KernelVersion::NEWEST,
             firmware: VERSION,
             asids: ASID_MAX,
             lock_limit: None,
@@ -132,12 +132,12 @@ mod tests {
     /// Kernels are two numbers, compared as such, and none older than what guests need.
     #[test]
     fn kernels_are_two_numbers() {
-        let kernel: Kernel = "6.10".parse().unwrap();
+        let kernel: KernelVersion = "6.10".parse().unwrap();
         assert!(kernel > "6.9".parse().unwrap() && kernel.to_string() == "6.10");
         assert!(kernel.has_newer_errors() && !kernel.shuts_down_again());
-        assert!(!Kernel::OLDEST.has_newer_errors());
+        assert!(!KernelVersion::OLDEST.has_newer_errors());
         for bad in ["", "6", "6.", ".1", "6.+1", "5.13", "4.20", "6.1.0", "6.1-rc1", "70000.1"] {
-            assert_eq!(bad.parse::<Kernel>(), Err(BadKernel), "{bad}");
+            assert_eq!(bad.parse::<KernelVersion>(), Err(BadKernel), "{bad}");
         }
     }
 }

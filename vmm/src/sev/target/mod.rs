@@ -110,7 +110,7 @@ pub fn refusals(
     policy: Policy,
     own: &PlatformCertificates,
 ) -> Vec<RefusedTarget> {
-    let source = Source { root: own.vendor.root(), oca: &own.chain.oca };
+    let source = SendingPlatform { root: own.vendor.root(), oca: &own.chain.oca };
     let mut refusals = firmware_refusals(target, policy, &source);
     refusals.extend(unattested(policy));
     refusals
@@ -131,7 +131,7 @@ fn unattested(policy: Policy) -> Option<RefusedTarget> {
 }
 
 /// The platform that sends: what its targets must have in common with it.
-pub(crate) struct Source<'a> {
+pub(crate) struct SendingPlatform<'a> {
     /// `None` if its own vendor is unknown.
     pub(crate) root: Option<Root>,
     pub(crate) oca: &'a Certificate,
@@ -144,7 +144,7 @@ pub(crate) struct Source<'a> {
 pub(crate) fn check_target(
     target: &PlatformCertificates,
     policy: Policy,
-    source: &Source<'_>,
+    source: &SendingPlatform<'_>,
 ) -> Result<(), RefusedTarget> {
     firmware_refusals(target, policy, source).into_iter().next().map_or(Ok(()), Err)
 }
@@ -153,7 +153,7 @@ pub(crate) fn check_target(
 fn firmware_refusals(
     target: &PlatformCertificates,
     policy: Policy,
-    source: &Source<'_>,
+    source: &SendingPlatform<'_>,
 ) -> Vec<RefusedTarget> {
     let PlatformCertificates { pdh, chain: Chain { pek, oca, cek }, vendor } = target;
     let (chip, owner) = (policy.has(Policy::SEV), policy.has(Policy::DOMAIN));

@@ -37,13 +37,13 @@ const LOCK_TRIES: u32 = 100;
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
-    identity: Option<Identity>,
+    identity: Option<FileId>,
     /// Dropped last.
     _lock: Lock,
 }
 
 /// Device and inode.
-type Identity = (u64, u64);
+type FileId = (u64, u64);
 
 impl SocketFile {
     /// Listens at `path`, for nobody but this user and root. A socket that nobody serves any more is
@@ -80,7 +80,7 @@ struct Lock {
     path: PathBuf,
     /// Holds the lock; closed after the file is removed.
     _file: File,
-    identity: Identity,
+    identity: FileId,
 }
 
 impl Lock {
@@ -157,7 +157,7 @@ fn new_socket(flags: SocketFlags) -> Result<OwnedFd, IoError> {
     Ok(socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?)
 }
 
-fn remove_if_it_is(path: &Path, ours: Option<Identity>) {
+fn remove_if_it_is(path: &Path, ours: Option<FileId>) {
     if ours.is_some()
         && identity(path) == ours
         && let Err(cause) = remove_file(path)
@@ -166,11 +166,11 @@ fn remove_if_it_is(path: &Path, ours: Option<Identity>) {
     }
 }
 
-fn identity(path: &Path) -> Option<Identity> {
+fn identity(path: &Path) -> Option<FileId> {
     symlink_metadata(path).ok().as_ref().map(identity_of)
 }
 
-fn identity_of(found: &Metadata) -> Identity {
+fn identity_of(found: &Metadata) -> FileId {
     (found.dev(), found.ino())
 }
 

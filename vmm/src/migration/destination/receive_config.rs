@@ -9,7 +9,7 @@ use crate::migration::handover::journal::Journal;
 use crate::migration::wire::VmId;
 
 /// What this host receives guests with.
-pub struct Host<'a> {
+pub struct ReceiveConfig<'a> {
     /// Receives SEV guests; `None` takes plain VMs only.
     pub platform: Option<&'a PlatformKind>,
     /// Where a guest's serial port writes to: open already, so that no guest comes in vain.
@@ -20,8 +20,8 @@ pub struct Host<'a> {
     pub silence: Duration,
 }
 
-impl std::fmt::Debug for Host<'_> {
+impl std::fmt::Debug for ReceiveConfig<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Host").field("platform", &self.platform).finish_non_exhaustive()
+        f.debug_struct("ReceiveConfig").field("platform", &self.platform).finish_non_exhaustive()
     }
 }
