@@ -16,7 +16,7 @@ use super::hardware::{
 };
 
 /// C expressions with the values that they must have.
-type Expected = Vec<(String, u64)>;
+type AbiNumbers = Vec<(String, u64)>;
 
 fn number(value: impl TryInto<u64>) -> u64 {
     value.try_into().ok().unwrap()
@@ -33,8 +33,8 @@ macro_rules! layout {
     };
 }
 
-fn structures() -> Expected {
-    let mut all = Expected::new();
+fn structures() -> AbiNumbers {
+    let mut all = AbiNumbers::new();
     layout!(all: kvm_sev_cmd = "kvm_sev_cmd" { id = "id", data = "data", error = "error", sev_fd = "sev_fd" });
     layout!(all: kvm_enc_region = "kvm_enc_region" { addr = "addr", size = "size" });
     layout!(all: LaunchStart = "kvm_sev_launch_start" {
@@ -83,7 +83,7 @@ fn structures() -> Expected {
     all
 }
 
-fn numbers() -> Expected {
+fn numbers() -> AbiNumbers {
     let mut all = vec![
         ("KVM_MEMORY_ENCRYPT_OP", number(KVM_MEMORY_ENCRYPT_OP)),
         ("KVM_MEMORY_ENCRYPT_REG_REGION", number(KVM_MEMORY_ENCRYPT_REG_REGION)),
@@ -105,7 +105,7 @@ fn numbers() -> Expected {
 }
 
 /// What the compiler says that each expression is.
-fn by_the_headers(expressions: &Expected) -> BTreeMap<String, u64> {
+fn by_the_headers(expressions: &AbiNumbers) -> BTreeMap<String, u64> {
     let directory = TempDir::new().unwrap();
     let (source, program) = (directory.as_path().join("abi.c"), directory.as_path().join("abi"));
     let mut text =
