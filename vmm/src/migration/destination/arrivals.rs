@@ -12,13 +12,13 @@ use crate::page::{Frame, PageRange, RamLayout};
 /// Frames in a word of the round's bitmap.
 const WORD: usize = 64;
 
-/// What arrived for every frame of RAM, last and in this round: three bits per page, by its place
-/// among the frames of RAM. Memory that no frame was marked in is not used.
+/// For every page of RAM, whether it arrived, as what it arrived last, and whether it arrived in this round: three
+/// bits per page. The host has no memory for parts in which no page was marked.
 #[derive(Debug)]
 pub(crate) struct Arrivals {
     layout: RamLayout,
     arrived: Vec<AtomicU64>,
-    /// Last as private.
+    /// It last arrived as private.
     private: Vec<AtomicU64>,
     this_round: Vec<AtomicU64>,
 }
@@ -31,8 +31,7 @@ impl Arrivals {
         Some(Self { layout, arrived: bitmap()?, private: bitmap()?, this_round: bitmap()? })
     }
 
-    /// A page arrives; its place must be marked before it is written. True if it is the first that
-    /// arrives there.
+    /// Marks a page that arrives. This must come before the page is written. True if no page arrived there before.
     pub(crate) fn mark(&self, frame: Frame, kind: PageKind) -> Result<bool, BadArrival> {
         let index = self.index(frame).ok_or(BadArrival::NotRam { frame })?;
         let words = (self.this_round.get(index / WORD), self.private.get(index / WORD));
@@ -53,15 +52,15 @@ impl Arrivals {
         Ok(arrived.fetch_or(bit, Ordering::Relaxed) & bit == 0)
     }
 
-    /// The next round begins; no connection may be placing pages.
+    /// The next round begins. No connection may place pages meanwhile.
     pub(crate) fn end_round(&self) {
         for word in &self.this_round {
             word.store(0, Ordering::Relaxed);
         }
     }
 
-    /// Whether every page of RAM has arrived, last as what `status` says it is. Without SEV
-    /// (`None`) all are shared.
+    /// Checks that every page of RAM has arrived, and last as what `status` says it is. Without SEV (`None`) all
+    /// pages are shared.
     pub(crate) fn check(&self, status: Option<&PageStatus>) -> Result<(), BadArrival> {
         let mut shared_until = Frame(0);
         let regions: &mut dyn Iterator<Item = PageRange> = match status {
@@ -97,7 +96,7 @@ fn is_set(bitmap: &[AtomicU64], index: usize) -> bool {
     word & 1 << (index % WORD) != 0
 }
 
-/// A page that must not have come, or has not.
+/// A page that must not have arrived, or that is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum BadArrival {
     /// Outside guest RAM.
@@ -118,12 +117,12 @@ pub enum BadArrival {
         /// The frame.
         frame: Frame,
     },
-    /// Last as something else than the region list says.
+    /// It last arrived as private and the region list says shared, or the other way round.
     #[error("the source sent frame {frame} as {arrived}, but its region list says {wanted}")]
     Contradiction {
         /// The frame.
         frame: Frame,
-        /// As what it came last.
+        /// As what it arrived last.
         arrived: Status,
         /// What the region list says.
         wanted: Status,

@@ -1,4 +1,4 @@
-//! What a destination's journal tells of guests that were here, and of whether one may come.
+//! What a destination's journal says about guests that were here, and whether an offered guest may come.
 
 use std::io::Error as IoError;
 
@@ -12,11 +12,11 @@ use crate::migration::handover::{
 use crate::migration::net::{Caller, Line, Link, LinkError};
 use crate::migration::wire::{Offer, Secret, Word};
 
-/// What is said to somebody whose word on a guest does not count.
+/// The answer to a peer whose word on a guest does not count.
 pub(crate) const UNPROVEN: &str = "that word on a guest has no proof that counts here";
 
-/// This process has no such guest (any more): only the journal is left to tell the source what became
-/// of it here.
+/// Answers a word about a guest that this process does not have, or not any more: only the journal can tell the
+/// source what became of it.
 pub(crate) fn recall(
     mut link: Link,
     word: &Word,
@@ -25,7 +25,7 @@ pub(crate) fn recall(
     let transfer = word.transfer;
     let mut journal = (host.journal)(transfer.vm).map_err(DestinationError::Journal)?;
     let Some((mut half, input)) = remembered(&journal, word) else {
-        // In the same words where the guest is known: they are no answer to anybody's question.
+        // The same words whether the guest is known or not, so that a stranger learns nothing.
         Caller::refuse_on(link, UNPROVEN);
         return Err(DestinationError::Unproven { transfer });
     };
@@ -49,15 +49,15 @@ pub(crate) fn recall(
     })
 }
 
-/// The destination that the journal tells of, and what the word means to it.
+/// The destination's state as the journal has it, and the input that the word is.
 fn remembered(journal: &Journal, word: &Word) -> Option<(Destination, DestinationInput)> {
     let last = journal.last(word.transfer)?;
     let side = Destination::recovered(last.transfer, last.secret, last.step)?;
     side.hear(word).map(|input| (side, input))
 }
 
-/// The journal of a guest that is offered, with the secret of this transfer in it: a guest that nobody
-/// could own here must not come.
+/// Writes the secret of this transfer into the journal of an offered guest. Without a journal this host could not
+/// become the owner, so the guest is refused.
 pub(crate) fn admit(
     offer: &Offer,
     host: &mut ReceiveConfig<'_>,
@@ -69,7 +69,7 @@ pub(crate) fn admit(
             forget(&mut journal, word.transfer);
         }
     }
-    // Else a stranger's secret would take the place of the source's.
+    // Otherwise a stranger's secret would replace the source's.
     if journal.last(transfer).is_some() {
         return Err(DestinationError::Again { transfer });
     }

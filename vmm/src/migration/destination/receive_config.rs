@@ -1,4 +1,4 @@
-//! What a host receives guests with.
+//! How a host receives guests: its platform, the serial output, the journals, and its patience.
 
 use std::io::Error as IoError;
 use std::time::Duration;
@@ -8,11 +8,11 @@ use crate::machine::config::PlatformKind;
 use crate::migration::handover::journal::Journal;
 use crate::migration::wire::VmId;
 
-/// What this host receives guests with.
+/// How this host receives guests.
 pub struct ReceiveConfig<'a> {
-    /// Receives SEV guests; `None` takes plain VMs only.
+    /// The platform for SEV guests; with `None` it takes plain VMs only.
     pub platform: Option<&'a PlatformKind>,
-    /// Where a guest's serial port writes to: open already, so that no guest comes in vain.
+    /// Where a guest's serial port writes to. It is open before a guest comes.
     pub output: &'a SerialOutput,
     /// Opens a guest's journal.
     pub journal: &'a mut dyn FnMut(VmId) -> Result<Journal, IoError>,
