@@ -92,7 +92,7 @@ fn perform(task: Task) -> ExitStatus {
     }
 }
 
-/// Prints an error and its causes, each of which adds what the one before does not say.
+/// Prints an error and its causes. Each cause adds what the error before it does not say.
 fn failed(error: &dyn Error, exit: ExitStatus) -> ExitStatus {
     eprintln!("sevferry: error: {error}");
     let mut cause = error.source();

@@ -49,7 +49,7 @@ pub enum Request {
     Status,
     /// The launch, and the status of every page.
     Report,
-    /// Hold what the guest has reported against its own page tables, where its policy allows that.
+    /// Compare what the guest has reported with its own page tables, if its policy allows that.
     Audit,
     /// Give the guest, which is measured and does not run yet, a secret of its owner.
     InjectSecret(InjectRequest),
@@ -57,7 +57,7 @@ pub enum Request {
     Continue,
     /// Move the guest to another host.
     Migrate(MigrateRequest),
-    /// Would this migration be refused? The guest runs meanwhile, and nothing is moved.
+    /// Ask whether this migration would be refused. The guest runs meanwhile, and nothing is moved.
     Check(MigrateRequest),
     /// Give up the migration that is under way, and answer when the guest runs as before.
     Cancel,
@@ -84,7 +84,7 @@ impl InjectRequest {
     /// For the machine.
     ///
     /// # Errors
-    /// [`BadHeader`] if it is none.
+    /// [`BadHeader`] if it is not a header.
     pub fn packet(&self) -> Result<SealedSecret, BadHeader> {
         let Base64(bytes) = &self.packet_header;
         let header =
@@ -93,7 +93,7 @@ impl InjectRequest {
     }
 }
 
-/// Not the header of a packet: its bytes.
+/// Not the header of a packet. The number is its length in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("a secret's packet header has {HEADER_LEN} bytes, not {0}")]
 pub struct BadHeader(pub usize);
@@ -123,19 +123,19 @@ impl From<Base64> for String {
     }
 }
 
-/// Where to move the guest, and within which bounds.
+/// Where to move the guest, and within which limits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MigrateRequest {
     /// Where `sevferry receive` listens.
     pub to: Endpoint,
-    /// Milliseconds for which the guest may stand still.
+    /// Milliseconds for which the guest may be paused.
     #[serde(default = "MigrateRequest::default_downtime_ms")]
     pub downtime_ms: NonZeroU32,
     /// Seconds after which [`TimeoutStrategy`] decides.
     #[serde(default = "MigrateRequest::default_timeout_s")]
     pub timeout_s: NonZeroU32,
-    /// What happens then.
+    /// What to do after that time.
     #[serde(default)]
     pub timeout_strategy: TimeoutStrategy,
     /// How many connections carry pages.
@@ -147,7 +147,7 @@ pub struct MigrateRequest {
     /// Slow the guest down if it writes faster than its pages can be sent.
     #[serde(default = "MigrateRequest::default_throttle")]
     pub throttle: bool,
-    /// Migrate also a guest whose policy lets the firmware send it to any destination.
+    /// Also migrate a guest whose policy lets the firmware send it to any destination.
     #[serde(default)]
     pub allow_unchecked: bool,
 }
@@ -203,7 +203,7 @@ impl Connections {
     /// The most.
     pub const MAX: u8 = 128;
 
-    /// Unless told otherwise, at most so many: more processors than these outrun most links.
+    /// The most by default: more processors than these are faster than most links.
     const DEFAULT_MAX: u8 = 8;
 
     /// The number.
@@ -237,7 +237,7 @@ impl From<Connections> for u64 {
     }
 }
 
-/// Not a number of connections.
+/// Too many connections, or none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("{count} connections; a migration has 1 to {}", Connections::MAX)]
 pub struct BadConnections {
@@ -255,7 +255,7 @@ pub enum Response {
     Report(Value),
     /// To [`Request::Audit`].
     Audited(AuditReply),
-    /// It will be done, or has begun.
+    /// It is done or will be done, or it has begun.
     Accepted,
     /// How a migration ended.
     Ended(Box<Summary>),
@@ -338,13 +338,13 @@ pub enum State {
     Paused,
     /// The guest runs.
     Running,
-    /// The guest is being sent to another host; it runs, but for the last moments.
+    /// The guest is being sent to another host. It runs until shortly before the end.
     Migrating,
     /// It waits for a guest from another host.
     Waiting,
     /// A guest is arriving.
     Receiving,
-    /// The other host may or may not run the guest; here it stands still until that is known.
+    /// The other host may or may not run the guest. Here it is paused until that is known.
     InDoubt,
     /// The guest runs on another host; the process is about to end.
     Moved,
@@ -381,7 +381,7 @@ impl From<&PageSummary> for PagesReply {
     }
 }
 
-/// A guest's reports, held against its page tables.
+/// A guest's reports compared with its page tables.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AuditReply {
@@ -419,7 +419,7 @@ impl Request {
     /// As a line, with its line feed.
     ///
     /// # Errors
-    /// [`MalformedLine::Json`], which no request leads to.
+    /// [`MalformedLine::Json`], which does not happen for a request.
     pub fn to_line(&self) -> Result<Vec<u8>, MalformedLine> {
         to_line(&RequestLine { version: VERSION, request: self })
     }
@@ -437,7 +437,7 @@ impl Response {
     /// As a line, with its line feed.
     ///
     /// # Errors
-    /// [`MalformedLine::Json`], which no response leads to.
+    /// [`MalformedLine::Json`], which does not happen for a response.
     pub fn to_line(&self) -> Result<Vec<u8>, MalformedLine> {
         to_line(&ResponseLine { version: VERSION, response: self })
     }
@@ -457,7 +457,7 @@ fn to_line(value: &impl Serialize) -> Result<Vec<u8>, MalformedLine> {
     Ok(line)
 }
 
-/// The version first, so that a newer program is told that it is newer, not which field is new.
+/// Checks the version first, so that a newer program is told that it is newer, and not which field is unknown.
 fn from_line<T: DeserializeOwned>(line: &[u8]) -> Result<T, MalformedLine> {
     let AnyLine { version } = from_slice(line)?;
     if version != VERSION {

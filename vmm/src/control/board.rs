@@ -1,4 +1,4 @@
-//! How things stand, for everyone to read at any moment; the process that has the guest writes it.
+//! The status of the process that has the guest: it writes it, and any thread may read it at any moment.
 
 use std::process::id;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,11 +9,11 @@ use super::api::{LaunchReply, PagesReply, Progress, Request, Response, State, St
 use super::policy::{NOT_NOW, decide};
 use crate::machine::{LaunchRecord, PageWatch};
 
-/// The state, the page status and the progress of a migration; and the wish to cancel it.
+/// The state, the page status, the progress of a migration, and the wish to cancel it.
 #[derive(Debug)]
 pub struct StatusBoard {
     shown: Mutex<Shown>,
-    /// Whenever the state changes.
+    /// Notified whenever the state changes.
     changed: Condvar,
     /// Set only while a migration is under way.
     cancelled: AtomicBool,
@@ -58,7 +58,7 @@ impl StatusBoard {
         self.changed.notify_all();
     }
 
-    /// A migration begins, and nobody has cancelled it yet. The guest's pages are those shown last.
+    /// A migration begins, and is not cancelled yet. The guest's pages are those shown last.
     pub fn show_migration(&self, state: State, progress: Arc<Mutex<Progress>>) {
         let mut shown = self.shown();
         (shown.state, shown.migration) = (state, Some(progress));
@@ -66,7 +66,7 @@ impl StatusBoard {
         self.changed.notify_all();
     }
 
-    /// The process comes to another state. There is a guest to look at only while it migrates.
+    /// The process goes to another state. The page status is kept only while the guest migrates.
     pub fn show(&self, state: State) {
         let mut shown = self.shown();
         shown.state = state;
@@ -91,7 +91,7 @@ impl StatusBoard {
         self.cancelled.load(Ordering::Acquire)
     }
 
-    /// Asks the process to give up the migration that is under way; refused if there is none.
+    /// Asks the process to give up the migration that is under way. Refused if there is none.
     #[must_use]
     pub fn cancel(&self) -> Response {
         let shown = self.shown();
@@ -102,7 +102,7 @@ impl StatusBoard {
         Response::Accepted
     }
 
-    /// Answers a request that needs no process; a cancelled migration may take `patience` to end.
+    /// Answers a request that does not need the process. A cancelled migration may take `patience` to end.
     #[must_use]
     pub fn answer(&self, request: &Request, patience: Duration) -> Response {
         match request {
@@ -157,7 +157,7 @@ impl StatusBoard {
     /// Answers [`Request::Status`].
     #[must_use]
     pub fn status(&self) -> Response {
-        // The watch waits for the guest's hypercalls: not while the board is locked.
+        // The watch waits for the guest's hypercalls, so the board must not be locked meanwhile.
         let (state, launch, pages, migration) = {
             let shown = self.shown();
             let (pages, migration) = (shown.pages.clone(), shown.migration.clone());

@@ -1,4 +1,4 @@
-//! What is done with a request: a pure function of what the process is at, asked when the request is taken up.
+//! Decides what is done with a request: a pure function of the process's state, called when the request is taken up.
 //!
 //! | state | report, continue, secret | audit, migrate, check | cancel | resolve | quit |
 //! |---|---|---|---|---|---|
@@ -24,21 +24,21 @@ pub enum Admission {
     Refuse(&'static str),
 }
 
-/// Said of a request that is for another moment, if nothing better is known.
+/// The reason to refuse a request if there is no better one.
 pub const NOT_NOW: &str = "the guest is busy";
 
 const IN_DOUBT: &str = "the other host may run the guest; `sevferry resolve` decides that first";
 const NOT_YET: &str = "the guest does not run yet; sevferry continue lets it run";
 const MIGRATING: &str = "a migration is under way; `sevferry status` shows how far";
 
-/// Whether a request waits for the process; the server answers the others itself.
+/// Whether a request must wait for the process. The server answers the others itself.
 #[must_use]
 pub fn needs_process(request: &Request) -> bool {
     !matches!(request, Request::Status | Request::Cancel)
 }
 
-/// What is done with `request` in `state`. A process that is busy has something under way that it does
-/// not put aside; while its guest runs, that is a question to another host.
+/// What is done with `request` in `state`. A busy process does something that it does not interrupt for a request. While
+/// its guest runs, that is a question to another host.
 #[must_use]
 pub fn decide(state: State, is_busy: bool, request: &Request) -> Admission {
     use Admission::{Do, FromBoard, Refuse};

@@ -54,7 +54,7 @@ pub enum MachineError {
     /// The vCPUs of a machine that comes from elsewhere.
     #[error("the machine that was offered has {0}")]
     OfferedVcpus(BadVcpuCount),
-    /// Nobody vouches for the SEV platform.
+    /// There are no certificates for the SEV platform.
     #[error(transparent)]
     Endorsement(#[from] EndorsementError),
     /// A vCPU's thread.
@@ -85,7 +85,7 @@ pub enum EncryptedError {
     /// The kernel would refuse to pin it.
     #[error(transparent)]
     LockedMemory(#[from] NotLockable),
-    /// Whoever waited has waited enough.
+    /// It was given up while memory was being pinned.
     #[error("stopped while {} of {} pages of the guest's memory were pinned", .0.pages, .0.of)]
     Stopped(Pinned),
     /// The software platform's keys.

@@ -1,4 +1,4 @@
-//! A machine that is filled from elsewhere instead of being booted.
+//! A machine that is filled with a guest from another host, instead of being booted.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -40,20 +40,20 @@ pub struct ReceivingMachine {
     sev: Option<ReceivingGuest>,
 }
 
-/// An SEV guest to be.
+/// The SEV side of a guest that has not arrived yet.
 #[derive(Debug)]
 struct ReceivingGuest {
     offer: SevOffer,
     platform: PlatformKind,
     device: Box<dyn SevDevice>,
-    /// Until it is taken to be received.
+    /// `None` once it is taken out to receive the guest.
     initialised: Option<Initialised>,
 }
 
 impl ReceivingMachine {
-    /// Makes what `offer` describes, after [`compare`](super::compatibility::compare) has found
-    /// nothing against it. SEV guests are received by `platform`; the serial port writes to
-    /// `output`; `watch` is told how much of an SEV guest's memory is pinned.
+    /// Makes the machine that `offer` describes. [`compare`](super::compatibility::compare) must have found nothing
+    /// against it. `platform` receives SEV guests, the serial port writes to `output`, and `watch` is told how much of
+    /// an SEV guest's memory is pinned.
     ///
     /// # Errors
     /// [`MachineError`] with the step that failed.
@@ -111,7 +111,7 @@ impl ReceivingMachine {
         Arc::clone(&self.serial)
     }
 
-    /// What vouches for the platform that the guest is to be on; `None` for a plain VM.
+    /// The endorsement of the platform that the guest will be on; `None` for a plain VM.
     ///
     /// # Errors
     /// [`EndorsementError`].
@@ -125,9 +125,9 @@ impl ReceivingMachine {
         self.sev.as_mut()?.initialised.take()
     }
 
-    /// Makes it the machine that was paused elsewhere, paused here, its clocks going on: its RAM is
-    /// filled, `pages` is its page status and `guest` what the firmware has received; `state` was
-    /// saved then.
+    /// Makes it the machine that was paused at the other host, paused here, with its clocks going on. Its RAM must be
+    /// filled. `pages` is its page status, `guest` is what the firmware has received, and `state` was saved at the
+    /// moment that `saved` describes.
     ///
     /// # Errors
     /// [`ArrivalError`]; there is no machine then.
@@ -161,7 +161,7 @@ impl ReceivingMachine {
         Ok(PausedMachine::new(vcpus, assembly))
     }
 
-    /// Whether `state` is of a machine like this.
+    /// Checks that `state` is the state of a machine like this one.
     fn check(&self, state: &MachineState) -> Result<(), ArrivalError> {
         let (came, here) = (state.vcpus.len(), self.vcpus.len());
         if came != here {
@@ -197,7 +197,7 @@ impl ReceivingGuest {
     }
 }
 
-/// What came is not the machine that was offered, or could not be put in place.
+/// What arrived is not the machine that was offered, or could not be put in place.
 #[derive(Debug, Error)]
 pub enum ArrivalError {
     /// Not as many vCPUs.
@@ -229,7 +229,7 @@ pub enum ArrivalError {
         /// In the offer.
         offered: u32,
     },
-    /// No policy.
+    /// A policy that is not a valid one.
     #[error("the launch record")]
     Policy(#[from] BadPolicy),
     /// The guest's view of RAM.

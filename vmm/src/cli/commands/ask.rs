@@ -65,7 +65,7 @@ pub(crate) enum AskError {
         /// Why.
         reason: String,
     },
-    /// The guest has not told the truth.
+    /// The guest's reports and its page tables do not agree.
     #[error("the guest's page tables contradict its reports: {contradiction}")]
     Contradicted {
         /// Which pages.

@@ -53,7 +53,7 @@ fn files(certificates: &PlatformCertificates) -> [(&'static str, Vec<u8>); 8] {
 /// Why the files are not there.
 #[derive(Debug, Error)]
 pub(crate) enum CertificateExportError {
-    /// They would be of nobody.
+    /// The platform's keys would end with this process.
     #[error(
         "the keys of sev=software are kept nowhere, and its certificates would end with this process: \
          add identity=DIR, and give it to run and receive too"

@@ -16,7 +16,7 @@ use crate::control::api::State;
 use crate::machine::pinning::Pinned;
 use crate::machine::{Config, EncryptedError, Machine, MachineError};
 
-/// How often it is said how far a guest's memory is.
+/// How often to show how much of a guest's memory is pinned.
 const SAY_EVERY: Duration = Duration::from_secs(2);
 
 /// Boots `config` and stays until the guest or the user ends it, or it has moved away.

@@ -1,5 +1,5 @@
-//! What a guest's process does for `sevferry audit`, and before the guest is sent: what the guest has
-//! reported is held against its page tables, if its policy allows that.
+//! For `sevferry audit`, and before a guest is sent: compares what the guest has reported with its page tables, if its
+//! policy allows that.
 
 use log::warn;
 use thiserror::Error;
@@ -27,7 +27,7 @@ pub(crate) fn audit_guest(
     Ok(())
 }
 
-/// What the guest's page tables have against its reports, if its policy lets them be read.
+/// The contradiction between the guest's page tables and its reports, if there is one and its policy lets them be read.
 ///
 /// # Errors
 /// [`Gone`] if the guest does not run any more.
@@ -48,7 +48,7 @@ pub(crate) fn contradiction(
     }
 }
 
-/// The asker and the process are told that the guest is lost.
+/// Tells the client that the guest is lost, and returns the error for the process.
 pub(crate) fn lost(cause: VcpuError, answer: &Answer) -> ProcessError {
     answer.give(Response::Error { message: chain_of(&cause) });
     ProcessError::Vcpu(cause)
@@ -62,7 +62,7 @@ pub(crate) struct ContradictedReports(String);
 /// A guest does not run any more.
 #[derive(Debug)]
 pub(crate) enum Gone {
-    /// It has ended of its own; the inbox tells how.
+    /// It has ended by itself. The inbox has the event that says how.
     Ended,
     /// It could not go on.
     Lost(VcpuError),

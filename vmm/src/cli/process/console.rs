@@ -1,4 +1,4 @@
-//! The terminal as the guest's serial console: raw mode, and the keys that are ours.
+//! The terminal as the guest's serial console: raw mode, and the key sequences that sevferry handles itself.
 
 use std::io::{Error as IoError, stdin};
 use std::os::fd::AsFd;
@@ -15,8 +15,8 @@ use crate::control::Event;
 use crate::devices::SerialPort;
 use crate::stream::read;
 
-/// How long a guest that takes nothing holds up a user who types on, once all room is used up: our own
-/// keys may be next.
+/// How long to wait for a guest that takes no input once the queue is full. After that, bytes are lost: the next keys
+/// may be sevferry's own.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Ctrl-A, which starts our own key sequences.
@@ -92,10 +92,10 @@ impl Console {
         }
     }
 
-    /// Reads `input` and gives it to the guest, on threads of their own, which end with the process.
+    /// Reads `input` and gives it to the guest, on two threads, which end with the process.
     ///
-    /// With `keys`, Ctrl-A sequences are ours, whatever the guest does; without (a pipe), every byte
-    /// is the guest's, and waits until it is taken.
+    /// With `keys`, Ctrl-A sequences are for sevferry, whatever the guest does. Without (a pipe), every byte is for the
+    /// guest, and waits until the guest takes it.
     pub(crate) fn read_input(
         &self,
         input: impl AsFd + Send + 'static,
@@ -133,9 +133,9 @@ impl Console {
     }
 }
 
-/// Tells the guest's keys from ours.
+/// Separates the keys for the guest from those for sevferry.
 struct KeyReader {
-    /// `None`: all are the guest's.
+    /// `None` if all keys are for the guest.
     keys: Option<Keys>,
     typed: Arc<Typed>,
     events: Sender<Event>,

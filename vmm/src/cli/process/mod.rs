@@ -1,4 +1,4 @@
-//! The process that has a guest, or waits for one: it runs the guest, and does what it is asked to.
+//! The process that has a guest, or waits for one: it runs the guest and serves requests.
 
 mod audit;
 mod console;

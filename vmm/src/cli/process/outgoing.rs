@@ -1,4 +1,4 @@
-//! A guest on its way out: what its process does for `sevferry migrate`.
+//! Sends a guest to another host: what its process does for `sevferry migrate`.
 
 use std::error::Error;
 
@@ -26,11 +26,11 @@ pub(crate) enum Departure {
     Moved,
     /// Still here, running.
     Stayed(Box<RunningMachine>),
-    /// It ended by itself meanwhile; the inbox tells how.
+    /// It ended by itself meanwhile. The inbox has the event that says how.
     Ended,
 }
 
-/// Sends the guest to `request.to`; tells the asker when it has begun and how it ended.
+/// Sends the guest to `request.to`. Tells the client when it has begun and how it ended.
 ///
 /// # Errors
 /// [`ProcessError::Vcpu`] if the guest could not be resumed after a migration that failed.
@@ -96,7 +96,7 @@ pub(crate) fn send_guest(
     Ok(sent)
 }
 
-/// What it means for its migration that the guest has ended of its own; `None` if it has not.
+/// The migration's outcome if the guest has ended by itself; `None` if it has not.
 fn outcome_of_its_end(process: &GuestProcess) -> Option<Outcome> {
     Some(match process.inbox.why_it_ended()? {
         OwnEnd::Reset if process.reboots => {
@@ -138,7 +138,7 @@ pub(crate) fn check_guest(
     Ok(())
 }
 
-/// A request as the engine takes it.
+/// The migration engine's options for a request.
 pub(crate) fn options_of(
     request: &MigrateRequest,
     transfer: Transfer,

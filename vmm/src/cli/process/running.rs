@@ -1,4 +1,4 @@
-//! A guest that runs, until it ends or has moved: its process does what it is asked to.
+//! The loop of a guest that runs: its process handles events and requests until the guest ends or has moved.
 
 use super::audit::audit_guest;
 use super::guest_process::{GuestProcess, ProcessError};
@@ -12,7 +12,7 @@ use crate::control::policy::NOT_NOW;
 use crate::machine::{Report, RunningMachine};
 use crate::vcpu::Stop;
 
-/// How a guest ended, and what could be said about it last; nothing if it is gone.
+/// How a guest ended, and the last report about it; no report if it is not here any more.
 pub(crate) type GuestEnd = (Ending, Option<Report>);
 
 /// Runs `machine`'s guest until it ends, is ended, or has moved to another host.
@@ -61,7 +61,7 @@ pub(crate) fn run_until_end(
     outcome.map(|ending| (ending, Some(last)))
 }
 
-/// The guest has ended of its own, while it was not with us.
+/// The guest has ended by itself, while a migration had it.
 fn ended(process: &GuestProcess) -> Result<GuestEnd, ProcessError> {
     process.detach_console();
     let ending = process.inbox.stopped().map_or(Ok(Ending::Quit), ending_of);

@@ -1,6 +1,7 @@
-//! Messages that come again and again: at most one a second of a kind, and a count of the others.
+//! Limits messages that come again and again: at most one a second from each place in the source, and a count of those
+//! left out.
 //!
-//! A stranger who connects thousands of times a second must not fill a disk. Pure data: no I/O.
+//! A stranger that connects thousands of times a second must not fill a disk. Pure data: no I/O.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -8,24 +9,24 @@ use std::time::{Duration, Instant};
 /// Where in the source a message comes from.
 pub(crate) type CallSite = (&'static str, u32);
 
-/// How long after a message the next one of its kind may come.
+/// Least time between two messages from one place.
 const BETWEEN: Duration = Duration::from_secs(1);
 
-/// Bytes of a message at most: part of it may be a stranger's text.
+/// Most bytes of a message: a part of it may be a stranger's text.
 const BYTES_MAX: usize = 2048;
 
-/// What was said of each kind that was said at all.
+/// The recent messages from each place.
 #[derive(Debug, Default)]
 pub(crate) struct Repeats(HashMap<CallSite, Recent>);
 
 #[derive(Debug)]
 struct Recent {
-    /// When the next one may come.
+    /// When the next message may come.
     after: Instant,
     held: Option<HeldBack>,
 }
 
-/// What came too early.
+/// The messages that came too early.
 #[derive(Debug)]
 struct HeldBack {
     newest: String,
@@ -34,8 +35,8 @@ struct HeldBack {
 }
 
 impl Repeats {
-    /// `text`, if it may be said now; else it is held back until [`Repeats::due`], or until a newer
-    /// one takes its place.
+    /// Returns `text` if it may be printed now. Else it is held back until [`Repeats::due`], or until a newer message
+    /// takes its place.
     pub(crate) fn admit(&mut self, kind: CallSite, text: String, now: Instant) -> Option<String> {
         let text = cut(text);
         let recent = self.0.entry(kind).or_insert(Recent { after: now, held: None });
@@ -51,7 +52,7 @@ impl Repeats {
         Some(text)
     }
 
-    /// What was held back and may be said now.
+    /// The messages that were held back and may be printed now.
     pub(crate) fn due(&mut self, now: Instant) -> Vec<String> {
         let due = self.0.values_mut().filter(|recent| recent.after <= now);
         due.filter_map(|recent| {
@@ -68,7 +69,7 @@ impl Repeats {
         all.filter_map(|recent| recent.held.take()).map(HeldBack::text).collect()
     }
 
-    /// When something that was held back may be said.
+    /// When the next message that was held back may be printed.
     pub(crate) fn next_due(&self) -> Option<Instant> {
         let holding = self.0.values().filter(|recent| recent.held.is_some());
         holding.map(|recent| recent.after).min()
