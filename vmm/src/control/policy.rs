@@ -37,8 +37,8 @@ pub fn needs_process(request: &Request) -> bool {
     !matches!(request, Request::Status | Request::Cancel)
 }
 
-/// What is done with `request` in `state`. A busy process does something that it does not interrupt for a request. While
-/// its guest runs, that is a question to another host.
+/// What is done with `request` in `state`. A busy process does something that it does not interrupt for a request.
+/// While its guest runs, that is a question to another host.
 #[must_use]
 pub fn decide(state: State, is_busy: bool, request: &Request) -> Admission {
     use Admission::{Do, FromBoard, Refuse};

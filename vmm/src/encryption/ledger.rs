@@ -1,4 +1,4 @@
-//! The record that is kept, in the form that its design gives it at the moment.
+//! The record of shared pages, in the form that its design has at the moment.
 
 use std::fmt::{Display, Formatter, Result as FmtResult};
 
@@ -36,7 +36,7 @@ impl Display for Form {
     }
 }
 
-/// The record of shared pages is not whole, so no page's status can be told from it.
+/// The record of shared pages is incomplete, so it does not tell any page's status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Incomplete {
     /// The guest shared more regions than the list may hold.
@@ -48,13 +48,13 @@ pub enum Incomplete {
         /// The most regions that the list may hold.
         bound: usize,
     },
-    /// The guest is to keep the record, and does not.
+    /// The guest should keep the record, and does not.
     #[error(
         "the guest has donated no table of its shared pages, which status=donated needs (use \
          status=list for a guest that only makes hypercalls)"
     )]
     NoTable,
-    /// The guest says two things.
+    /// The guest contradicts itself.
     #[error("the guest's record of shared pages cannot be relied upon: {0}")]
     Contradicted(Contradiction),
 }
@@ -66,7 +66,7 @@ pub(super) struct Ledger {
     design: Design,
     bound: usize,
     record: Representation,
-    /// How many, where the record is the host's.
+    /// How many pages are shared, if the host keeps the record.
     shared_pages: u64,
     /// Where the guest's table was when this was sampled from it.
     sampled_from: Option<Frame>,
@@ -96,7 +96,7 @@ impl Ledger {
         Self { record: Representation::Lost(why), ..Self::new(layout, design, bound) }
     }
 
-    /// A record, yet empty, that another host sampled from the guest's table at `base`.
+    /// An empty record, for the sample that another host has taken of the guest's table at `base`.
     pub(super) fn sampled(layout: RamLayout, design: Design, base: Frame) -> Self {
         let bitmap = Representation::Bitmap(SharedBitmap::new(layout));
         Self { record: bitmap, sampled_from: Some(base), ..Self::new(layout, design, 0) }
@@ -104,8 +104,8 @@ impl Ledger {
 
     /// Records that `range`, which is in RAM, has `status`; returns how many pages had the other.
     ///
-    /// `flipped` gets each run of those pages. What the guest keeps, or nobody, cannot tell what was
-    /// before, so all are named.
+    /// `flipped` gets each run of those pages. If the guest keeps the record, or the record is lost, the status
+    /// before is not known, and `flipped` gets all of `range`.
     pub(super) fn set(
         &mut self,
         range: PageRange,
@@ -148,7 +148,7 @@ impl Ledger {
         }
     }
 
-    /// Replaces the list, which could not take `range`, by what is configured.
+    /// Replaces the list, which is too full for `range`, by what the design says.
     fn overflow(&mut self, range: PageRange, status: Status) {
         self.record = match (self.design, &self.record) {
             (Design::List(Overflow::Promote), Representation::List(list)) => {
@@ -168,7 +168,7 @@ impl Ledger {
         self.sampled_from = None;
     }
 
-    /// The guest's table, whose memory came here together with the sample that this is.
+    /// Goes on with the guest's table. Its memory came here together with this sample.
     pub(super) fn adopt(&mut self, table: DonatedTable) {
         let same = match &self.record {
             Representation::Bitmap(bitmap) => *bitmap.frames() == table.sample(),
@@ -230,7 +230,7 @@ impl Ledger {
         }
     }
 
-    /// Makes every page private and the record whole again, as its design begins.
+    /// Makes every page private, and the record complete again, as its design begins.
     pub(super) fn clear(&mut self) {
         *self = Self::new(self.layout, self.design, self.bound);
     }
@@ -285,8 +285,8 @@ impl Representation {
     }
 }
 
-/// Tells `flipped` what is not so yet, then makes it so; how many pages flipped, and whether the
-/// tracker could hold it.
+/// Gives `flipped` the pages that do not have `status` yet, then records it. Returns how many pages flipped, and
+/// whether the tracker could hold it.
 fn change<T: Tracker>(
     tracker: &mut T,
     range: PageRange,

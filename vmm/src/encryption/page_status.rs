@@ -68,7 +68,7 @@ impl PageStatus {
     /// Parses a hypercall exit and applies it; see [`PageStatus::apply`].
     ///
     /// # Errors
-    /// [`BadRequest`] if the guest asked for nonsense: return [`BadRequest::ret`] to it.
+    /// [`BadRequest`] if the request is invalid: return [`BadRequest::ret`] to the guest.
     pub fn hypercall(
         &mut self,
         nr: u64,
@@ -158,7 +158,7 @@ impl PageStatus {
         self.ledger.layout()
     }
 
-    /// How many times the guest was reset. A record of an earlier epoch is of no use.
+    /// How many times the guest was reset. A record of an earlier epoch is useless.
     #[must_use]
     pub fn epoch(&self) -> u64 {
         self.epoch
@@ -203,7 +203,7 @@ impl PageStatus {
     /// What the guest reads from [`MSR_PAGE_TABLE`](super::MSR_PAGE_TABLE).
     ///
     /// # Errors
-    /// [`BadTable::NotAsked`]: the read must fault, as of a register that there is not.
+    /// [`BadTable::NotAsked`]: the read must fault, as if there were no such register.
     pub fn read_table_register(&self) -> Result<u64, BadTable> {
         self.asks_for_table()?;
         Ok(donated::register(self.ledger.table()))
@@ -238,20 +238,20 @@ impl PageStatus {
         Self { ledger: self.ledger.sample(), ..self.clone() }
     }
 
-    /// A sample of the guest's table; `None` if the record holds still by itself.
+    /// A sample of the guest's table; `None` if the host keeps the record.
     pub(super) fn sampled_if_donated(&self) -> Option<Self> {
         self.ledger.table().map(|_table| self.sample())
     }
 
-    /// The shared frames of a [`PageStatus::sample`] of the guest's table; `None` if the host keeps
-    /// the record, which then tells by itself what flips.
+    /// The shared frames of a [`PageStatus::sample`] of the guest's table; `None` if the host keeps the record, which
+    /// then shows flips without it.
     #[must_use]
     pub fn sampled_table(&self) -> Option<&FrameSet> {
         self.ledger.sampled_frames().map(|(frames, _base)| frames)
     }
 
-    /// The guest's memory has come here with this status: goes on with the table in it, if the record
-    /// is the guest's. A table that is not what the status says is a contradiction.
+    /// The guest's memory has arrived here with this status. If the guest keeps the record, goes on with the table in
+    /// `memory`. A table that does not agree with the status is a contradiction.
     pub fn adopt_table(&mut self, memory: Arc<dyn TableMemory>) {
         let Some((_, base)) = self.ledger.sampled_frames() else { return };
         match DonatedTable::read(*self.layout(), memory, base) {
@@ -294,7 +294,7 @@ impl PageStatus {
     }
 }
 
-/// What one report came to.
+/// The effect of one report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Change {
     status: Status,

@@ -1,4 +1,4 @@
-//! The structures and ioctl numbers, held against the kernel's own headers: what `cc` makes of them.
+//! Compares the structures and ioctl numbers with the kernel's own headers, as `cc` reads them.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -185,7 +185,7 @@ mod tests {
 
     impl Platform for Fixed {
         fn memory_encrypt_op(&self, command: &mut kvm_sev_cmd) -> Result<(), Errno> {
-            // Whoever calls must not hand in a stale status.
+            // The caller must not pass a stale status.
             assert_eq!((command.error, command.sev_fd), (0, 9));
             command.error = self.error;
             self.answer

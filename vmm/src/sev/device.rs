@@ -19,8 +19,8 @@ pub struct PlatformStatus {
     pub version: FirmwareVersion,
     /// Whether somebody other than the firmware made the OCA key.
     pub externally_owned: bool,
-    /// Whether the kernel has initialised it; if not, the first guest or the first question that needs
-    /// it does.
+    /// Whether the kernel has initialised it. If not, it does so for the first guest, or the first command that needs
+    /// it.
     pub is_initialised: bool,
     /// Guests that the firmware knows.
     pub guests: u32,
@@ -77,13 +77,13 @@ pub fn chip_id(device: &dyn SevDevice) -> Result<Vec<u8>, CommandError> {
     Ok(id)
 }
 
-/// Why a platform's certificates could not be had.
+/// Why a platform's certificates could not be exported.
 #[derive(Debug, Error)]
 pub enum ExportError {
     /// The platform refused.
     #[error("the SEV platform did not export its certificates")]
     Command(#[from] CommandError),
-    /// What it exported is no certificate.
+    /// It exported something that is not a certificate.
     #[error("the SEV platform exported something that is no certificate")]
     Certificate(#[from] BadCertificate),
     /// The signed CEK is not this chip's.

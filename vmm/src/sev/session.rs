@@ -103,7 +103,7 @@ pub struct Session {
 const _: () = assert!(size_of::<Session>() == SESSION_LEN);
 
 impl Session {
-    /// Wraps `keys` for whoever shares `secret`.
+    /// Wraps `keys` for the holder of `secret`.
     ///
     /// # Errors
     /// [`RandomError`] if the system has no randomness.

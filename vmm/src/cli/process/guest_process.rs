@@ -109,8 +109,8 @@ impl GuestProcess {
         self.abandoned.borrow().clone()
     }
 
-    /// The guest runs on here after an attempt. If there are too many, the first are forgotten: a copy that one of those
-    /// has left is for a person to discard.
+    /// The guest runs on here after an attempt. If there are too many, the first are forgotten: a copy that one of
+    /// those has left is for a person to discard.
     pub(crate) fn abandon(&self, attempt: Option<Abandoned>) {
         let mut all = self.abandoned.borrow_mut();
         all.extend(attempt);

@@ -1,7 +1,7 @@
 //! The bytes that were typed and that the guest has not taken yet.
 //!
-//! The thread that reads the keyboard puts bytes in and goes on. Another thread gives them to the guest. So a guest that
-//! does not read does not delay the keys that are for sevferry.
+//! The thread that reads the keyboard puts bytes in and goes on. Another thread gives them to the guest. So a guest
+//! that does not read does not delay the keys that are for sevferry.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};

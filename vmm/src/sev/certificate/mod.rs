@@ -75,7 +75,7 @@ pub const ECDH_SHA256: u32 = 3;
 /// What a certificate's key is for, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PublicKeyUse {
-    /// Who uses it.
+    /// The key's usage.
     pub usage: Usage,
     /// [`ECDSA_SHA256`] or [`ECDH_SHA256`].
     pub algorithm: u32,
@@ -301,7 +301,7 @@ impl Certificate {
 pub struct Chain {
     /// Signs the PDH.
     pub pek: Certificate,
-    /// Signs the PEK: whoever owns the platform.
+    /// The platform owner's certificate. It signs the PEK.
     pub oca: Certificate,
     /// Signs the PEK: the chip.
     pub cek: Certificate,

@@ -1,4 +1,4 @@
-//! A platform one of whose commands fails as it was told to: what happens to a guest then can be seen.
+//! A platform that lets one chosen command fail, to show what happens to a guest then.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -21,7 +21,7 @@ impl SoftwareHost {
     }
 }
 
-/// A platform one of whose commands fails.
+/// A platform that lets one command fail.
 #[derive(Debug)]
 struct FailingPlatform {
     platform: Box<dyn Platform>,
@@ -35,7 +35,7 @@ impl FailingPlatform {
         Self { platform, failure, host, issued: AtomicU64::new(0) }
     }
 
-    /// What `command` comes to, if it is one that fails now.
+    /// The failure of `command`, if it is to fail now.
     fn fails(&self, command: &mut kvm_sev_cmd) -> Option<Errno> {
         if !self.failure.command.is(command) {
             return None;

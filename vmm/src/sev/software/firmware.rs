@@ -262,7 +262,7 @@ fn known_policy(bits: u32) -> Result<Policy, SevStatus> {
     Policy::new(bits).map_err(|_reserved| SevStatus::POLICY_FAILURE)
 }
 
-/// The DH key of whoever made the session. Its certificate needs no signature.
+/// The DH key of the session's maker. Its certificate needs no signature.
 fn peer_key(bytes: &[u8]) -> Result<PublicKey, SevStatus> {
     Certificate::decode(bytes)
         .and_then(|certificate| certificate.diffie_hellman_key())

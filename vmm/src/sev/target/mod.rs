@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The firmware makes the same checks in `SEND_START`, but says only which kind failed. A guest without
-//! the SEV bit it sends to whoever shows any key, so here that is refused too, by name.
+//! the SEV bit it sends to any platform that shows a key, so here that is refused too, by name.
 
 use thiserror::Error;
 use zerocopy::IntoBytes;
