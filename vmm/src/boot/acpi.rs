@@ -1,8 +1,8 @@
 //! The ACPI tables: which processors there are, the I/O APIC, the serial port, and how to stop.
 //!
 //! Hardware-reduced ACPI: no PM timer, no SCI, no legacy interrupt controllers. The guest resets
-//! and powers off by one byte written to [`ACPI_PORT`]. The bytes depend on the number of
-//! processors alone, because they are measured.
+//! and powers off by one byte written to [`ACPI_PORT`]. The bytes are measured, so they depend only on the
+//! number of processors.
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{

@@ -43,7 +43,7 @@ const ENTRY_64: u64 = 0x200;
 /// A boot loader without a number of its own.
 const LOADER_UNDEFINED: u8 = 0xff;
 
-/// What was learnt from the setup header, once it was found to be sound.
+/// A bzImage whose setup header was checked.
 struct LinuxImage {
     header: setup_header,
     /// Where it is loaded.

@@ -55,9 +55,9 @@ impl SerialPort {
         Ok(Self { uart, interrupt, drained, line, complained: AtomicBool::new(false) })
     }
 
-    /// Ends the wait of a vCPU for a reader of the output, now and from now on: the guest ends.
+    /// Ends the wait of a vCPU for a reader of the output, from now on, because the guest is to end.
     pub fn cut_output(&self) {
-        // Without the lock, which that vCPU has.
+        // Without the lock, because that vCPU holds it.
         if let Err(cause) = self.line.cut() {
             debug!("cutting the serial port's output: {cause}");
         }
@@ -88,8 +88,8 @@ impl SerialPort {
         self.lock().read(offset)
     }
 
-    /// The guest writes a register. What the output refuses is lost, as on a cut cable, and the
-    /// first loss is reported.
+    /// The guest writes a register. Bytes that the output refuses are lost, as on a cut cable, and the first loss is
+    /// reported.
     pub fn write(&self, offset: u8, value: u8) {
         let written = self.lock().write(offset, value);
         if let Err(cause) = written
@@ -187,7 +187,7 @@ pub enum SerialError {
     /// The interrupt could not be raised.
     #[error("giving input to the serial port")]
     Enqueue(#[source] UartError<IoError>),
-    /// The state is none, or the interrupt could not be raised.
+    /// The state is invalid, or the interrupt could not be raised.
     #[error("restoring the serial port")]
     Restore(#[source] UartError<IoError>),
 }

@@ -1,4 +1,4 @@
-//! What a software host stands for: which kernel, how much it has to give, how long things take, what fails.
+//! Which host the software platform stands for: its kernel, its number of guests, how long things take, what fails.
 
 use std::fmt::{Display, Formatter, Result as FmtResult};
 use std::str::FromStr;
@@ -24,7 +24,7 @@ pub struct KernelVersion {
 }
 
 impl KernelVersion {
-    /// The first with `KVM_SEV_SEND_CANCEL` and page-status exits; older ones have no guests of ours.
+    /// The first with `KVM_SEV_SEND_CANCEL` and page-status exits. Guests need both.
     const OLDEST: Self = Self::new(5, 14);
 
     /// The newest whose source the model was compared with.
@@ -78,9 +78,9 @@ pub struct BadKernel;
 /// Everything that hosts differ in. The default is a new kernel and firmware that cost no time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Model {
-    /// Whose answers are given.
+    /// The kernel whose answers are given.
     pub kernel: KernelVersion,
-    /// The firmware that says so of itself.
+    /// The version that the firmware reports.
     pub firmware: FirmwareVersion,
     /// How many guests without SEV-ES can have an ASID at once.
     pub asids: u32,

@@ -1,4 +1,4 @@
-//! The keys of one transfer of a guest, shared by all threads that seal or open its pages.
+//! Seals and opens the pages of one transfer of a guest. All threads of the transfer share it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
