@@ -260,8 +260,8 @@ mod tests {
         }
     }
 
-    /// A socket is its holder's until it is gone, also when it is not listened to any more: who came
-    /// between would be robbed of its own by the holder's end.
+    /// A socket belongs to its holder until it is removed, also when the holder does not listen any more. Otherwise
+    /// the holder would at its end remove the socket of a process that came in between.
     #[test]
     fn a_socket_that_is_being_removed_is_still_in_use() {
         let directory = TempDir::new().unwrap();
@@ -273,8 +273,8 @@ mod tests {
         SocketFile::bind(&path).unwrap();
     }
 
-    /// A process that accepts nobody, and whose queue is full, serves its socket all the same; and a
-    /// start does not wait for it.
+    /// A process that accepts no connection, and whose queue is full, still serves its socket. A start does not wait
+    /// for it.
     #[test]
     fn a_full_queue_is_a_socket_in_use() {
         let directory = TempDir::new().unwrap();
@@ -303,7 +303,7 @@ mod tests {
         SocketFile::bind(&at("three")).unwrap();
     }
 
-    /// What has taken the place of a socket is somebody else's to remove.
+    /// A file that has taken the socket's place is not removed.
     #[test]
     fn a_replaced_socket_is_left_alone() {
         let directory = TempDir::new().unwrap();

@@ -276,8 +276,8 @@ mod tests {
         assert_eq!(heard.recv_timeout(PATIENCE).unwrap(), b"");
     }
 
-    /// A pipe that nobody reads is refused at once; one with a reader, a file, a device and a file that
-    /// is not there yet are opened.
+    /// A pipe without a reader is refused at once. A pipe with a reader, a file, a device and a file that does not
+    /// exist yet are opened.
     #[test]
     fn opening_to_write_does_not_wait_for_a_reader() {
         let directory = TempDir::new().unwrap();
@@ -298,7 +298,7 @@ mod tests {
         assert_eq!(read(&both, &mut got).unwrap(), 4);
     }
 
-    /// A pipe gives what it is named for; one that nobody writes to is given up.
+    /// The bytes of a pipe are read. A pipe without a writer is given up.
     #[test]
     fn a_file_is_read_from_a_pipe_too_but_not_for_ever() {
         let directory = TempDir::new().unwrap();

@@ -50,7 +50,7 @@ pub(crate) enum ExitStatus {
     GuestCrashed = 11,
     /// The guest runs here, or on the other host, or will when that is known.
     InDoubt = 12,
-    /// Nobody waits for the migration any more, which has not ended.
+    /// The command was interrupted twice. The migration has not ended.
     GoesOn = 13,
     /// The guest ended while it was being moved.
     GuestEnded = 14,

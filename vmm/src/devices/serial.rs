@@ -297,8 +297,8 @@ mod tests {
         assert!(matches!(refused, SerialError::Gone { unread: 36 }), "{refused:?}");
     }
 
-    /// Whoever shares the output may have made it non-blocking: a reader that is slower than the guest
-    /// gets all of it all the same.
+    /// Another holder of the output may have made it non-blocking. A reader that is slower than the guest still gets
+    /// all of it.
     #[test]
     fn a_slow_reader_of_a_non_blocking_output_loses_nothing() {
         let (mut reader, writer) = pipe().unwrap();

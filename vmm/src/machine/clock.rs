@@ -117,8 +117,8 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
-    /// A guest's clock moves on by what passed: never back, and never by what two hosts' times of day
-    /// differ, be it half an hour or a lifetime, ahead or behind.
+    /// A guest's clock goes on by the time that has passed. It never goes back, and never jumps by the difference of
+    /// two hosts' times of day, whether that is half an hour or a lifetime, ahead or behind.
     #[test]
     fn clocks_neither_step_back_nor_leap() {
         let earliest = Instant::now();

@@ -194,7 +194,7 @@ mod tests {
         }
     }
 
-    /// A platform that nobody has initialised yet is named as such, before the question that does it.
+    /// A platform that is not initialised yet is reported so, before the question that initialises it.
     #[test]
     fn a_platform_that_is_not_initialised_is_named() {
         for is_initialised in [false, true] {

@@ -15,14 +15,14 @@
 //! | folder | has |
 //! |---|---|
 //! | `wire/` | kinds, caps, messages and page frames as bytes, and what can be wrong with them; no I/O |
-//! | `net/` | addresses, connections, deadlines, whoever connects |
+//! | `net/` | addresses, connections, deadlines |
 //! | `handover/` | who owns the guest: two state machines without I/O, and the journal |
 //! | `source/` | [`source::send`]: offer, rounds, senders, handover |
 //! | `destination/` | [`destination::receive`] and [`destination::take_over`] |
 //! | `preflight/` | every reason against a migration, before anything moves |
 //!
-//! Beside them: `watch` (whoever watches), `convergence` (when to pause), `progress` (what is shown),
-//! `recovery` (handovers that a crash has left in doubt).
+//! Beside them: `watch` (what a VMM sees of a migration, and may wish), `account` (what is counted), `convergence`
+//! (when to pause), `progress` (what is shown), `recovery` (handovers that a crash has left in doubt).
 //!
 //! The whole way of a page, from KVM's dirty log to guest RAM at the other host:
 //!

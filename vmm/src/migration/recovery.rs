@@ -242,9 +242,9 @@ mod tests {
         assert!(matches!(unfinished(&missing), Err(JournalError::Io { .. })));
     }
 
-    /// The destination hears `commit` again until it answers, and its answer is the guest's fate;
-    /// then it hears that nobody asks any more, and the journal goes. Who cannot prove to be the
-    /// destination is not believed.
+    /// The destination is told `commit` again until it answers, and its answer is the guest's fate. Then it is told
+    /// that the source asks no more, and the journal is removed. A peer that cannot prove to be the destination is
+    /// ignored.
     #[test]
     fn a_destination_that_waits_hears_the_commit_again() {
         for (number, answer, fate) in [

@@ -56,7 +56,7 @@ fn accepted(request: &Request) -> &'static str {
 /// Why there is no answer, or not the one hoped for.
 #[derive(Debug, Error)]
 pub(crate) enum AskError {
-    /// Nobody answers.
+    /// The guest's process does not answer.
     #[error(transparent)]
     Client(#[from] ClientError),
     /// Not now.

@@ -201,7 +201,7 @@ pub(crate) enum BadDirectory {
 /// Why the guest was not moved, or why that is not known.
 #[derive(Debug, Error)]
 pub(crate) enum MigrateError {
-    /// Nobody answers.
+    /// The guest's process does not answer.
     #[error(transparent)]
     Client(#[from] ClientError),
     /// The guest's process could not.

@@ -65,7 +65,7 @@ fn ask_process(
 /// Why it is not known.
 #[derive(Debug, Error)]
 pub(crate) enum PreflightError {
-    /// Nobody answers.
+    /// The guest's process does not answer.
     #[error(transparent)]
     Client(#[from] ClientError),
     /// Not now.

@@ -242,8 +242,7 @@ mod tests {
         assert_eq!(wished(&inbox), None);
     }
 
-    /// How a guest ended during its migration is known before the event is taken, also when nobody has
-    /// looked since.
+    /// The end of a guest during its migration is known before its event is taken, also if no wish was asked for since.
     #[test]
     fn the_end_of_a_guest_is_known_when_its_migration_is_over() {
         let gone = |how: &str| Some(OwnEnd::Gone(how.to_owned()));

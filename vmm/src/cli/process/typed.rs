@@ -83,7 +83,7 @@ mod tests {
         number.to_le_bytes()[0]
     }
 
-    /// However much is put in, it comes out in order, and nothing is lost while somebody takes.
+    /// However much is put in, it comes out in order, and nothing is lost while the bytes are taken.
     #[test]
     fn all_bytes_come_out_in_order() {
         const COUNT: usize = 3 * BYTES_MAX;
@@ -100,7 +100,7 @@ mod tests {
         }
     }
 
-    /// Where nobody takes, what does not fit is lost instead of waited for; what did fit is not.
+    /// If nothing takes the bytes, those that do not fit are lost without a wait. Those that did fit are kept.
     #[test]
     fn a_full_queue_is_not_waited_for_for_ever() {
         let typed = Typed::new(Some(Duration::from_millis(1)));

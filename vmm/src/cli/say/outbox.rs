@@ -257,8 +257,8 @@ mod tests {
         reading.join().unwrap()
     }
 
-    /// Saying something does not wait, though nobody reads. What waits is bounded, and what is lost is
-    /// counted: the number comes in its place when somebody reads at last.
+    /// Printing does not wait although nothing reads. The queue is bounded, and lost messages are counted: the reader
+    /// gets their number when it reads at last.
     #[test]
     fn speaking_does_not_wait_for_a_reader() {
         let (reader, writer) = pipe().unwrap();
@@ -304,7 +304,7 @@ mod tests {
         }
     }
 
-    /// A reader that is gone keeps nobody, and is told nothing.
+    /// A reader that is gone is not waited for.
     #[test]
     fn a_reader_that_is_gone_is_not_waited_for() {
         let (reader, writer) = pipe().unwrap();

@@ -13,7 +13,7 @@ pub(crate) fn hindrances_json(to: &Endpoint, hindrances: &[Hindrance]) -> String
     format!("{whole}\n")
 }
 
-/// Every reason, by the side that has it, and what it comes to.
+/// Every reason, by the side that has it, and the conclusion.
 pub(crate) fn hindrances_text(to: &Endpoint, hindrances: &[Hindrance]) -> String {
     let mut text = String::new();
     for (side, title) in

@@ -14,7 +14,7 @@ pub(crate) fn host_json(host: &HostCheck) -> String {
     format!("{}\n", json!({ "version": 1, "runs": runs, "findings": host }))
 }
 
-/// What there is, what is missing, what to do about it, and what it comes to.
+/// What there is, what is missing, how to get it, and which guests can run.
 pub(crate) fn host_text(host: &HostCheck) -> String {
     let mut text = String::new();
     for (title, findings) in [

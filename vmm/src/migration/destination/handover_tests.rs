@@ -40,7 +40,7 @@ impl WaitingHost {
         Self { _directory: directory, socket, listener, source, side }
     }
 
-    /// Somebody connects and says this: what it means here, and the connection.
+    /// Connects with this first message. Returns what it means here, and the connection.
     fn hears(&mut self, first: &Message) -> (Option<DestinationInput>, Link) {
         let mut link = link_to(&self.socket);
         link.say(first).unwrap();
@@ -64,8 +64,8 @@ fn assert_refused(mut link: Link, why: &str) {
     assert!(refused, "{told:?}");
 }
 
-/// Whoever knows the guest and its epoch, and not the secret, neither has it run here nor freed,
-/// whatever is said, by itself or with an offer of the same guest.
+/// A stranger who knows the guest and its epoch, but not the secret, can neither start nor free it here: not with a
+/// word, and not with an offer of the same guest.
 #[test]
 fn strangers_decide_nothing() {
     let mut host = WaitingHost::new();

@@ -37,8 +37,7 @@ const SESSION: u64 = 0x1234_5678_9abc_def0;
 const SECRET: Secret = Secret([0x42; 16]);
 const STATE: &[u8] = b"the state of a machine";
 
-/// All has come by then that will ever come of a bad stream: where the source seems to be alive,
-/// somebody stops the destination.
+/// By then all of a bad stream has arrived. If the source still seems to be alive, the test stops the destination.
 const SOON: Duration = Duration::from_millis(100);
 
 /// A good stream takes less on any machine.
@@ -250,8 +249,8 @@ fn every_truncation_is_refused() {
     golden.assert_equal();
 }
 
-/// A source that has sent the state, and then keeps a page connection readable with frames that are
-/// fast enough for every deadline, holds nobody.
+/// A source that has sent the state, and then keeps a page connection readable with frames that are fast enough for
+/// every deadline, is refused.
 #[test]
 fn pages_after_the_state_hold_nobody() {
     let (golden, host) = (Golden::record(), ListeningHost::new());
@@ -333,8 +332,8 @@ fn shared_golden() -> &'static (Golden, ListeningHost) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
 
-    /// Damaged anywhere but in the `join`, the stream is refused by name, or the guest's memory is
-    /// byte for byte what was sent, and so is the machine's state.
+    /// If the stream is damaged anywhere but in the `join`, either an error names the damage, or the guest's memory and
+    /// the machine's state are byte for byte what was sent.
     #[test]
     fn damage_is_refused_or_harmless(
         connection in 0_usize..3,

@@ -355,8 +355,8 @@ mod tests {
         }
     }
 
-    /// Whoever sends steadily may take hours, but not for ever; silence, or a byte now and then, is
-    /// not waited for. A stall that is shorter than the silence is, wherever it comes.
+    /// A source that sends steadily may take hours, but not for ever. One that is silent, or sends a byte now and then,
+    /// is given up. A stall shorter than the silence ends nothing, wherever it comes.
     #[test]
     fn a_source_keeps_a_pace() {
         let begun = Instant::now();

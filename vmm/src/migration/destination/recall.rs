@@ -102,8 +102,8 @@ mod tests {
         journal.last(transfer).map(|last| last.step)
     }
 
-    /// A destination without a guest, whose journal is in `directory`, and what it makes of the first
-    /// message of somebody who connects; with that connection.
+    /// Gives `first` to a destination without a guest whose journal is in `directory`. Returns the result, and the
+    /// peer's end of the connection.
     fn hears(directory: &TempDir, first: &Message) -> (Result<Received, DestinationError>, Link) {
         let mut journal =
             |vm| Journal::open(directory.as_path(), vm, Side::Destination).map_err(IoError::other);
@@ -160,8 +160,7 @@ mod tests {
         }
     }
 
-    /// Whoever cannot prove to be the source is told the same whether the guest is known or not, and
-    /// changes nothing.
+    /// A stranger without a proof gets the same answer whether the guest is known or not, and changes nothing.
     #[test]
     fn a_stranger_is_not_answered_from_the_journal() {
         let (stranger, other) = (Secret([8; 16]), Transfer { epoch: 3, ..TRANSFER });

@@ -10,7 +10,7 @@ pub struct Destination {
     pub transfer: Transfer,
     /// What proves that a word is about it.
     pub secret: Secret,
-    /// Whether the copy here is known to be the last: then nobody is there to give it back to.
+    /// Whether the copy here is known to be the last. Then it cannot be given back.
     pub is_last: bool,
     /// Where it stands.
     pub state: DestinationState,

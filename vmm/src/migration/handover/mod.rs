@@ -72,7 +72,7 @@
 //! assert_eq!(outputs, [SourceOutput::SendFinish, SourceOutput::TearDown, released]);
 //! assert!(!source.is_in_doubt());
 //!
-//! // Words of another transfer count for nothing, and so do those of whoever does not know the secret.
+//! // A word of another transfer, or of a stranger who does not know the secret, counts for nothing.
 //! let stranger = Source::new(transfer, Secret::random()?);
 //! assert_eq!(destination.hear(&stranger.word(Say::Released)), None);
 //! # Ok::<(), Box<dyn std::error::Error>>(())

@@ -100,8 +100,8 @@ mod tests {
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
     }
 
-    /// While nobody answers, whoever waits looks up; once it has given up, the name that is found at
-    /// last is not connected to.
+    /// While there is no answer, the caller can check whether to give up. After it has given up, no connection is made
+    /// to the name that is found at last.
     #[test]
     fn a_lookup_that_hangs_is_given_up() {
         let directory = TempDir::new().unwrap();

@@ -214,8 +214,8 @@ mod tests {
 
     const SILENCE: Duration = Duration::from_secs(1);
 
-    /// What a peer takes slowly, but steadily, may take longer than the silence; what it does not take
-    /// may not, and whoever wants no more is heard meanwhile.
+    /// A peer that takes bytes slowly but steadily may take longer than the silence. One that takes nothing may not.
+    /// The wait can be given up meanwhile.
     #[test]
     fn what_was_sent_is_waited_for_while_it_is_taken() {
         let (near, mut far) = UnixStream::pair().unwrap();

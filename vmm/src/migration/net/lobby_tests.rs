@@ -43,7 +43,7 @@ fn offer(machine: usize) -> Message {
     Message::Offer(Offer { transfer, session: 1, connections: 1, abandoned, machine })
 }
 
-/// The next who is a caller; whoever was turned away before is passed over.
+/// The next caller. Connections that were refused before it are passed over.
 fn caller(lobby: &mut Lobby, host: &LobbyHost) -> Caller {
     loop {
         let heard = lobby.hear(&host.listener, SOON);
@@ -68,7 +68,7 @@ fn strangers_keep_nobody_waiting() {
     assert_eq!(caller(&mut lobby, &host).first, offer(7));
 }
 
-/// Whoever says something else is told why, and whoever goes away is forgotten.
+/// A connection with another first message is told why it is refused. One that goes away is forgotten.
 #[test]
 fn others_are_turned_away() {
     let (host, mut lobby) = (LobbyHost::new(), Lobby::new(SILENCE));

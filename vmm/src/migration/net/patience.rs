@@ -179,9 +179,9 @@ mod tests {
         assert_eq!(in_all(SILENCE, 4 << 20), Duration::from_secs(60 + 256));
     }
 
-    /// Whoever wants no more is heard first.
+    /// A wait that is given up ends at once.
     #[test]
-    fn whoever_wants_no_more_is_heard() {
+    fn a_wait_that_is_given_up_ends() {
         let mut wanted = [false, true].into_iter();
         let mut stop = || wanted.next().unwrap();
         let mut wait = Wait::new(SILENCE, 64, &mut stop);

@@ -2,10 +2,10 @@
 
 use std::error::Error;
 use std::sync::mpsc::Sender;
-use std::thread::park_timeout;
+use std::thread::{Builder, park_timeout};
 use std::time::{Duration, Instant};
 
-use log::{info, warn};
+use log::{debug, info, warn};
 
 use super::attempt::{Attempt, Peer};
 use super::error::SourceError;
@@ -237,7 +237,9 @@ impl<'a> Handing<'a> {
                 None
             }
             SourceOutput::TearDown => {
-                self.copy = None;
+                if let Some(copy) = self.copy.take() {
+                    tear_down(copy);
+                }
                 None
             }
             SourceOutput::Forget => {
@@ -295,6 +297,16 @@ impl<'a> Handing<'a> {
                 None
             }
         }
+    }
+}
+
+/// Drops what is left of a guest that runs elsewhere, on a thread of its own: giving its memory back takes the kernel
+/// longer than the guest was paused. If the process ends meanwhile, the memory is given back all the same.
+fn tear_down(copy: Stay) {
+    let spawned = Builder::new().name("tear-down".to_owned()).spawn(move || drop(copy));
+    // Without a thread it is dropped by now.
+    if let Err(cause) = spawned {
+        debug!("no thread to tear a guest down: {cause}");
     }
 }
 

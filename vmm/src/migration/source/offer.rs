@@ -231,8 +231,7 @@ mod tests {
     use crate::migration::convergence::{Goal, TimeoutStrategy};
     use crate::migration::wire::{Transfer, VmId};
 
-    /// A host whose queue is full answers nobody, like one that is not there; whoever wants no more
-    /// is heard all the same.
+    /// A host whose queue is full does not answer, like one that is not there. The wait for it can be given up.
     #[test]
     fn a_host_that_does_not_answer_is_given_up_at_once() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -154,7 +154,7 @@ impl Sending {
     }
 
     /// Makes the kernel write back the caches of all CPUs that may have run the guest: it does so when
-    /// memory that was pinned for a guest is let go, so a page of ours is pinned for a moment.
+    /// memory that was pinned for a guest is unpinned, so this pins a page of its own for a moment.
     ///
     /// `SEND_UPDATE_DATA` is the one command that reads guest memory for which the kernel flushes
     /// nothing, and before Milan caches are not coherent between the views of a page.

@@ -36,7 +36,7 @@ impl SoftwareHost {
     /// Opens this machine's `/dev/sev`.
     ///
     /// # Errors
-    /// If the process has no descriptor left: one is held so that its number is nobody else's.
+    /// If the process has no descriptor left. One is held so that no other file gets its number.
     pub fn open_device(&self) -> Result<SoftwareDevice, IoError> {
         let placeholder = File::open("/dev/null")?;
         self.lock().devices.insert(placeholder.as_raw_fd());

@@ -58,7 +58,7 @@ impl Identity {
         }
     }
 
-    /// Makes an identity and stores it, unless somebody else is first: then theirs counts.
+    /// Makes an identity and stores it. If another process is first, its identity counts.
     fn create(path: &Path) -> Result<Self, IdentityError> {
         let identity = Self::ephemeral()?;
         match store(path, &identity.encode()) {

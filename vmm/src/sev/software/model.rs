@@ -70,7 +70,7 @@ impl Display for KernelVersion {
     }
 }
 
-/// No kernel that has guests of ours.
+/// Not a kernel version that sevferry's guests can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("expected a kernel's version, 5.14 or newer, such as 6.1")]
 pub struct BadKernel;
