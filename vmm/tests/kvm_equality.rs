@@ -1,5 +1,4 @@
-//! After the last round of a migration: every page and its status, held against the source's, byte
-//! for byte.
+//! After the last round of a migration: compares every page and its status with the source's, byte for byte.
 //!
 //! Both hosts are in this process. What the software platform's memories hold, private pages too, is
 //! read where no program of ours shows it: through the kernel, in the files behind them.

@@ -1,5 +1,5 @@
-//! The tools that guest owners use, `sevctl` and `virt-qemu-sev-validate`, on the files that we make; and
-//! our platform on theirs. `scripts/interop-tools` gets them.
+//! Runs the tools of guest owners, `sevctl` and `virt-qemu-sev-validate`, on sevferry's files, and sevferry's
+//! platform on theirs. `scripts/interop-tools` gets them.
 
 #![expect(clippy::panic, reason = "a test whose program cannot be run fails")]
 

@@ -1,5 +1,5 @@
-//! virtee's `sev` crate as the guest owner of our guests: what it makes is taken, and what we make it
-//! takes; and what neither must take, neither does.
+//! virtee's `sev` crate as the guest owner of sevferry's guests: each accepts what the other makes, and each refuses
+//! what it must refuse.
 
 mod platform;
 

@@ -1,4 +1,4 @@
-//! A source that says what it is told to say, and a destination that is the real one.
+//! A scripted source, which sends whatever the test says, and the real destination.
 
 use std::collections::BTreeMap;
 use std::error::Error;

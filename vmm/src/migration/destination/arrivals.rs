@@ -226,7 +226,7 @@ mod tests {
         arrivals.check(Some(&status)).unwrap();
     }
 
-    /// What [`Arrivals::check`] says, frame by frame.
+    /// The result of [`Arrivals::check`], found frame by frame.
     fn check_plainly(arrivals: &Arrivals, shared: &[PageRange]) -> Result<(), BadArrival> {
         let is_set = |bitmap: &[AtomicU64], index: usize| {
             bitmap[index / WORD].load(Ordering::Relaxed) >> (index % WORD) & 1 == 1
@@ -247,8 +247,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is shared, and whatever page is missing or came as something else: by whole words the
-        /// same frame is named as frame by frame.
+        /// Checking by whole words names the same frame as checking frame by frame, whatever pages are shared,
+        /// missing, or arrived as another kind.
         #[test]
         fn checking_words_finds_what_checking_frames_finds(
             reported in prop::collection::vec((0_u64..256, 1_u64..80), 0..6),

@@ -214,7 +214,7 @@ impl PagePlacer {
         Ok(())
     }
 
-    /// Shared pages that are one run: read to where they belong, without another copy.
+    /// Shared pages that are one run: they are read into guest RAM directly, without another copy.
     fn place_run(
         &mut self,
         digest: PayloadDigest,
@@ -239,7 +239,7 @@ impl PagePlacer {
         Ok(digest)
     }
 
-    /// Pages that are opened, or belong here and there.
+    /// Other pages: private ones, and shared ones that are not one run.
     fn place_each(
         &mut self,
         digest: PayloadDigest,

@@ -361,7 +361,7 @@ fn connect_unix(path: &str, patience: Duration) -> Result<UnixStream, IoError> {
     }
 }
 
-/// What the system call said.
+/// The result of the system call.
 fn io_error(cause: VolatileMemoryError) -> IoError {
     if let VolatileMemoryError::IOError(cause) = cause { cause } else { IoError::other(cause) }
 }

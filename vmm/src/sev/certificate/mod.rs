@@ -295,7 +295,7 @@ impl Certificate {
     }
 }
 
-/// What a platform exports besides its PDH certificate.
+/// The certificates that a platform exports besides its PDH.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Chain {
@@ -321,8 +321,8 @@ impl Chain {
         Ok(chain)
     }
 
-    /// Checks every signature from `pdh` up to the chip and the owner, as far as this chain reaches:
-    /// whether the chip is AMD's only AMD's certificates can say.
+    /// Checks every signature from `pdh` up to the chip and the owner, as far as this chain reaches. Only AMD's
+    /// certificates can show whether the chip is AMD's.
     ///
     /// # Errors
     /// [`BadCertificate`], naming the signer that did not sign.
@@ -421,7 +421,7 @@ pub enum BadCertificate {
     /// Both slots are used.
     #[error("the certificate already carries two signatures")]
     Full,
-    /// The vendor's key is no RSA key.
+    /// The vendor's key is not an RSA key.
     #[error("the vendor's key cannot sign the certificate")]
     VendorKey,
     /// The key cannot sign.

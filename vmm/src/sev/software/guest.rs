@@ -29,7 +29,7 @@ pub(super) struct Guest {
     transfer: Option<Arc<PageCipher>>,
 }
 
-/// What a guest's owner and the firmware know of its launch.
+/// A guest's launch, as its owner and the firmware know it.
 #[derive(Debug)]
 pub(super) struct Launch {
     keys: PacketKeys,
@@ -138,7 +138,7 @@ impl Guest {
         match self.state {
             GuestState::LaunchSecret | GuestState::Running => Ok(ReportBody {
                 nonce,
-                // Nothing in a transfer says what was once launched.
+                // A transfer does not carry the launch digest.
                 digest: self.launch.as_ref().map_or([0; 32], |launch| launch.digest.finish()),
                 policy: self.policy.bits().to_le_bytes(),
             }),
@@ -198,7 +198,7 @@ impl Guest {
     }
 }
 
-/// What a page command says of its packet.
+/// What a page command says about its packet.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PacketShape {
     pub(super) address: u64,

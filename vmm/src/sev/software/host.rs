@@ -1,4 +1,4 @@
-//! One machine: what its kernel and its secure processor know, whichever VM or descriptor asks.
+//! One machine: the state of its kernel and its secure processor, shared by all VMs and descriptors.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,7 +27,7 @@ pub(super) struct HostState {
     pub(super) devices: BTreeSet<i32>,
     /// Whether the platform is initialised.
     pub(super) is_initialised: bool,
-    /// Whether the secure processor has stopped answering; then the kernel asks it nothing more.
+    /// Whether the secure processor has stopped answering. Then the kernel sends it no more commands.
     pub(super) is_dead: bool,
 }
 
@@ -38,7 +38,7 @@ impl SoftwareHost {
         Self::modelled(identity, Model::default())
     }
 
-    /// The same, of another kind.
+    /// The same, for the host that `model` describes.
     #[must_use]
     pub fn modelled(identity: Identity, model: Model) -> Self {
         let state = HostState {

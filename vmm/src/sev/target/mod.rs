@@ -22,7 +22,7 @@ use super::{Policy, SevDevice};
 /// Most bytes that [`PlatformCertificates::to_bytes`] gives.
 pub const PLATFORM_CERTIFICATES_LEN_MAX: usize = CERTIFICATE_LEN + CHAIN_LEN + 3200;
 
-/// Everything that vouches for a platform. Nothing is verified by having it.
+/// All certificates of a platform. They are not verified yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlatformCertificates {
     /// The key that sessions are wrapped for.
@@ -137,7 +137,7 @@ pub(crate) struct SendingPlatform<'a> {
     pub(crate) oca: &'a Certificate,
 }
 
-/// What `SEND_START` checks: of the chain, only what the policy asks for.
+/// The checks of `SEND_START`: of the chain, only what the policy asks for.
 ///
 /// # Errors
 /// The first of its reasons, never [`RefusedTarget::Unattested`].
@@ -149,7 +149,7 @@ pub(crate) fn check_target(
     firmware_refusals(target, policy, source).into_iter().next().map_or(Ok(()), Err)
 }
 
-/// In the order in which the firmware looks.
+/// In the order of the firmware's checks.
 fn firmware_refusals(
     target: &PlatformCertificates,
     policy: Policy,
@@ -223,7 +223,7 @@ pub enum RefusedTarget {
     /// Policy bit NOSEND.
     #[error("the guest's policy forbids sending it anywhere (NOSEND)")]
     NoSend,
-    /// The PDH is none.
+    /// The PDH holds no usable key.
     #[error("the destination's PDH certificate holds no usable key")]
     Pdh(#[source] BadCertificate),
     /// PEK -> PDH.
