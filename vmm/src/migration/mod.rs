@@ -37,7 +37,7 @@
 //! 9. `destination/placer.rs`: every header checked, then the page written, or opened;
 //! 10. `destination/arrivals.rs`: marked, so that none comes twice in a round, and none is missing;
 //! 11. `sev/receive.rs`: `RECEIVE_UPDATE_DATA`, for a private page;
-//! 12. `memory/access.rs`: guest RAM at the destination, for a shared page;
+//! 12. `memory/access.rs`: guest RAM, for a shared page: written here, and read by the sender at step 4;
 //! 13. `destination/intake.rs`: the end of the round on all connections.
 
 mod account;
