@@ -1,4 +1,4 @@
-//! The pages: rounds while the guest runs, then the last one and the machine's state while it is paused.
+//! Sends the pages: rounds while the guest runs, then the last round and the machine's state while it is paused.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use super::rounds::Rounds;
 use super::sender::{PageSender, SenderError};
 use super::stay::{GivenUp, Kept, Stay};
 use crate::machine::{PausedMachine, RunningMachine, Unpaused};
-use crate::migration::chain_of;
 use crate::migration::convergence::Decision;
 use crate::migration::net::{Due, Link, LinkError};
 use crate::migration::progress::Phase;
 use crate::migration::wire::{Closing, Kind, Message, Say, Word};
 use crate::sev::send::Sending;
+use crate::text::chain_of;
 
-/// How long a destination that has closed a page connection may take to say why.
+/// How long a destination may take to say why it closed a page connection.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What sends pages.
@@ -117,7 +117,7 @@ impl PageFlow {
     }
 }
 
-/// A destination that refuses closes its connections after it has said why.
+/// A destination that refuses says why and then closes its connections. This host may notice that in the other order.
 fn explained(cause: SenderError, link: &mut Link) -> SourceError {
     match link.hear(Due::REFUSAL, LAST_WORDS) {
         Ok(Some(
@@ -127,7 +127,7 @@ fn explained(cause: SenderError, link: &mut Link) -> SourceError {
     }
 }
 
-/// A guest that is paused, and the last of it.
+/// The next phase: the guest is paused, and the rest of it is sent.
 pub(super) struct LastRound<'a> {
     attempt: Attempt<'a>,
     machine: PausedMachine,
@@ -155,10 +155,10 @@ impl<'a> LastRound<'a> {
 
     fn send_last_round(&mut self) -> Result<(), SourceError> {
         let Self { attempt, machine, peer, flow } = self;
-        // It may have withdrawn after the last round; from now on it cannot.
+        // The guest may have withdrawn its readiness after the last round. From now on it cannot.
         machine.migratable()?;
         flow.rounds.take_changes()?;
-        // Nothing runs that could make a cache dirty again.
+        // No vCPU runs that could make a cache dirty again.
         if let Some(sending) = flow.sending.as_ref().filter(|_| machine.wants_write_back()) {
             sending.write_back_caches().map_err(SourceError::Send)?;
         }

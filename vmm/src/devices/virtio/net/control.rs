@@ -1,13 +1,13 @@
 //! Commands of the driver in the control queue: what it says, as a value.
 
-use crate::devices::virtio::{Broken, Chain};
+use crate::devices::virtio::{Broken, DescriptorChain};
 
 /// Longest command that we know, with class and number.
 const COMMAND_BYTES_MAX: usize = 10;
 
 /// A command, well formed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Command {
+pub(super) enum NetCommand {
     /// The driver has announced itself.
     Announced,
     /// So many queue pairs are used.
@@ -18,12 +18,12 @@ pub(super) enum Command {
     Unknown,
 }
 
-impl Command {
+impl NetCommand {
     /// Reads the command of a chain, which has room for the answer.
     ///
     /// # Errors
     /// [`Broken`] if it has not, or is no command at all.
-    pub(super) fn read(chain: &mut Chain<'_>) -> Result<Self, Broken> {
+    pub(super) fn read(chain: &mut DescriptorChain<'_>) -> Result<Self, Broken> {
         if chain.readable_bytes() < 2 || chain.writable_bytes() < 1 {
             let why = "a control command without a number, or without room for the answer";
             return Err(Broken::Request(why.to_owned()));

@@ -17,7 +17,7 @@ pub(super) struct Flow {
 
 /// What is left to do on a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Left {
+pub(super) enum Rest {
     /// Nothing, until a bell or the tap says so.
     Nothing,
     /// More, at once.

@@ -42,12 +42,12 @@ pub use port::Port;
 pub use rate::RateLimit;
 pub use tap::{NoTap, TapSource};
 
-use super::{ANY, BadState, Broken, DeviceState, Kind, Queues, VirtioDevice};
+use super::{ANY, BadState, Broken, DeviceKind, DeviceState, Queues, VirtioDevice};
 use crate::memory::DeviceView;
 use announce::{Announcer, rarp};
-use control::Command;
+use control::NetCommand;
 use drops::Drop;
-use flow::{AT_A_TIME, Flow, Left};
+use flow::{AT_A_TIME, Flow, Rest};
 use header::{RECEIVING, SENDING, bit, offloads};
 use receive::Incoming;
 use timer::Timer;
@@ -116,7 +116,7 @@ enum Role {
 
 impl Net {
     /// `VIRTIO_ID_NET`, an Ethernet controller.
-    pub const KIND: Kind = Kind { id: 1, name: "net", class: [2, 0, 0] };
+    pub const KIND: DeviceKind = DeviceKind { id: 1, name: "net", class: [2, 0, 0] };
 
     /// A card of `pairs` queue pairs with its wire in a tap. Without an address it takes that of the
     /// card whose state it goes on with, and one made up until then. A limit is one for each direction.
@@ -229,22 +229,22 @@ impl Net {
                     incoming.discard(&**port)
                 }
             }
-            Role::Receive(_) => Left::Nothing,
+            Role::Receive(_) => Rest::Nothing,
         };
         self.come_back(left);
         Ok(())
     }
 
     /// Sees to it that the card is woken for what is left.
-    fn come_back(&mut self, left: Left) {
+    fn come_back(&mut self, left: Rest) {
         match left {
-            Left::Nothing => {}
-            Left::More => {
+            Rest::Nothing => {}
+            Rest::More => {
                 if let Err(cause) = self.again.write(1) {
                     debug!("a network card goes on: {cause}");
                 }
             }
-            Left::Later(wait) => {
+            Rest::Later(wait) => {
                 let due = Instant::now() + wait;
                 if self.due.is_none_or(|before| due < before) {
                     self.due = Some(due);
@@ -260,36 +260,41 @@ impl Net {
     }
 
     /// Commands of the driver.
-    fn obey(&mut self, index: u16, queues: &mut Queues<'_>) -> Result<Left, Broken> {
+    fn obey(&mut self, index: u16, queues: &mut Queues<'_>) -> Result<Rest, Broken> {
         let features = queues.features();
         for _ in 0..AT_A_TIME {
             let Some(mut queue) = queues.get(index) else { break };
-            let Some(mut chain) = queue.pop()? else { return Ok(Left::Nothing) };
-            let answer = self.answer(Command::read(&mut chain)?, features);
+            let Some(mut chain) = queue.pop()? else { return Ok(Rest::Nothing) };
+            let answer = self.answer(NetCommand::read(&mut chain)?, features);
             chain.write(&[answer]);
             queue.finish(chain.head(), chain.written())?;
         }
-        Ok(Left::More)
+        Ok(Rest::More)
     }
 
-    fn answer(&mut self, command: Command, features: u64) -> u8 {
+    fn answer(&mut self, command: NetCommand, features: u64) -> u8 {
         let accepted = |feature| features & bit(feature) != 0;
         let pairs = u16::try_from(self.pairs.len()).unwrap_or(u16::MAX);
         let done = match command {
-            Command::Announced if accepted(VIRTIO_NET_F_GUEST_ANNOUNCE) => {
+            NetCommand::Announced if accepted(VIRTIO_NET_F_GUEST_ANNOUNCE) => {
                 self.wants_announcement = false;
                 Ok(())
             }
-            Command::Pairs(count) if accepted(VIRTIO_NET_F_MQ) && (1..=pairs).contains(&count) => {
+            NetCommand::Pairs(count)
+                if accepted(VIRTIO_NET_F_MQ) && (1..=pairs).contains(&count) =>
+            {
                 self.use_pairs(count)
             }
-            Command::Offloads(wanted)
+            NetCommand::Offloads(wanted)
                 if accepted(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS)
                     && wanted & !(features & RECEIVING) == 0 =>
             {
                 self.take_offloads(wanted)
             }
-            Command::Announced | Command::Pairs(_) | Command::Offloads(_) | Command::Unknown => {
+            NetCommand::Announced
+            | NetCommand::Pairs(_)
+            | NetCommand::Offloads(_)
+            | NetCommand::Unknown => {
                 return REFUSED;
             }
         };
@@ -319,7 +324,7 @@ impl Net {
 }
 
 impl VirtioDevice for Net {
-    fn kind(&self) -> Kind {
+    fn kind(&self) -> DeviceKind {
         Self::KIND
     }
 

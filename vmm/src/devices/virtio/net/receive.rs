@@ -9,10 +9,10 @@ use log::debug;
 use virtio_bindings::bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 
 use super::drops::Drop;
-use super::flow::{AT_A_TIME, Flow, Left};
+use super::flow::{AT_A_TIME, Flow, Rest};
 use super::header::{HEADER_BYTES, Header, PACKET_BYTES_MAX, bit};
 use super::port::Port;
-use crate::devices::virtio::{Broken, Chain, Virtqueue};
+use crate::devices::virtio::{Broken, DescriptorChain, Virtqueue};
 
 /// The packet that is on its way in.
 #[derive(Debug)]
@@ -35,15 +35,15 @@ impl Incoming {
     }
 
     /// Reads and forgets packets for a turn.
-    pub(super) fn discard(&mut self, port: &dyn Port) -> Left {
+    pub(super) fn discard(&mut self, port: &dyn Port) -> Rest {
         self.clear();
         for _ in 0..AT_A_TIME {
             if !self.read(port) {
-                return Left::Nothing;
+                return Rest::Nothing;
             }
             self.clear();
         }
-        Left::More
+        Rest::More
     }
 
     /// Delivers packets for a turn.
@@ -56,22 +56,22 @@ impl Incoming {
         features: u64,
         port: &dyn Port,
         flow: &mut Flow,
-    ) -> Result<Left, Broken> {
+    ) -> Result<Rest, Broken> {
         for _ in 0..AT_A_TIME {
             if let Some(wait) = flow.wait() {
-                return Ok(Left::Later(wait));
+                return Ok(Rest::Later(wait));
             }
             if self.waiting == 0 && !self.read(port) {
-                return Ok(Left::Nothing);
+                return Ok(Rest::Nothing);
             }
             match self.deliver(queue, features)? {
                 Delivery::Done => flow.take(self.waiting),
-                Delivery::Waits => return Ok(Left::Nothing),
+                Delivery::Waits => return Ok(Rest::Nothing),
                 Delivery::Dropped(why) => flow.drops.count(&why),
             }
             self.clear();
         }
-        Ok(Left::More)
+        Ok(Rest::More)
     }
 
     /// Whether a packet was there. A tap that fails is not read again until it says that it is ready.
@@ -163,7 +163,7 @@ fn buffers<'m>(
 }
 
 enum Buffers<'m> {
-    Enough(Vec<Chain<'m>>),
+    Enough(Vec<DescriptorChain<'m>>),
     TooFew,
     TooSmall,
 }

@@ -3,10 +3,10 @@
 use std::io::ErrorKind;
 
 use super::drops::Drop;
-use super::flow::{AT_A_TIME, Flow, Left};
+use super::flow::{AT_A_TIME, Flow, Rest};
 use super::header::{HEADER_BYTES, Header, PACKET_BYTES_MAX, PACKET_BYTES_MIN};
 use super::port::Port;
-use crate::devices::virtio::{Broken, Chain, Segment, Virtqueue};
+use crate::devices::virtio::{Broken, DescriptorChain, Segment, Virtqueue};
 use crate::memory::DeviceView;
 
 /// Sends packets for a turn.
@@ -18,12 +18,12 @@ pub(super) fn transmit(
     (memory, features): (&DeviceView, u64),
     port: Option<&dyn Port>,
     flow: &mut Flow,
-) -> Result<Left, Broken> {
+) -> Result<Rest, Broken> {
     for _ in 0..AT_A_TIME {
         if let Some(wait) = flow.wait() {
-            return Ok(Left::Later(wait));
+            return Ok(Rest::Later(wait));
         }
-        let Some(chain) = queue.pop()? else { return Ok(Left::Nothing) };
+        let Some(chain) = queue.pop()? else { return Ok(Rest::Nothing) };
         let head = chain.head();
         flow.take(usize::try_from(chain.readable_bytes()).unwrap_or(usize::MAX));
         if chain.readable_bytes() < HEADER_BYTES as u64 {
@@ -37,11 +37,11 @@ pub(super) fn transmit(
         }
         queue.finish(head, 0)?;
     }
-    Ok(Left::More)
+    Ok(Rest::More)
 }
 
 fn send(
-    mut chain: Chain<'_>,
+    mut chain: DescriptorChain<'_>,
     (memory, features): (&DeviceView, u64),
     port: &dyn Port,
 ) -> Result<(), Drop> {
