@@ -13,6 +13,7 @@
 //! One lock per device: the worker holds it while the device works, a vCPU while it reads or writes
 //! a register. So a device must never block in a call.
 
+mod block;
 mod chain;
 mod device_state;
 mod driver;
@@ -26,9 +27,11 @@ mod rng;
 mod tests;
 mod worker;
 
+use std::error::Error;
 use std::fmt::Debug;
 use std::os::fd::RawFd;
 
+pub use block::{Block, Disk, DiskOptions, NoDisk, QUEUES_MAX as DISK_QUEUES_MAX};
 pub use chain::{Chain, Request, Segment};
 pub use device_state::{BadState, DeviceState};
 pub use driver::{DRIVER_LAYOUT, DRIVER_SLOT, Driver, DriverError, DriverQueue, Returned};
@@ -36,6 +39,8 @@ pub use function::VirtioFunction;
 pub use function_state::{FunctionState, Mismatch, NoFunction, NotRestored};
 pub use queue::{BadRing, Broken, CHAIN_MAX, Ring, RingState, Virtqueue};
 pub use rng::{NoSource, Rng};
+
+use thiserror::Error;
 
 use crate::memory::DeviceView;
 
@@ -105,6 +110,37 @@ pub trait VirtioDevice: Debug + Send {
         Ok(())
     }
 
+    /// What it stands on may have changed at the host: looks, and tells the driver.
+    ///
+    /// # Errors
+    /// [`Broken`].
+    fn refresh(&mut self, _queues: &mut Queues<'_>) -> Result<(), Broken> {
+        Ok(())
+    }
+
+    /// The machine is about to be paused, its vCPUs run still: nothing new is begun.
+    fn quiesce(&mut self) {}
+
+    /// How many requests it has begun and not finished; looks what has ended. Whether it is working, and
+    /// so can give requests back to its driver.
+    fn in_flight(&mut self, _is_working: bool) -> usize {
+        0
+    }
+
+    /// Undoes [`VirtioDevice::quiesce`].
+    fn go_on_working(&mut self) {}
+
+    /// The guest is to run here: takes what only one guest may have.
+    ///
+    /// # Errors
+    /// [`NotHeld`] if another has it; the guest must not run here then.
+    fn hold(&mut self) -> Result<(), NotHeld> {
+        Ok(())
+    }
+
+    /// The guest is to run elsewhere: lets go of that. The device is paused.
+    fn let_go(&mut self) {}
+
     /// The vCPUs are paused: after this call the device writes no guest memory until
     /// [`VirtioDevice::process`] is called again for each queue. What is in flight is finished, or is
     /// in [`VirtioDevice::state`].
@@ -129,6 +165,11 @@ pub trait VirtioDevice: Debug + Send {
     /// [`BadState`].
     fn restore(&mut self, state: &DeviceState, memory: &DeviceView) -> Result<(), BadState>;
 }
+
+/// A device cannot have what only one guest may have.
+#[derive(Debug, Error)]
+#[error(transparent)]
+pub struct NotHeld(#[from] pub Box<dyn Error + Send + Sync>);
 
 /// The queues of a device at work.
 #[derive(Debug)]

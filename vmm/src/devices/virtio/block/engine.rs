@@ -1,0 +1,74 @@
+//! What does a disk's work: tasks in, completions out, and an event when there are some.
+
+use std::fmt::Debug;
+use std::io::Error as IoError;
+use std::sync::Arc;
+
+use log::info;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::arena::{Arena, Slot};
+use super::disk::{Disk, NoDisk};
+use super::threads::Threads;
+use super::uring::Uring;
+
+/// Most tasks at a time: an engine takes so many, and counts them from 0.
+pub(super) const DEPTH: u32 = 256;
+
+/// Pages of an engine's arena: 4 MiB, most of which only large requests ever touch.
+const ARENA_PAGES: usize = 1024;
+
+/// Something to do with the storage. Places and lengths are in bytes.
+#[derive(Debug)]
+pub(super) enum Task {
+    /// Fill the slot.
+    Read { at: u64, slot: Slot },
+    /// Write what is in the slot.
+    Write { at: u64, slot: Slot },
+    /// Make all that was written before durable.
+    Flush,
+    /// Give the space back; it reads as zeros after that.
+    Discard { at: u64, bytes: u64 },
+    /// Make it zeros, and keep the space.
+    Zero { at: u64, bytes: u64 },
+}
+
+/// A task that has ended.
+#[derive(Debug)]
+pub(super) struct Done {
+    /// What [`Engine::begin`] was told.
+    pub(super) token: u32,
+    /// How many bytes were read or written, which may be fewer than asked for.
+    pub(super) result: Result<usize, IoError>,
+    /// The slot of the task.
+    pub(super) slot: Option<Slot>,
+}
+
+/// What does the work.
+pub(super) trait Engine: Debug + Send {
+    /// Signalled at each completion.
+    fn event(&self) -> &EventFd;
+
+    /// Takes a task, which has begun after [`Engine::submit`]. A token is in use until it is done.
+    fn begin(&mut self, token: u32, task: Task);
+
+    /// Hands over what was begun.
+    fn submit(&mut self);
+
+    /// A task that has ended.
+    fn next(&mut self) -> Option<Done>;
+}
+
+/// The engine for `disk`: io_uring, or threads where the kernel does not let us have it.
+pub(super) fn start(disk: &Disk) -> Result<(Arc<Arena>, Box<dyn Engine>), NoDisk> {
+    let failed = |cause| NoDisk::Engine { path: disk.path().to_owned(), cause };
+    let arena = Arena::new(ARENA_PAGES).map_err(|cause| failed(IoError::other(cause)))?;
+    let engine: Box<dyn Engine> = match Uring::start(disk.file(), &arena) {
+        Ok(uring) => Box::new(uring),
+        Err(cause) => {
+            info!("{}: no io_uring ({cause}), so threads", disk.path().display());
+            Box::new(Threads::start(disk.file()).map_err(failed)?)
+        }
+    };
+    Ok((arena, engine))
+}
