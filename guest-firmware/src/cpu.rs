@@ -32,6 +32,90 @@ pub(crate) fn in8(port: u16) -> u8 {
     value
 }
 
+/// Reads two bytes from an I/O port.
+pub(crate) fn in16(port: u16) -> u16 {
+    let value;
+    // SAFETY: as for `out8`.
+    unsafe { asm!("in ax, dx", in("dx") port, out("ax") value, options(nomem, nostack)) };
+    value
+}
+
+/// Reads four bytes from an I/O port.
+pub(crate) fn in32(port: u16) -> u32 {
+    let value;
+    // SAFETY: as for `out8`.
+    unsafe { asm!("in eax, dx", in("dx") port, out("eax") value, options(nomem, nostack)) };
+    value
+}
+
+/// Writes four bytes to an I/O port.
+pub(crate) fn out32(port: u16, value: u32) {
+    // SAFETY: as for `out8`.
+    unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack)) };
+}
+
+/// Fills `bytes` with single reads of an I/O port, by one instruction.
+pub(crate) fn in_string8(port: u16, bytes: &mut [u8]) {
+    // SAFETY: as many bytes are written as there are; the direction flag is clear in all of Rust.
+    unsafe {
+        asm!(
+            "rep insb",
+            in("dx") port,
+            inout("rdi") bytes.as_mut_ptr() => _,
+            inout("rcx") bytes.len() => _,
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
+/// The same with reads of two bytes.
+pub(crate) fn in_string16(port: u16, words: &mut [u16]) {
+    // SAFETY: as for `in_string8`.
+    unsafe {
+        asm!(
+            "rep insw",
+            in("dx") port,
+            inout("rdi") words.as_mut_ptr() => _,
+            inout("rcx") words.len() => _,
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
+/// Writes each of `bytes` to an I/O port, by one instruction.
+pub(crate) fn out_string8(port: u16, bytes: &[u8]) {
+    // SAFETY: as many bytes are read as there are; the rest is as for `out8`.
+    unsafe {
+        asm!(
+            "rep outsb",
+            in("dx") port,
+            inout("rsi") bytes.as_ptr() => _,
+            inout("rcx") bytes.len() => _,
+            options(readonly, nostack, preserves_flags),
+        );
+    }
+}
+
+/// The same with writes of two bytes.
+pub(crate) fn out_string16(port: u16, words: &[u16]) {
+    // SAFETY: as for `out_string8`.
+    unsafe {
+        asm!(
+            "rep outsw",
+            in("dx") port,
+            inout("rsi") words.as_ptr() => _,
+            inout("rcx") words.len() => _,
+            options(readonly, nostack, preserves_flags),
+        );
+    }
+}
+
+/// Loads a number from memory into the floating-point unit: an instruction that KVM does not emulate.
+pub(crate) fn load_float(address: u64) {
+    // SAFETY: nothing here computes with that unit, whose stack is empty again afterwards.
+    unsafe { asm!("fninit", "fld dword ptr [{}]", "fninit", in(reg) address, options(nostack)) };
+}
+
 /// `CPUID`.
 pub(crate) fn cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
     __cpuid_count(leaf, subleaf)

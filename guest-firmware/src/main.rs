@@ -8,7 +8,8 @@
 //!   instructions and memory.
 //! - [`start_info`], [`ram`], [`acpi`], [`platform`]: what machine this is.
 //! - [`paging`], [`descriptors`]: what the processor needs; [`serial`], [`verdict`]: what is said.
-//! - [`conversion`], [`pattern`], [`storm`], [`smp`]: what is done to pages, and by whom.
+//! - [`conversion`], [`pattern`], [`storm`], [`fresh`], [`smp`]: what is done to pages, and by whom.
+//! - [`ports`]: port accesses of every size and count.
 //! - [`secret`]: what the guest's owner has sent it.
 //! - [`scenario`] and [`steps`]: the words, parsed and carried out.
 //! - [`start`]: from the start to the verdict; [`entry`]: what `entry.s` calls.
@@ -24,10 +25,12 @@ mod conversion;
 mod cpu;
 mod descriptors;
 mod entry;
+mod fresh;
 mod paging;
 mod pattern;
 mod physical;
 mod platform;
+mod ports;
 mod ram;
 mod scenario;
 mod secret;

@@ -54,7 +54,8 @@ pub(crate) fn check_stamp(frame: u64, seed: u64) -> Result<(), Mismatch> {
     ends(frame, seed).into_iter().try_for_each(compare)
 }
 
-fn compare((address, expected): (u64, u64)) -> Result<(), Mismatch> {
+/// Compares a word with what is expected at its address.
+pub(crate) fn compare((address, expected): (u64, u64)) -> Result<(), Mismatch> {
     let got = read64(address);
     if got == expected { Ok(()) } else { Err(Mismatch { address, expected, got }) }
 }

@@ -1,5 +1,6 @@
 //! The words of the command line, parsed. `docs/guest-firmware.md` is their reference.
 
+use crate::fresh;
 use crate::paging::Status;
 use crate::ram::{PAGE_SIZE, Pages};
 use crate::verdict::End;
@@ -23,6 +24,8 @@ pub(crate) enum Step<'w> {
     Alternate { pages: Pages, rounds: u64 },
     /// `storm=`, `storm-smp=`
     Storm { storm: Storm, on: Processors },
+    /// `fresh=`
+    Fresh { pages: Pages, passes: u64 },
     /// `donate=`: where the table goes
     Donate { gpa: u64 },
     /// `secret`, `secret=`: what one of the secrets must be
@@ -39,6 +42,10 @@ pub(crate) enum Step<'w> {
     Cpuid { leaf: u32, subleaf: u32 },
     /// `input`
     Input,
+    /// `ports`
+    Ports,
+    /// `unemulated`
+    Unemulated,
     /// `forever`
     Forever,
     /// `then=`
@@ -91,6 +98,8 @@ impl<'w> Step<'w> {
             "no-secret" => Self::NoSecret,
             "forever" => Self::Forever,
             "input" => Self::Input,
+            "ports" => Self::Ports,
+            "unemulated" => Self::Unemulated,
             "cpus" => Self::Cpus { expected: None },
             _ => return None,
         })
@@ -118,6 +127,11 @@ impl<'w> Step<'w> {
             }
             "storm" => Self::Storm { storm: storm(value, true)?, on: Processors::First },
             "storm-smp" => Self::Storm { storm: storm(value, false)?, on: Processors::All },
+            "fresh" => {
+                let (range, passes) = value.split_once(':')?;
+                let passes = if passes == "input" { fresh::UNTIL_INPUT } else { number(passes)? };
+                Self::Fresh { pages: pages(range)?, passes }
+            }
             "donate" => {
                 let gpa = number(value)?;
                 (gpa % PAGE_SIZE == 0).then_some(Self::Donate { gpa })?
@@ -211,6 +225,8 @@ mod tests {
     fn words_with_ranges_are_understood() {
         let pages = Pages { first: 0x400, count: 16 };
         assert_eq!(Step::parse("share=4M+16"), Some(Step::Convert { pages, to: Status::Shared }));
+        assert_eq!(Step::parse("fresh=4M+16:9"), Some(Step::Fresh { pages, passes: 9 }));
+        assert_eq!(Step::parse("fresh=4M+16"), None);
         assert_eq!(Step::parse("donate=4M"), Some(Step::Donate { gpa: 0x40_0000 }));
         assert_eq!(Step::parse("donate=0x400001"), None);
         assert_eq!(Step::parse("input"), Some(Step::Input));

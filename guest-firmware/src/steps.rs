@@ -4,12 +4,12 @@ use crate::acpi::Processors;
 use crate::conversion::Memory;
 use crate::descriptors::Descriptors;
 use crate::paging::{Pool, Status};
-use crate::ram::{Pages, Ram};
+use crate::ram::{PAGE_SIZE, Pages, Ram};
 use crate::scenario::{self, Ring, Step, Storm};
 use crate::secret::{Area, Secret};
 use crate::serial::line;
 use crate::verdict::{self, fail};
-use crate::{cpu, pattern, serial, smp, storm, symbols, table};
+use crate::{cpu, fresh, pattern, ports, serial, smp, storm, symbols, table};
 
 /// The machine that the scenario runs on.
 pub(crate) struct Guest {
@@ -51,6 +51,7 @@ impl Guest {
             Step::Hypercall { call, ring, expected } => self.hypercall(call, ring, expected),
             Step::Alternate { pages, rounds } => self.alternate(pages, rounds),
             Step::Storm { storm, on } => self.storm(&storm, on),
+            Step::Fresh { pages, passes } => self.fresh(pages, passes),
             Step::Donate { gpa } => self.donate(gpa),
             Step::Secret { expected } => secrets(expected),
             Step::NoSecret => no_secret(),
@@ -59,6 +60,18 @@ impl Guest {
             Step::Input => {
                 line(format_args!("input: waiting"));
                 line(format_args!("input: {:#x}", serial::take_input()));
+            }
+            Step::Ports => match ports::check() {
+                Ok(()) => line(format_args!("ports: ok")),
+                Err(mismatch) => fail(format_args!("ports: {mismatch}")),
+            },
+            Step::Unemulated => {
+                self.memory.map.add_device(smp::LOCAL_APIC);
+                // A page of the hole for devices, beside the only one that there is.
+                let address = smp::LOCAL_APIC + PAGE_SIZE;
+                line(format_args!("unemulated: {address:#x}"));
+                cpu::load_float(address);
+                fail(format_args!("unemulated: it was emulated"));
             }
             Step::Cpus { expected } => self.cpus(expected),
             Step::Cpuid { leaf, subleaf } => cpuid(leaf, subleaf),
@@ -130,6 +143,16 @@ impl Guest {
         if self.is_usable("fill", pages) {
             pattern::fill(pages, seed);
             line(format_args!("fill: {pages} seed={seed:#x}"));
+        }
+    }
+
+    fn fresh(&self, pages: Pages, passes: u64) {
+        if self.is_usable("fresh", pages) {
+            line(format_args!("fresh: {pages} begins"));
+            match fresh::run(pages, passes) {
+                Ok(passes) => line(format_args!("fresh: {pages} passes={passes} ok")),
+                Err(mismatch) => fail(format_args!("fresh: {pages} {mismatch}")),
+            }
         }
     }
 

@@ -22,14 +22,14 @@ use kvm_ioctls::VmFd;
 use sevferry::machine::Host;
 use sevferry::machine::config::PlatformKind;
 use sevferry::memory::GuestRam;
-use sevferry::page::RamLayout;
+use sevferry::page::{PAGE_LEN, RamLayout};
 use sevferry::sev::device::platform_status;
 use sevferry::sev::endorsement::EndorsementFiles;
 use sevferry::sev::hardware::{DEVICE_PATH, HardwareDevice, HardwarePlatform};
 use sevferry::sev::launch::{Initialised, VmType};
 use sevferry::sev::measurement::FirmwareVersion;
 use sevferry::sev::receive::Receiving;
-use sevferry::sev::send::{PAGE_LEN, Sending};
+use sevferry::sev::send::Sending;
 use sevferry::sev::software::{Identity, SoftwareHost, vendor_chain};
 use sevferry::sev::target::PlatformCertificates;
 use sevferry::sev::{Errno, Platform, Policy, SevDevice};
@@ -150,11 +150,12 @@ fn on_hardware(arguments: &Arguments, layout: RamLayout) -> Result<Bench, Box<dy
         EndorsementFiles { cek: path(&arguments.cek_cert), ask_ark: path(&arguments.ask_ark) };
     let own = files.complete(device.as_ref())?;
     let host = Host::open()?;
-    let vm_type = host.vm_type(Some(&PlatformKind::Hardware { endorsement: files }));
+    let vm_type =
+        host.vm_type(Some(&PlatformKind::Hardware { endorsement: files, write_back: false }));
     let end = || -> Result<End, Box<dyn Error>> {
         let vm = Arc::new(host.create_vm_of(vm_type)?);
         let platform = Shared(Arc::new(HardwarePlatform::new(Arc::clone(&vm))?));
-        Ok(End { ram: GuestRam::single(layout)?, platform, vm: Some(vm), vm_type })
+        Ok(End { ram: GuestRam::pinned(layout)?, platform, vm: Some(vm), vm_type })
     };
     bench(device, &own, end()?, end()?)
 }

@@ -4,6 +4,9 @@
 //!
 //! | module | owns |
 //! |---|---|
+//! | [`stream`] | reading and writing what may be slow, full or a pipe: [`stream::write_all`] |
+//! | `text` | an error with its causes in a line, bytes as digits |
+//! | [`saved`] | how state is written down: [`saved::KernelStruct`], [`saved::at_most`] |
 //! | [`page`] | page arithmetic: [`page::Gpa`], [`page::Frame`], [`page::PageRange`], [`page::RamLayout`] |
 //! | [`encryption`] | which pages are private and which are shared: [`encryption::PageStatus`] |
 //! | [`memory`] | guest RAM, and who sees what of it: [`memory::GuestRam`], [`memory::Pages`] |
@@ -13,15 +16,18 @@
 //! | [`boot`] | kernel, initramfs and tables into RAM, in measuring order: [`boot::load`] |
 //! | [`machine`] | all of it assembled, run and reported: [`machine::Machine`] |
 //! | [`migration`] | a guest on its way to another host: [`migration::Endpoint`] |
-//! | [`control`] | the API socket: [`control::api`], [`control::Server`], [`control::Client`] |
+//! | [`control`] | the API socket: [`control::api`], [`control::policy`], [`control::Server`] |
 //! | [`cli`] | the command line: [`cli::run`] |
 //!
 //! The ways through it that matter most:
 //! - a page-status hypercall: `vcpu/exit.rs` (the KVM exit), `memory/pages.rs`,
 //!   `encryption/request.rs` (parsed), `encryption/page_status.rs` (recorded),
 //!   `memory/view.rs` (what the guest sees without the C-bit);
-//! - a launch: `cli/run.rs`, `machine/mod.rs` (the boot sequence), `boot/mod.rs` (what is loaded),
+//! - a launch: `cli/commands/run.rs`, `machine/mod.rs` (the boot sequence), `boot/mod.rs` (what is loaded),
 //!   `machine/encrypted.rs`, `sev/launch.rs` (the commands), `sev/software/` or `sev/hardware.rs`;
+//! - a command: `cli/arguments/` (what is asked), `cli/commands/` (a file each), `control/client.rs`,
+//!   `control/server.rs`, `cli/process/inbox.rs`, `control/policy.rs` (whether it can be done now),
+//!   `cli/process/running.rs` (where it is done);
 //! - a page, from KVM's dirty log to the other host: `migration/mod.rs` has its way.
 
 pub mod boot;
@@ -33,5 +39,8 @@ pub mod machine;
 pub mod memory;
 pub mod migration;
 pub mod page;
+pub mod saved;
 pub mod sev;
+pub mod stream;
+mod text;
 pub mod vcpu;

@@ -1,10 +1,15 @@
-//! A reader that goes away must not make sevferry panic.
+//! A reader that goes away must not make sevferry panic, and one that comes late must not miss anything.
 #![expect(clippy::unwrap_used, reason = "a command that cannot be started fails the test")]
 
 use std::env::temp_dir;
 use std::fs::{remove_file, write};
-use std::io::pipe;
-use std::process::{Command, id};
+use std::io::{Read, Write, pipe};
+use std::path::PathBuf;
+use std::process::{Command, Stdio, id};
+use std::thread::park_timeout;
+use std::time::{Duration, Instant};
+
+use rustix::io::ioctl_fionbio;
 
 /// The exit code of `sevferry ARGUMENTS`, of whose output nobody reads a byte.
 fn unread(arguments: &[&str]) -> Option<i32> {
@@ -28,12 +33,55 @@ fn the_exit_code_is_the_same_without_a_reader() {
 /// What was asked for and cannot be printed is no panic either.
 #[test]
 fn a_digest_without_a_reader_is_no_panic() {
-    let file = temp_dir().join(format!("sevferry-closed-output-{}", id()));
-    write(&file, pvh_kernel()).unwrap();
-    let path = file.to_str().unwrap();
-    let code = unread(&["digest", "--c-bit", "51", "--memory", "size=16M", "--kernel", path]);
-    remove_file(&file).unwrap();
-    assert_eq!(code, Some(0));
+    let kernel = Kernel::new("unread");
+    assert_eq!(unread(&kernel.digest()), Some(0));
+}
+
+/// An output that somebody else has made non-blocking, and that is full, is waited for: what was asked for is
+/// there when it is read at last.
+#[test]
+fn a_late_reader_of_a_non_blocking_output_gets_the_digest() {
+    let kernel = Kernel::new("late");
+    let (mut reader, writer) = pipe().unwrap();
+    ioctl_fionbio(&writer, true).unwrap();
+    let mut full = writer.try_clone().unwrap();
+    while full.write(b".").is_ok() {}
+    drop(full);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sevferry"));
+    let mut child =
+        command.args(kernel.digest()).stdout(writer).stderr(Stdio::null()).spawn().unwrap();
+    drop(command);
+    // Time enough to print it, and to end if it were not waited for.
+    let late = Instant::now() + Duration::from_secs(1);
+    while child.try_wait().unwrap().is_none() && Instant::now() < late {
+        park_timeout(Duration::from_millis(10));
+    }
+    let mut printed = String::new();
+    reader.read_to_string(&mut printed).unwrap();
+    assert!(printed.trim_start_matches('.').starts_with("launch digest: "), "{printed}");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+/// A file with a kernel, for one test.
+struct Kernel(PathBuf);
+
+impl Kernel {
+    fn new(name: &str) -> Self {
+        let file = temp_dir().join(format!("sevferry-closed-output-{name}-{}", id()));
+        write(&file, pvh_kernel()).unwrap();
+        Self(file)
+    }
+
+    fn digest(&self) -> [&str; 7] {
+        let path = self.0.to_str().unwrap();
+        ["digest", "--c-bit", "51", "--memory", "16M", "--kernel", path]
+    }
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        remove_file(&self.0).unwrap_or_default();
+    }
 }
 
 /// The smallest ELF that is a kernel: a PVH note, and a segment of no use at 1 MiB.

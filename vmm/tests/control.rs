@@ -15,14 +15,12 @@ use sevferry::control::api::{
     MigrateRequest, Outcome, Progress, Request, Response, State, Summary,
 };
 use sevferry::control::{Answer, Event, Server, StatusBoard};
-use sevferry::migration::journal::Side;
-use sevferry::migration::message::{Transfer, VmId};
+use sevferry::migration::handover::journal::Side;
 use sevferry::migration::progress::{Carried, Phase};
-use vmm::{Ended, Sevferry};
+use sevferry::migration::wire::{Transfer, VmId};
+use support::process::{Ended, Sevferry};
+use support::unread::Unread;
 use vmm_sys_util::tempdir::TempDir;
-
-#[expect(dead_code, reason = "each test file uses its part")]
-mod vmm;
 
 const TRANSFER: Transfer = Transfer { vm: VmId([0xab; 16]), epoch: 2 };
 
@@ -147,6 +145,7 @@ fn the_exit_code_says_where_the_guest_is() {
     for (outcome, code, said) in [
         (Outcome::Moved, 0, "moved: the guest runs at the destination\n"),
         (Outcome::Kept(because()), 10, "not moved: the guest runs on here: the dog ate it\n"),
+        (Outcome::Ended(because()), 14, "not moved: the guest has ended: the dog ate it\n"),
         (Outcome::InDoubt(because()), 12, "in doubt: the dog ate it\n"),
         (Outcome::Failed(because()), 1, "failed: the dog ate it\n"),
     ] {
@@ -204,7 +203,8 @@ fn json_is_one_object_per_line() {
     assert_eq!(last, json!({ "outcome": "kept", "reason": because() }));
 }
 
-/// Ctrl-C cancels the migration, and waits for its end; twice, and it waits no longer.
+/// Ctrl-C cancels the migration, and waits for its end; a second signal, and it waits no longer: its
+/// exit code says that the migration goes on.
 #[test]
 fn an_interrupt_cancels() {
     let owner = Owner::start();
@@ -222,9 +222,26 @@ fn an_interrupt_cancels() {
             asker.end().with_code(10);
         } else {
             asker.wait_for("cancelling");
-            asker.signal(Signal::INT);
-            asker.end().with_code(1).saying("the migration is being cancelled");
+            asker.signal(Signal::TERM);
+            asker.end().with_code(13).saying("the migration goes on");
         }
+    }
+}
+
+/// Whoever asks for a migration and reads nothing of it hears how it ended, by the exit code.
+#[test]
+fn a_migration_ends_though_nobody_reads_how_it_goes() {
+    let owner = Owner::start();
+    let path = socket(&owner.directory);
+    let arguments = ["migrate", "--to", "tcp:b:1", "--api-socket", path.to_str().unwrap()];
+    for json in [&[][..], &["--json"]] {
+        let asker = Unread::start(true, arguments.iter().chain(json));
+        let event = owner.happened.recv_timeout(Duration::from_secs(60)).unwrap();
+        let Event::Request(Request::Migrate(_), answer) = event else { panic!("{event:?}") };
+        owner.begin(&answer);
+        answer.give(ended(Outcome::Kept(because())));
+        assert_eq!(asker.end(), Some(10));
+        owner.board.show_running(None);
     }
 }
 

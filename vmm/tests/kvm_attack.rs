@@ -1,19 +1,12 @@
 //! Guests that attack the record of page status: what they can make the host hold and say, whether
 //! they can still be asked about, stopped and moved, and what of the record is left.
 
-#[expect(dead_code, reason = "each test file uses its part")]
-mod vmm;
-
-#[expect(dead_code, reason = "each test file uses its part")]
-#[path = "vmm/scratch.rs"]
-mod scratch;
-
 use std::io::{PipeWriter, Write, pipe};
 use std::time::{Duration, Instant};
 
-use scratch::Scratch;
 use serde_json::{Value, from_str};
-use vmm::{Ended, PASS, Sevferry, asset, own_view, shared_regions};
+use support::process::{Ended, PASS, Sevferry, asset, own_view, shared_regions};
+use support::scratch::Scratch;
 
 /// How long the storm of the first test goes on.
 const STORM: Duration = Duration::from_secs(60);

@@ -1,25 +1,25 @@
 //! How `sevferry run` begins and ends, as a user or a script sees it: codes, signals, terminal, files.
 
-#[expect(dead_code, reason = "each test file uses its part")]
-mod vmm;
-
-#[path = "vmm/scratch.rs"]
-mod scratch;
-#[path = "vmm/terminal.rs"]
-mod terminal;
-
+use std::arch::x86_64::__cpuid;
 use std::fs::{read, read_to_string};
+use std::io::Read;
 use std::path::Path;
+use std::thread::yield_now;
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use rustix::process::Signal;
-use scratch::Scratch;
+use sevferry::control::api::{Request, Response, State};
+use sevferry::control::ask;
 use sevferry::sev::Policy;
 use sevferry::sev::session::OwnerSession;
 use sevferry::sev::software::Identity;
-use terminal::Terminal;
-use vmm::{PASS, Sevferry, asset, kernels};
+use support::process::{PASS, Sevferry, asset, kernels};
+use support::scratch::Scratch;
+use support::short_pipe::ShortPipe;
+use support::terminal::Terminal;
+use support::unread::Unread;
 use zerocopy::IntoBytes;
 
 /// Arguments of `sevferry run` for guest-firmware: options, then the words of its scenario.
@@ -94,6 +94,34 @@ fn a_signal_reports_while_the_guest_runs() {
     assert_eq!(ended.err.matches("page status:").count(), 2, "{ended}");
 }
 
+/// A guest that prints what nobody reads, on the pipe that the messages go to as well, is ended as any
+/// other.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_cli"]
+fn output_that_nobody_reads_keeps_nobody() {
+    let scratch = Scratch::new("unread");
+    let api = scratch.path("api");
+    let options = format!("--api-socket={api} --report --platform=sev=software");
+    let api = Path::new(&api);
+    for signal in [Some(Signal::TERM), None] {
+        let process = Unread::start(true, firmware(&options, "count=1000000000"));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            match ask(api, &Request::Status) {
+                Ok(Response::Status(status)) if status.state == State::Running => break,
+                other => assert!(Instant::now() < deadline, "it does not run: {other:?}"),
+            }
+            yield_now();
+        }
+        assert!(matches!(ask(api, &Request::Report), Ok(Response::Report(_))));
+        match signal {
+            Some(signal) => process.signal(signal),
+            None => assert_eq!(ask(api, &Request::Quit).expect("an answer"), Response::Accepted),
+        }
+        assert_eq!(process.end(), Some(0));
+    }
+}
+
 /// A file gets what the guest prints, after what was there; nowhere gets nothing.
 #[test]
 #[ignore = "needs KVM: scripts/test kvm_cli"]
@@ -137,6 +165,53 @@ fn run_names_what_it_cannot_use() {
             assert!(ended.out.is_empty() && !ended.err.contains("launch"), "{options}: {ended}");
         }
     }
+}
+
+/// More memory than the host's processors can address is refused with their width.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_cli"]
+fn memory_beyond_the_hosts_address_width_names_the_width() {
+    let [bits, ..] = __cpuid(0x8000_0008).eax.to_le_bytes();
+    if bits >= 43 {
+        // A machine has no more than that.
+        return;
+    }
+    let kernel = asset("guest-firmware.elf");
+    let ended = Sevferry::start(["run", "--kernel", &kernel, "--memory", "8T"]).end();
+    let ended = ended.with_code(1).saying(&format!("this host's processors address {bits} bits"));
+    ended.saying("give the guest less memory");
+}
+
+/// Somebody else who has the pipe has made it non-blocking, and reads late: every line of the guest's is
+/// there, once and whole.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_cli"]
+fn a_late_reader_of_a_non_blocking_output_gets_every_line() {
+    const LAST: usize = 1500;
+    let (mut pipe, writer) = ShortPipe::new(true);
+    let guest = firmware("", &format!("count={LAST}"));
+    let sevferry = Sevferry::start_with_output(guest, writer.into());
+    pipe.wait_until_full();
+    let mut printed = String::new();
+    pipe.0.read_to_string(&mut printed).expect("text");
+    let counts = printed.lines().filter_map(|line| line.strip_prefix("count: "));
+    let expected = (1..=LAST).map(|count| count.to_string());
+    assert!(counts.eq(expected.collect::<Vec<_>>()), "{printed}");
+    assert!(printed.ends_with("guest-firmware: PASS\r\n"), "{printed}");
+    sevferry.end().with_code(0);
+}
+
+/// A guest that prints to a pipe that nobody reads ends when it is to, and at once.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_cli"]
+fn a_guest_whose_output_nobody_reads_is_ended_in_order() {
+    let (pipe, writer) = ShortPipe::new(false);
+    let sevferry = Sevferry::start_with_output(firmware("", "count=1000000000"), writer.into());
+    pipe.wait_until_full();
+    sevferry.signal(Signal::TERM);
+    let ended = sevferry.end().with_code(0);
+    assert!(!ended.err.contains("did not stop"), "{ended}");
+    drop(pipe);
 }
 
 /// On a host without SEV, asking for it fails at once and says what is missing.
@@ -220,6 +295,23 @@ fn a_terminal_is_the_guests_console() {
     terminal.press("\x01r");
     sevferry.wait_for("migration: READY");
     terminal.press("poweroff -f\r");
+    sevferry.end().with_code(0);
+}
+
+/// However much is typed to a guest that reads nothing, our own keys are heard.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_cli"]
+fn our_keys_work_when_the_guest_does_not_read() {
+    let mut terminal = Terminal::open();
+    let guest = firmware("--platform=sev=software", "count=1 then=halt");
+    let mut sevferry = Sevferry::start_with_input(guest, terminal.input());
+    sevferry.wait_for(PASS);
+    terminal.press(&"unread ".repeat(100));
+    terminal.press("\x01h");
+    sevferry.wait_for("Ctrl-A r  report page status");
+    terminal.press("\x01r");
+    sevferry.wait_for("page status:");
+    terminal.press("\x01x");
     sevferry.end().with_code(0);
 }
 

@@ -1,19 +1,19 @@
 //! Guests that are hard to move, and destinations that do not want to be good ones: real processes.
 
-#[expect(dead_code, reason = "each test file uses its part")]
-mod vmm;
-
 use std::fs::remove_file;
-use std::io::{Read, Write};
+use std::io::{Read, Write, pipe};
 use std::os::unix::net::UnixListener;
 use std::thread;
 use std::time::Duration;
 
-use sevferry::migration::message::{Message, PlatformBytes, Reason};
-use vmm::{Ended, Sevferry, asset};
+use sevferry::migration::wire::{Message, PlatformBytes, Reason, Secret};
+use support::process::{Ended, Sevferry, asset};
 
 /// Far beyond what any of these guests lives for.
 const PATIENCE: Duration = Duration::from_secs(700);
+
+/// What each destination here makes of chance.
+const SECRET: Secret = Secret([7; 16]);
 
 /// Rounds without an end.
 const ROUNDS_IN_VAIN: u64 = 30;
@@ -149,14 +149,14 @@ fn destinations_that_lie_cost_nothing() {
         chain: vec![byte; 3 * 2084],
         roots: vec![byte; 3200],
     };
-    let garbage = encode(Message::Accept { platform: Some(platform(0x5a)) });
+    let garbage = encode(Message::Accept { secret: SECRET, platform: Some(platform(0x5a)) });
     let answers = [
         (refuse(b"no\x1b[2J\x07pe\x9b\r"), "is not UTF-8 text"),
         (refuse("no\u{1b}[2J\u{7}pe\u{9b}\r\u{202e}".as_bytes()), "refused: no [2J pe"),
         (refuse(&vec![b'n'; 1 << 20]), "Refuse has 1048580 bytes; at most 1028 are allowed"),
         (b"HTTP/1.1 200 OK\r\n\r\n".to_vec(), "does not speak this protocol"),
         (encode(Message::Started).repeat(10_000), "where an acceptance was due"),
-        (encode(Message::Accept { platform: None }), "has no SEV platform"),
+        (encode(Message::Accept { secret: SECRET, platform: None }), "has no SEV platform"),
         (garbage, "the other host sent certificates that are none"),
         (Vec::new(), "has not sent an acceptance for 2 s"),
     ];
@@ -176,4 +176,45 @@ fn destinations_that_lie_cost_nothing() {
     source.end().with_code(0);
     let ended = destination.end().with_code(0);
     assert_eq!(ended.out.lines().last(), Some("guest-firmware: PASS"), "{ended}");
+}
+
+/// A guest that ends of its own while it is moved is said to be gone, how it went, and by an exit code of
+/// its own; one that only reboots runs on.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_converge"]
+fn a_guest_that_ends_while_it_is_moved_is_gone() {
+    for (then, options, code, said) in [
+        ("poweroff", "", 14, "has ended: it powered off"),
+        ("triple-fault", "", 14, "has ended: it crashed (triple fault)"),
+        ("reboot", "--no-reboot", 14, "has ended: it was reset"),
+        ("reboot", "", 10, "runs on here: the guest was reset, and boots again here"),
+    ] {
+        let (kernel, api) = (asset("guest-firmware.elf"), path("ends-a"));
+        let words = format!("ready input then={then}");
+        let own = ["run", "--kernel", &kernel, "--cmdline", &words, "--memory", "size=20M"];
+        let more = ["--api-socket", &api, "--platform", SEV];
+        let all = own.into_iter().chain(more).chain(options.split_whitespace());
+        let (keys, mut keyboard) = pipe().expect("a pipe");
+        let mut source = Sevferry::start_with_input(all, keys.into());
+        source.wait_for("input: waiting");
+        // Somebody who listens, and says nothing.
+        let listening = UnixListener::bind(path("ends-b")).expect("a new socket");
+        let mut migration = migrate("ends-a", "ends-b", "--json");
+        migration.wait_for("\"phase\":\"offer\"");
+        keyboard.write_all(b"x").expect("the guest reads");
+        let ended = migration.end().with_code(code);
+        let outcome = if code == 14 { "ended" } else { "kept" };
+        let summary = last_line(&ended);
+        assert_eq!(summary["outcome"], outcome, "{ended}");
+        if code == 14 {
+            source.end().with_code(if then == "triple-fault" { 11 } else { 0 }).saying(said);
+        } else {
+            source.wait_for(said);
+            source.wait_for("input: waiting");
+            ask("quit", "ends-a");
+            source.end().with_code(0);
+        }
+        drop(listening);
+        remove_file(path("ends-b")).expect("ours");
+    }
 }

@@ -1,15 +1,8 @@
 //! Debian with devices on its PCI bus, as a plain VM and as an SEV guest: found, used, and moved.
 
-#[expect(dead_code, reason = "each test file uses its part")]
-mod vmm;
-
-#[expect(dead_code, reason = "each test file uses its part")]
-#[path = "vmm/scratch.rs"]
-mod scratch;
-
 use rustix::process::Signal;
-use scratch::Scratch;
-use vmm::{Sevferry, asset, kernels};
+use support::process::{Sevferry, asset, kernels};
+use support::scratch::Scratch;
 
 /// A guest that takes random numbers from its device and prints them, for ever.
 fn run(kernel: &str, options: &str) -> Sevferry {

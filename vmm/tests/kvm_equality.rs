@@ -5,9 +5,6 @@
 //! read where no program of ours shows it: through the kernel, in the files behind them.
 #![expect(clippy::panic, reason = "a migration that does not get as far as it must fails its test")]
 
-#[expect(dead_code, reason = "each test file uses its part")]
-mod guest;
-
 use std::collections::BTreeMap;
 use std::env::temp_dir;
 use std::fs::{File, OpenOptions, create_dir_all, read_dir, read_link};
@@ -19,22 +16,20 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use guest::{Console, PATIENCE, as_sev, asset, firmware, software, type_line};
 use sevferry::encryption::{PageStatus, Status};
 use sevferry::machine::config::ram_layout;
 use sevferry::machine::{Config, RunningMachine};
 use sevferry::migration::convergence::{Goal, TimeoutStrategy};
 use sevferry::migration::destination::{Host, Prepared, Received, receive};
-use sevferry::migration::handing_over::{Ended, send};
-use sevferry::migration::journal::{Journal, Side};
-use sevferry::migration::message::{Transfer, VmId};
-use sevferry::migration::source::{Look, Options};
-use sevferry::migration::taking_over::{Taken, take_over};
+use sevferry::migration::destination::{Taken, take_over};
+use sevferry::migration::handover::journal::{Journal, Side};
+use sevferry::migration::source::Options;
+use sevferry::migration::source::{Ended, send};
+use sevferry::migration::watch::Sight;
+use sevferry::migration::wire::{Transfer, VmId};
 use sevferry::migration::{Endpoint, Listener, Lobby};
-use sevferry::page::{Frame, PageRange};
-
-/// Bytes of a page.
-const PAGE_LEN: usize = 4096;
+use sevferry::page::{Frame, PAGE_LEN, PageRange};
+use support::guest::{Console, PATIENCE, as_sev, asset, firmware, software, type_line};
 
 /// One test at a time: a guest's memories are found among all of this process's.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -154,6 +149,7 @@ fn moved(machine: RunningMachine, console: &Console, mut road: Road, goal: Goal)
         connections: 2,
         goal,
         transfer: road.transfer,
+        abandoned: Vec::new(),
         allow_unchecked: false,
         throttle: true,
         silence: PATIENCE,
@@ -161,34 +157,34 @@ fn moved(machine: RunningMachine, console: &Console, mut road: Road, goal: Goal)
     let events = console.end_sender.clone();
     thread::scope(|scope| {
         let sender = scope.spawn(|| {
-            let wish = &mut |_: Look<'_>| None;
-            send(machine, &options, &mut road.source, &events, wish)
+            let nobody = &mut |_: &Sight<'_>| None;
+            send(machine, &options, &mut road.source, &events, nobody)
         });
         let platform = software();
-        let mut output = || Ok(console.output() as _);
+        let output = console.output();
         let directory = road.directory.clone();
         let mut journal =
             move |vm| Journal::open(&directory, vm, Side::Destination).map_err(IoError::other);
         let mut host = Host {
             devices: &[],
             platform: Some(&platform),
-            output: &mut output,
+            output: &output,
             journal: &mut journal,
             silence: PATIENCE,
         };
-        let caller = Lobby::new().hear(&road.listener, PATIENCE).expect("a socket");
+        let caller = Lobby::new(PATIENCE).hear(&road.listener, PATIENCE);
         let caller = caller.expect("the source").expect("an offer");
-        let received = receive(caller, &road.listener, &mut host, &mut |_| false);
+        let received = receive(caller, &road.listener, &mut host, &mut |_: &Sight<'_>| None);
         let Ok(Received::Guest(prepared)) = received else {
             panic!("{received:?}; {:?}; {}", sender.join(), console.transcript());
         };
         let destination = Memories::besides(&[&source]);
         let status = watch.status().expect("an SEV guest");
-        let rounds = prepared.reception.now().round;
+        let rounds = prepared.account.now().round;
         compare((&source, &status), (&destination, &prepared));
         let (listener, events) = (&road.listener, &console.end_sender);
-        let taken = take_over(*prepared, listener, events, &mut |_| None);
-        let Ok(Taken::Runs(machine, _side)) = taken else { panic!("{taken:?}") };
+        let taken = take_over(*prepared, listener, events, &mut |_: &Sight<'_>| None);
+        let Ok(Taken::Runs(machine, _answering)) = taken else { panic!("{taken:?}") };
         let ended = sender.join().expect("no panic").expect("the guest is not lost");
         assert!(matches!(ended, Ended::Moved(_)), "{ended:?}");
         Moved { machine: *machine, status, rounds }

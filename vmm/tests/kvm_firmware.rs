@@ -1,12 +1,9 @@
 //! guest-firmware as an SEV guest and as a plain VM: what it was told, and what the report says.
 
-#[expect(dead_code, reason = "each test file uses its part")]
-mod vmm;
-
 use std::time::Duration;
 
 use rustix::process::Signal;
-use vmm::{Ended, PASS, Sevferry, asset, own_view, shared_regions};
+use support::process::{Ended, PASS, Sevferry, asset, own_view, shared_regions};
 
 const SEV: &str = "--platform sev=software --memory size=64M --report=json";
 /// Starts guest-firmware with `options` of `sevferry run` and the words of its scenario.
@@ -90,6 +87,26 @@ fn a_plain_vm_has_no_sev() {
     }
     assert!(ended.report()["sev"].is_null(), "{ended}");
     assert!(!ended.err.contains("launch"), "{ended}");
+}
+
+/// A port is read and written as wide, and as often, as the instruction says, in a plain VM and in an SEV
+/// guest: string instructions too, and wide accesses to the serial port.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_firmware"]
+fn every_port_access_has_its_size_and_count() {
+    for options in [SEV, "--memory 64M"] {
+        assert!(pass(options, "ports").out.contains("ports: ok"));
+    }
+}
+
+/// What KVM cannot emulate ends the guest, and is told by name, with the instruction.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_firmware"]
+fn an_instruction_that_kvm_cannot_emulate_is_named() {
+    let ended = firmware("--memory 64M", "unemulated").end().with_code(1);
+    let ended = ended.saying("left the guest with KVM_INTERNAL_ERROR_EMULATION");
+    // fld dword ptr [a register]
+    ended.saying("KVM cannot emulate the instruction d9 0");
 }
 
 /// A hypercall that is nonsense gets its error, is counted if it reached us, and changes nothing.

@@ -2,18 +2,12 @@
 //!
 //! Where there is no SEV hardware the chips are not there: `scripts/epyc` answers their ioctls.
 
-#[expect(dead_code, reason = "each test file uses its part")]
-mod vmm;
-
-#[path = "vmm/owner.rs"]
-mod owner;
-
 use std::fs::{read, write};
 use std::path::PathBuf;
 
-use owner::GuestOwner;
 use sevferry::sev::certificate::Certificate;
-use vmm::{Ended, PASS, Sevferry, asset, shared_regions};
+use support::owner::GuestOwner;
+use support::process::{Ended, PASS, Sevferry, asset, shared_regions};
 
 /// A host: a chip, the files of its processes, and whether its KVM has a type of VM for SEV guests
 /// (Linux 6.10), if it is not there.
@@ -46,12 +40,17 @@ impl Host {
     }
 
     fn start(&self, arguments: &[&str]) -> Sevferry {
+        self.start_with(("SEVFERRY_EPYC_PROCESSOR", ""), arguments)
+    }
+
+    /// The same, of a chip or kernel of another kind, if it is not there.
+    fn start_with(&self, kind: (&str, &str), arguments: &[&str]) -> Sevferry {
         let types = match self.1 {
             VmTypes::Old => "no",
             VmTypes::New => "yes",
         };
         let chip = self.text("chip");
-        let variables = [("SEVFERRY_EPYC", chip.as_str()), ("SEVFERRY_EPYC_VM_TYPES", types)];
+        let variables = [("SEVFERRY_EPYC", chip.as_str()), ("SEVFERRY_EPYC_VM_TYPES", types), kind];
         Sevferry::start_with_environment(arguments, &variables)
     }
 
@@ -98,6 +97,54 @@ fn a_host_with_sev_is_recognised() {
         let is_real = std::env::var("SEVFERRY_CEK").is_ok();
         assert!(is_real || ended.out.contains(command), "{ended}");
     }
+}
+
+/// Milan has its C-bit above all address bits: `check` finds nothing wrong, a guest is launched, measured and
+/// given its vCPUs, and would be taken by another Milan. It is not run: its page tables need a processor that
+/// has such a bit.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_hardware"]
+fn a_guest_is_launched_and_would_be_taken_on_milan() {
+    const MILAN: (&str, &str) = ("SEVFERRY_EPYC_PROCESSOR", "milan");
+    if std::env::var("SEVFERRY_CEK").is_ok() {
+        // A real chip is what it is.
+        return;
+    }
+    let (a, b) = (Host("milan-a", VmTypes::New), Host("milan-b", VmTypes::Old));
+    let ended = a.start_with(MILAN, &["check", "--platform", "sev=hardware"]).end().with_code(0);
+    assert!(ended.out.contains("C-bit 51; 509 guests at once"), "{ended}");
+    b.start_with(MILAN, &["check", "--platform", "sev=hardware"]).end().with_code(0);
+
+    let (kernel, api, platform) = (asset("guest-firmware.elf"), a.text("api"), a.platform());
+    let guest = ["--kernel", &kernel, "--memory=size=20M", "--cmdline=ready"];
+    let options = ["run", "--paused", "--platform", &platform, "--api-socket", &api];
+    let mut paused = a.start_with(MILAN, &[options.as_slice(), &guest].concat());
+    paused.wait_for("sevferry: paused");
+
+    let (listen, platform) = (format!("unix:{}", b.text("listen")), b.platform());
+    let receive = ["receive", "--listen", &listen, "--platform", &platform];
+    let mut destination = b.start_with(MILAN, &receive);
+    destination.wait_for("waiting for a guest");
+    let platform = a.platform();
+    let ask = ["check", "--to", &listen, "--platform", &platform, "--memory", "size=20M"];
+    let ended = a.start_with(MILAN, &ask).end().with_code(0);
+    // Milan's guests stay among those that have the same bit.
+    let elsewhere = a.start(&ask).end().with_code(3);
+    assert!(elsewhere.out.contains("C-bit"), "{ended} {elsewhere}");
+    a.start(&["quit", "--api-socket", &api]).end().with_code(0);
+    let ended = paused.end().with_code(0).saying("C-bit 51");
+    assert!(ended.to_string().contains("(verified)"), "{ended}");
+}
+
+/// A host that is initialised for SEV-SNP is warned, and its guests run all the same.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_hardware"]
+fn a_host_that_is_initialised_for_snp_is_warned() {
+    let host = Host("snp", VmTypes::New);
+    let check = ["check", "--platform", "sev=hardware"];
+    let warned = host.start_with(("SEVFERRY_EPYC_SNP", "yes"), &check).end().with_code(0);
+    let is_real = std::env::var("SEVFERRY_CEK").is_ok();
+    assert!(is_real || warned.out.contains("kvm_amd.sev_snp=0"), "{warned}");
 }
 
 /// Launched and measured by the hardware platform, the guest finds its private and its shared memory
@@ -153,6 +200,25 @@ fn a_guest_moves_between_two_chips() {
     assert_passed(&destination);
     let tables = destination.out.lines().filter(|line| line.starts_with("map: shared ")).count();
     assert_eq!(shared_regions(&destination.report()).len(), tables, "{destination}");
+}
+
+/// What a guest has just written arrives as it was written, by a source that writes back all caches before the
+/// last round: `docs/hardware.md` says where that may be needed.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_hardware"]
+fn what_a_guest_has_just_written_arrives() {
+    let (a, b) = (Host("fresh-a", VmTypes::New), Host("fresh-b", VmTypes::New));
+    let destination = b.receive(&b.platform());
+    let platform = format!("{},write_back=last-round", a.platform());
+    let mut source = a.run(&platform, "ready share=4M+16 fresh=8M+16:60000");
+    source.wait_for("fresh: 0x800000+16 begins");
+    a.migrate(&b).with_code(0);
+    let source = source.end().with_code(0);
+    let is_real = std::env::var("SEVFERRY_CEK").is_ok();
+    assert!(is_real || source.err.contains("epyc: caches written back"), "{source}");
+    let destination = destination.end().with_code(0);
+    assert!(destination.out.contains("fresh: 0x800000+16 passes=60000 ok"), "{destination}");
+    assert_passed(&destination);
 }
 
 /// Without the signed CEK, and to the software platform, a guest stays where it is and runs on.

@@ -3,20 +3,13 @@
 //!
 //! The guests are told what to do on their consoles, by a shell.
 
-#[expect(dead_code, reason = "each test file uses its part")]
-mod vmm;
-
-#[expect(dead_code, reason = "each test file uses its part")]
-#[path = "vmm/scratch.rs"]
-mod scratch;
-
 use std::fs::read;
 use std::io::{PipeWriter, Write, pipe};
 use std::time::Duration;
 
-use scratch::Scratch;
 use serde_json::{Value, from_str};
-use vmm::{Sevferry, asset, kernels, shared_regions};
+use support::process::{Sevferry, asset, kernels, shared_regions};
+use support::scratch::Scratch;
 
 const READY: &str = "sevferry-guest: ready=";
 /// Without NODBG, so that what they report is held against their page tables by sevferry too, as it is

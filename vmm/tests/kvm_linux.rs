@@ -2,11 +2,8 @@
 //! the report says of them.
 #![expect(clippy::indexing_slicing, reason = "an absent member of a report is null, not a panic")]
 
-#[expect(dead_code, reason = "each test file uses its part")]
-mod vmm;
-
 use rustix::process::Signal;
-use vmm::{Ended, Sevferry, asset, kernels, shared_regions};
+use support::process::{Ended, Sevferry, asset, kernels, shared_regions};
 
 const ACTIVE: &str = "Memory Encryption Features active: AMD SEV";
 

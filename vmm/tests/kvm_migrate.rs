@@ -1,16 +1,15 @@
 //! Live migration between two processes, over loopback: contents, refusals, faults, and the retry.
 
-#[expect(dead_code, reason = "each test file uses its part")]
-mod vmm;
-
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use vmm::{Ended, PASS, Sevferry, asset, shared_regions};
+use support::process::{Ended, PASS, Sevferry, asset, shared_regions};
+use support::unread::Unread;
 
 /// Contents that must survive, then a long while in which to move, then the checks.
 const SCENARIO: &str = "ready share=4M+64 fill=4M+64:7 fill=8M+400:9 in-place-share=12M+32:5 count=12000 \
-     storm=14M+800:3,1500 check=4M+64:7 check=8M+400:9 check=12M+32:5 tables";
+     storm=14M+800:3,1500 check=4M+64:7 check=8M+400:9 check=12M+32:5 ports tables";
 
 /// One migration at a time: the lab has two slow processors, and a guest must not end too early.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -31,25 +30,44 @@ impl Host {
         format!("unix:{}", self.path("listen"))
     }
 
-    /// Boots guest-firmware here and waits until it counts.
-    fn run(&self, platform: &str, words: &str) -> Sevferry {
+    fn run_arguments(&self, words: &str) -> Vec<String> {
         let (kernel, api, journal) =
             (asset("guest-firmware.elf"), self.path("api"), self.path("j"));
         let own = ["run", "--kernel", &kernel, "--cmdline", words, "--memory", "size=20M"];
         let more = ["--api-socket", &api, "--journal", &journal, "--report=json"];
-        let mut guest =
-            Sevferry::start(own.into_iter().chain(more).chain(platform.split_whitespace()));
+        own.into_iter().chain(more).map(str::to_owned).collect()
+    }
+
+    fn receive_arguments(&self) -> Vec<String> {
+        let (listen, api, journal) = (self.endpoint(), self.path("api"), self.path("j"));
+        let own = ["receive", "--listen", &listen, "--api-socket", &api, "--journal", &journal];
+        own.into_iter().chain(["--report=json"]).map(str::to_owned).collect()
+    }
+
+    /// Waits until the process here says that this is what it does.
+    fn wait_until(&self, state: &str) {
+        let (api, deadline) = (self.path("api"), Instant::now() + Duration::from_secs(60));
+        loop {
+            let status = Sevferry::start(["status", "--json", "--api-socket", &api]).end();
+            if status.out.contains(&format!("\"state\":\"{state}\"")) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "not {state}: {status}");
+        }
+    }
+
+    /// Boots guest-firmware here and waits until it counts.
+    fn run(&self, platform: &str, words: &str) -> Sevferry {
+        let platform = platform.split_whitespace().map(str::to_owned);
+        let mut guest = Sevferry::start(self.run_arguments(words).into_iter().chain(platform));
         guest.wait_for("count: 1");
         guest
     }
 
     /// Waits here for a guest.
     fn receive(&self, platform: &str) -> Sevferry {
-        let (listen, api, journal) = (self.endpoint(), self.path("api"), self.path("j"));
-        let own = ["receive", "--listen", &listen, "--api-socket", &api, "--journal", &journal];
-        let mut host = Sevferry::start(
-            own.into_iter().chain(["--report=json"]).chain(platform.split_whitespace()),
-        );
+        let platform = platform.split_whitespace().map(str::to_owned);
+        let mut host = Sevferry::start(self.receive_arguments().into_iter().chain(platform));
         host.wait_for("waiting for a guest");
         host
     }
@@ -89,6 +107,33 @@ fn assert_counted_on(source: &Ended, destination: &Ended, last: u32) {
         assert_eq!(line.parse(), Ok(expected), "{source}\n{destination}");
     }
     assert_eq!(expected, last);
+}
+
+/// A guest moves between hosts whose messages nobody reads; then it runs there as `status` says, and
+/// its process answers, and ends when it is told to.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_migrate"]
+fn a_move_needs_nobody_who_reads_about_it() {
+    let _alone = alone();
+    let (a, b) = (Host("unread-a"), Host("unread-b"));
+    let with_sev = |arguments: Vec<String>| {
+        arguments.into_iter().chain(SEV.split(' ').chain(["--serial=null"]).map(str::to_owned))
+    };
+    let destination = Unread::start(false, with_sev(b.receive_arguments()));
+    let source = Unread::start(false, with_sev(a.run_arguments("ready count=1000000000")));
+    for (host, state) in [(&a, "running"), (&b, "waiting")] {
+        host.wait_until(state);
+    }
+    a.migrate(&b).with_code(0);
+    assert_eq!(source.end(), Some(0));
+    b.wait_until("running");
+    let ask = |request| {
+        let api = b.path("api");
+        Sevferry::start([request, "--api-socket", &api]).end().with_code(0)
+    };
+    assert!(ask("report").out.contains("launch_digest"));
+    ask("quit");
+    assert_eq!(destination.end(), Some(0));
 }
 
 /// An SEV guest goes on in the middle of a line; its private and shared pages arrive as they were,
@@ -143,6 +188,22 @@ fn a_guest_moves_there_and_back() {
 }
 
 /// A destination that dies in the middle leaves the guest where it was, and the next attempt works.
+/// A destination that needs longer to pin the guest's memory than it may be silent says how far it is, and is
+/// waited for; the guest runs meanwhile, and moves.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_migrate"]
+fn memory_that_takes_long_to_pin_is_waited_for() {
+    let _alone = alone();
+    let (a, b) = (Host("pin-a"), Host("pin-b"));
+    // 6 s for 20 MiB, of which a piece of 4 MiB takes 1.2 s.
+    let destination = b.receive("--platform sev=software,pin_cost_us=300000");
+    let source = a.run(SEV, "ready fill=8M+40:9 count=12000 check=8M+40:9");
+    let moved = a.start_migrating(&b, "--silence-s 3").end().with_code(0);
+    assert!(moved.to_string().contains("of 20.0 MiB of memory pinned"), "{moved}");
+    source.end().with_code(0);
+    assert_passed(&destination.end().with_code(0));
+}
+
 #[test]
 #[ignore = "needs KVM: scripts/test kvm_migrate"]
 fn a_destination_that_dies_costs_nothing() {

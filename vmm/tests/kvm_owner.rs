@@ -1,31 +1,20 @@
 //! A guest owner's day: the guest is measured and waits, is given its secrets, and runs.
 
-#[path = "vmm/owner.rs"]
-mod owner;
-#[expect(dead_code, reason = "each test file uses its part")]
-#[path = "vmm/scratch.rs"]
-mod scratch;
-#[expect(dead_code, reason = "each test file uses its part")]
-#[path = "vmm/terminal.rs"]
-mod terminal;
-#[expect(dead_code, reason = "each test file uses its part")]
-mod vmm;
-
 use std::fs::read;
 use std::path::Path;
 use std::process::Stdio;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use owner::GuestOwner;
 use rustix::process::Signal;
-use scratch::Scratch;
 use serde_json::{Value, from_str};
 use sevferry::sev::measurement::Measurement;
 use sevferry::sev::software::Identity;
 use sha2::{Digest, Sha256};
-use terminal::Terminal;
-use vmm::{Ended, PASS, Sevferry, asset, kernels};
+use support::owner::GuestOwner;
+use support::process::{Ended, PASS, Sevferry, asset, kernels};
+use support::scratch::Scratch;
+use support::terminal::Terminal;
 
 /// What guest-firmware says of the secret that it was told to look for.
 const FOUND: &str = "secret: 736869e5-84f0-4973-92ec-06879ce3da0b ok";

@@ -3,20 +3,22 @@
 //! What a migration does to a machine, without its stream: shared pages are copied, private ones
 //! sealed and opened, the rest goes through its serial form.
 
-mod guest;
-
-use std::io::{Error as IoError, Write};
-use std::sync::mpsc::{Receiver, channel};
+use std::io::copy;
+use std::thread::spawn;
 use std::time::Instant;
 
-use guest::{Console, Output, as_sev, asset, firmware, software, type_line};
+use sevferry::devices::SerialOutput;
 use sevferry::encryption::{Overflow, PageStatus, Status};
 use sevferry::machine::compatibility::{HostOffer, MachineOffer, compare};
 use sevferry::machine::config::ram_layout;
-use sevferry::machine::{Config, Machine, MachineState, PausedMachine, ReceivingMachine, Unpaused};
+use sevferry::machine::{
+    Config, Machine, MachineState, PausedMachine, ReceivingMachine, SavedBetween, Unpaused,
+};
+use sevferry::page::PAGE_LEN;
 use sevferry::page::{Frame, FrameSet, PAGE_SIZE, PageRange};
 use sevferry::sev::launch::Launched;
-use sevferry::sev::send::PAGE_LEN;
+use support::guest::{Console, as_sev, asset, firmware, software, type_line};
+use support::short_pipe::ShortPipe;
 
 /// The machine elsewhere: paused there, and gone here.
 fn moved(mut from: PausedMachine, console: &Console) -> PausedMachine {
@@ -25,7 +27,8 @@ fn moved(mut from: PausedMachine, console: &Console) -> PausedMachine {
     let platform = from.launch().map(|_| software());
     let here = HostOffer::read(platform.as_ref(), &[]).expect("KVM answers");
     compare(&offer, &here).expect("a host is compatible with itself");
-    let mut to = ReceivingMachine::build(&offer, platform.as_ref(), &[], console.output())
+    let (output, platform) = (console.output(), platform.as_ref());
+    let mut to = ReceivingMachine::build(&offer, platform, &[], output, &mut |_pinned| false)
         .expect("the machine can be built");
 
     let status = from.page_status();
@@ -37,6 +40,7 @@ fn moved(mut from: PausedMachine, console: &Console) -> PausedMachine {
             to.ram().write_pages(one(frame), &page).expect("RAM");
         }
     }
+    let earliest = Instant::now();
     let bytes = from.save().expect("the state can be read").to_bytes().expect("and encoded");
     let state = MachineState::from_bytes(&bytes).expect("a state can be decoded");
     let pages = status.map(|status| {
@@ -44,7 +48,8 @@ fn moved(mut from: PausedMachine, console: &Console) -> PausedMachine {
             .expect("page status can be decoded")
     });
     drop(from);
-    to.finish(&state, pages, launched).expect("the state can be restored")
+    let saved = SavedBetween { earliest, latest: Instant::now() };
+    to.finish((&state, saved), pages, launched).expect("the state can be restored")
 }
 
 /// Sends every private page through the firmware of both sides.
@@ -100,50 +105,32 @@ fn a_guest_does_not_notice_pauses() {
     machine.stop();
 }
 
-/// A serial output that blocks after some lines, until its gate is gone.
-struct Blocking {
-    output: Box<Output>,
-    lines_left: usize,
-    gate: Receiver<()>,
-}
-
-impl Write for Blocking {
-    fn write(&mut self, bytes: &[u8]) -> Result<usize, IoError> {
-        if bytes.contains(&b'\n') {
-            self.lines_left = self.lines_left.saturating_sub(1);
-        }
-        let written = self.output.write(bytes);
-        if self.lines_left == 0 {
-            self.gate.recv().expect_err("the other end goes without a word");
-        }
-        written
-    }
-
-    fn flush(&mut self) -> Result<(), IoError> {
-        Ok(())
-    }
-}
-
 /// A processor that hangs in a write to a blocked console cannot be paused; the machine says so,
 /// and once the console moves, all its processors go on.
 #[test]
 #[ignore = "needs KVM: scripts/test kvm_state"]
 fn a_machine_that_cannot_be_paused_runs_on() {
     let mut console = Console::new();
-    let (open, gate) = channel();
-    let output = Blocking { output: console.output(), lines_left: 50, gate };
-    let config = firmware("cpus=2 count=100 storm-smp=8M+100:1,100", 2, None);
-    let machine = Machine::build(&config, Box::new(output)).expect("the machine can be built");
-    let machine = machine.run(&console.end_sender).expect("threads for vCPUs");
-    // The fiftieth line: its newline is what the processor hangs in.
-    console.wait_for("count: 48");
-    let Err(Unpaused::Busy(machine)) = machine.pause() else {
-        panic!("a blocked vCPU was paused; {}", console.transcript());
+    let (mut pipe, writer) = ShortPipe::new(true);
+    let config = firmware("cpus=2 count=1000 storm-smp=8M+100:1,100", 2, None);
+    let machine = Machine::build(&config, SerialOutput::to(writer)).expect("it can be built");
+    let mut machine = machine.run(&console.end_sender).expect("threads for vCPUs");
+    // A guest that is paused again and again gets nowhere.
+    pipe.wait_until_full();
+    let machine = loop {
+        machine = match machine.pause() {
+            // It is about to write the first byte that does not fit.
+            Ok(paused) => console.resume(paused),
+            Err(Unpaused::Busy(machine)) => break machine,
+            Err(other) => panic!("{other}"),
+        };
     };
-    drop(open);
+    let mut to = console.writer();
+    let reading = spawn(move || copy(&mut pipe.0, &mut to));
     console.wait_for_pass();
-    console.assert_counted_to(100);
+    console.assert_counted_to(1000);
     machine.stop();
+    reading.join().expect("no panic").expect("all was copied");
 }
 
 /// A guest that has powered off cannot be paused, and that is no failure of the machine's.
@@ -170,6 +157,30 @@ fn processors_that_convert_pages_do_not_notice_pauses() {
     }
     console.wait_for_pass();
     machine.stop();
+}
+
+/// A string instruction on a port is whole, however often its guest is paused in the middle of it, and
+/// when it is moved.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_state"]
+fn port_accesses_are_whole_across_pauses_and_moves() {
+    let words = format!("count=1 {}", "ports ".repeat(150));
+    for sev in [None, as_sev()] {
+        let mut console = Console::new();
+        let is_plain = sev.is_none();
+        let mut machine = console.boot(&firmware(&words, 1, sev));
+        console.wait_for("count: 1");
+        for pauses in 0..30 {
+            let mut paused = machine.pause().expect("it pauses");
+            if is_plain && pauses % 10 == 9 {
+                paused = moved(paused, &console);
+            }
+            machine = console.resume(paused);
+            console.wait_for("ports: ok");
+        }
+        console.wait_for_pass();
+        machine.stop();
+    }
 }
 
 /// A plain VM, moved twice in the middle of its work, has its memory and goes on where it was.
@@ -212,7 +223,7 @@ fn an_sev_guest_goes_on_elsewhere() {
     assert_eq!(report.launch.digest, launched.digest);
     assert_eq!(report.launch.measurement, launched.measurement);
     assert!(report.guest.is_some(), "the firmware knows the guest");
-    assert_eq!(report.pages.migratable, Ok(()));
+    assert_eq!(report.pages.summary.migratable, Ok(()));
 }
 
 /// What the guest writes, through either view, and what it converts is logged once, and page

@@ -1,10 +1,7 @@
 //! The record of page status in the designs other than the list: what a guest sees of them, what a
 //! guest that lies comes to, and that each moves with its guest.
 
-#[expect(dead_code, reason = "each test file uses its part")]
-mod vmm;
-
-use vmm::{Ended, PASS, Sevferry, asset, shared_regions};
+use support::process::{Ended, PASS, Sevferry, asset, shared_regions};
 
 fn firmware(status: &str, options: &str, words: &str) -> Sevferry {
     let (kernel, platform) = (asset("guest-firmware.elf"), format!("sev=software,status={status}"));

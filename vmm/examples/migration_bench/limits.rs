@@ -4,43 +4,31 @@ use std::hint::black_box;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use aes::Aes128;
 use ctr::Ctr128BE;
 use ctr::cipher::{KeyIvInit, StreamCipher};
 use hmac::digest::KeyInit;
 use hmac::{Hmac, Mac};
-use sevferry::encryption::Status;
-use sevferry::memory::GuestRam;
-use sevferry::page::RamLayout;
 use sha2::Sha256;
 
-use super::vmm::{Result, Run, machine_cpu_time, own_cpu_time};
+use super::cost::{Meter, Result, Run, own_cpu_time};
 
 /// Bytes of one write or copy: as much as a second-level cache holds.
 const STEP: usize = 1 << 20;
 
 /// Times `work`, which is no migration.
-fn cost_of(bytes: u64, work: impl FnOnce() -> Result<()>) -> Result<Run> {
-    let (all_before, cpu_before, begun) = (machine_cpu_time()?, own_cpu_time()?, Instant::now());
+fn cost_of(work: impl FnOnce() -> Result<()>) -> Result<Run> {
+    let (cpu_before, meter) = (own_cpu_time()?, Meter::start()?);
     work()?;
-    let (total, cpu) = (begun.elapsed(), own_cpu_time()?.saturating_sub(cpu_before));
-    let others = machine_cpu_time()?.saturating_sub(all_before).saturating_sub(cpu);
-    Ok(Run {
-        total,
-        gap: Duration::ZERO,
-        cpu,
-        wire_bytes: bytes,
-        beyond_ram: [0; 2],
-        others: others.as_secs_f64() / total.as_secs_f64(),
-    })
+    let stopped = meter.stop()?;
+    Ok(stopped.with_cpu(own_cpu_time()?.saturating_sub(cpu_before)))
 }
 
 /// Copies `bytes` from one buffer to another, on one thread.
 pub(crate) fn memcpy(bytes: u64) -> Result<Run> {
     let (from, mut to) = (vec![1_u8; 64 * STEP], vec![2_u8; 64 * STEP]);
-    cost_of(bytes, || {
+    cost_of(|| {
         for _ in 0..bytes / (64 * STEP as u64) {
             to.copy_from_slice(&from);
             black_box(&mut to);
@@ -59,7 +47,7 @@ pub(crate) fn loopback(connections: u64, bytes: u64) -> Result<Run> {
         let sender = TcpStream::connect(address)?;
         pairs.push((sender, listener.accept()?.0));
     }
-    cost_of(bytes, || if pass_on(pairs, each) { Ok(()) } else { Err("loopback lost bytes".into()) })
+    cost_of(|| if pass_on(pairs, each) { Ok(()) } else { Err("loopback lost bytes".into()) })
 }
 
 /// Sends `each` bytes over every connection, and says whether they arrived.
@@ -101,21 +89,11 @@ pub(crate) fn page_cryptography(bytes: u64) -> Result<Run> {
             black_box(mac.clone().chain_update(page).finalize());
         }
     };
-    cost_of(bytes, || {
+    cost_of(|| {
         thread::scope(|scope| {
             scope.spawn(half);
             scope.spawn(half);
         });
         Ok(())
     })
-}
-
-/// Touches so many bytes in huge pages: a machine that has given memory back to its own host waits for
-/// it to come again, which would be measured as the next VMM's.
-pub(crate) fn warm_memory(bytes: u64) -> Result<()> {
-    let memory = GuestRam::single(RamLayout::new(bytes)?)?;
-    for run in memory.layout().ranges() {
-        memory.populate(run, Status::Shared);
-    }
-    Ok(())
 }

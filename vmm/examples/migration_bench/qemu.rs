@@ -1,78 +1,80 @@
-//! QEMU's own migration of the same guest, driven by QMP.
+//! QEMU, driven by QMP.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, from_str, json};
 
-use super::vmm::{PATIENCE, Result, Run, Vmm, time};
-use super::{DOWNTIME_MS, Guest};
+use super::contender::{Contender, DOWNTIME_MS};
+use super::cost::{Result, Run};
+use super::guest::Guest;
+use super::process::{Process, connect, time_migration};
 
 /// Debian's package.
 const PROGRAM: &str = "qemu-system-x86_64";
 
-/// How often the migration's end is looked for; the times measured do not depend on it.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// The one that is installed.
+pub(crate) struct Qemu;
 
-/// One migration over TCP on loopback; several connections are multifd.
-pub(crate) fn migrate(guest: &Guest, connections: u8, port: u16) -> Result<Run> {
-    let [source_qmp, destination_qmp] =
-        ["source", "destination"].map(|side| guest.directory.join(format!("qmp-{side}")));
-    let start = |qmp: &Path, log: &str, incoming: &[&str]| {
+impl Qemu {
+    /// Its version, if it is installed.
+    pub(crate) fn version() -> Option<String> {
+        let out = Command::new(PROGRAM).arg("--version").output().ok()?;
+        Some(String::from_utf8_lossy(&out.stdout).lines().next()?.to_owned())
+    }
+}
+
+impl Contender for Qemu {
+    fn name(&self) -> String {
+        "QEMU".to_owned()
+    }
+
+    fn boot(&self, guest: &Guest, api: &Path) -> Command {
         let mut command = Command::new(PROGRAM);
         command.args(["-accel", "kvm", "-M", "microvm,auto-kernel-cmdline=off"]);
         command.args(["-cpu", "host,-arch-capabilities", "-nodefaults", "-no-user-config"]);
         command.args(["-display", "none", "-serial", "stdio", "-m"]).arg(format!("{}B", guest.ram));
-        command.arg("-kernel").arg(guest.kernel(false)).arg("-initrd").arg(guest.noise());
-        command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", qmp.display()));
-        command.args(incoming);
-        Vmm::start(&mut command, &guest.directory.join(log))
-    };
-    let destination = start(&destination_qmp, "destination.err", &["-incoming", "defer"])?;
-    let source = start(&source_qmp, "source.err", &[])?;
-    let mut control = [Monitor::connect(&source_qmp)?, Monitor::connect(&destination_qmp)?];
-    let multifd = connections > 1;
-    for monitor in &mut control {
-        let capability = json!({"capability": "multifd", "state": multifd});
-        monitor.ask("migrate-set-capabilities", &json!({"capabilities": [capability]}))?;
-        let parameters = json!({
-            // As much as the link carries; the default is 128 MiB/s.
-            "max-bandwidth": u64::MAX >> 4,
-            "downtime-limit": DOWNTIME_MS,
-            "multifd-channels": connections.max(2),
-        });
-        monitor.ask("migrate-set-parameters", &parameters)?;
-    }
-    let uri = json!({"uri": format!("tcp:127.0.0.1:{port}")});
-    let [from, to] = &mut control;
-    to.ask("migrate-incoming", &uri)?;
-    time(source, &destination, guest.ram, false, &mut || {
-        from.ask("migrate", &uri)?;
-        let deadline = Instant::now() + PATIENCE;
-        while Instant::now() < deadline {
-            let state = from.ask("query-migrate", &json!({}))?;
-            match state.get("status").and_then(Value::as_str) {
-                Some("completed") => {
-                    let bytes = state.pointer("/ram/transferred").and_then(Value::as_u64);
-                    return bytes.ok_or_else(|| format!("QEMU: {state}").into());
-                }
-                Some("failed") => return Err(format!("QEMU: {state}").into()),
-                _ => thread::park_timeout(LOOK_EVERY),
-            }
+        command.arg("-kernel").arg(&guest.kernel);
+        command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", api.display()));
+        if let Some(initramfs) = &guest.initramfs {
+            command.arg("-initrd").arg(initramfs);
         }
-        Err("QEMU does not end the migration".into())
-    })
-}
+        command
+    }
 
-/// The version, for the heading.
-pub(crate) fn version() -> Result<String> {
-    let out = Command::new(PROGRAM).arg("--version").output()?;
-    let text = String::from_utf8(out.stdout)?;
-    Ok(text.lines().next().unwrap_or_default().to_owned())
+    /// Several connections are multifd.
+    fn migrate(&self, guest: &Guest, connections: u8, port: u16) -> Result<Run> {
+        let [source_qmp, destination_qmp] =
+            ["source", "destination"].map(|side| guest.file(&format!("qmp-{side}")));
+        let mut receive = self.boot(guest, &destination_qmp);
+        receive.args(["-incoming", "defer"]);
+        let destination = Process::start(&mut receive, &guest.file("destination.err"))?;
+        let source = Process::start(&mut self.boot(guest, &source_qmp), &guest.file("source.err"))?;
+        let mut control = [Monitor::connect(&source_qmp)?, Monitor::connect(&destination_qmp)?];
+        for monitor in &mut control {
+            let capabilities = json!([
+                {"capability": "multifd", "state": connections > 1},
+                {"capability": "events", "state": true},
+            ]);
+            monitor.ask("migrate-set-capabilities", &json!({"capabilities": capabilities}))?;
+            let parameters = json!({
+                // As much as the link carries; the default is 128 MiB/s.
+                "max-bandwidth": u64::MAX >> 4,
+                "downtime-limit": DOWNTIME_MS,
+                "multifd-channels": connections.max(2),
+            });
+            monitor.ask("migrate-set-parameters", &parameters)?;
+        }
+        let uri = json!({"uri": format!("tcp:127.0.0.1:{port}")});
+        let [from, to] = &mut control;
+        to.ask("migrate-incoming", &uri)?;
+        time_migration(guest, source, &destination, false, &mut || {
+            from.ask("migrate", &uri)?;
+            from.wait_until_migrated()
+        })
+    }
 }
 
 /// A connection to QEMU's monitor.
@@ -82,36 +84,42 @@ struct Monitor {
 
 impl Monitor {
     fn connect(path: &Path) -> Result<Self> {
-        let deadline = Instant::now() + PATIENCE;
-        let stream = loop {
-            match UnixStream::connect(path) {
-                Ok(stream) => break stream,
-                Err(cause) if Instant::now() > deadline => return Err(cause.into()),
-                Err(_not_yet) => thread::park_timeout(LOOK_EVERY),
-            }
-        };
-        stream.set_read_timeout(Some(PATIENCE))?;
-        let mut monitor = Self { lines: BufReader::new(stream) };
+        let mut monitor = Self { lines: connect(path)? };
         monitor.ask("qmp_capabilities", &json!({}))?;
         Ok(monitor)
     }
 
     /// Events and the greeting are passed over.
-    fn ask(&mut self, command: &str, arguments: &Value) -> Result<Value> {
+    fn ask(&mut self, command: &str, arguments: &Value) -> Result<()> {
         let request = json!({"execute": command, "arguments": arguments});
         writeln!(self.lines.get_mut(), "{request}")?;
         loop {
-            let mut line = String::new();
-            if self.lines.read_line(&mut line)? == 0 {
-                return Err("QEMU has closed its monitor".into());
-            }
-            let mut answer: Value = from_str(&line)?;
+            let answer = self.next()?;
             if let Some(error) = answer.get("error") {
                 return Err(format!("{command}: {error}").into());
             }
-            if let Some(found) = answer.get_mut("return") {
-                return Ok(found.take());
+            if answer.get("return").is_some() {
+                return Ok(());
             }
         }
+    }
+
+    fn wait_until_migrated(&mut self) -> Result<()> {
+        loop {
+            let event = self.next()?;
+            match event.pointer("/data/status").and_then(Value::as_str) {
+                Some("completed") => return Ok(()),
+                Some("failed") => return Err(format!("QEMU: {event}").into()),
+                _ => {}
+            }
+        }
+    }
+
+    fn next(&mut self) -> Result<Value> {
+        let mut line = String::new();
+        if self.lines.read_line(&mut line)? == 0 {
+            return Err("QEMU has closed its monitor".into());
+        }
+        Ok(from_str(&line)?)
     }
 }

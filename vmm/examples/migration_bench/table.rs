@@ -1,15 +1,20 @@
 //! What was measured, as a table and as ratios.
 
-use super::vmm::Run;
+use super::contender::Role;
+use super::cost::Run;
+use super::tasks::{Entry, Task};
 
 /// Above the rows.
 pub(crate) const HEADING: [&str; 2] = [
-    "                                total ms                 CPU ms                 gap ms   beyond RAM, MB  others",
-    "                    median [best..worst]   median [best..worst]   median [best..worst]   source,  dest.       %",
+    "                                    total ms                  gap ms        byte ms   CPU ms  beyond RAM, MB  wire  others",
+    "                            median [ best.. worst]  median [best..worst]     median   median  source,  dest.    MB       %",
 ];
 
 /// What is compared.
 type Value = fn(&Run) -> f64;
+
+/// Which of the runs counts.
+type Pick = fn(&Spread) -> f64;
 
 /// The middle, the least and the most.
 struct Spread {
@@ -43,55 +48,96 @@ fn gap_ms(run: &Run) -> f64 {
     run.gap.as_secs_f64() * 1e3
 }
 
+fn byte_ms(run: &Run) -> f64 {
+    run.first_byte.as_secs_f64() * 1e3
+}
+
+fn megabytes(run: &Run, side: usize) -> f64 {
+    run.beyond_ram.get(side).map_or(0.0, |&bytes| bytes as f64 / 1e6)
+}
+
+fn wire_megabytes(run: &Run) -> f64 {
+    run.wire_bytes as f64 / 1e6
+}
+
 /// One contender, all its runs.
-pub(crate) fn row(name: &str, runs: &[Run]) -> String {
-    let (total, cpu) = (Spread::of(runs, total_ms), Spread::of(runs, cpu_ms));
-    let (gap, others) = (Spread::of(runs, gap_ms), Spread::of(runs, |run| run.others * 100.0));
-    let beyond = |index: usize| {
-        let megabytes = |run: &Run| run.beyond_ram.get(index).map_or(0.0, |&b| b as f64 / 1e6);
-        Spread::of(runs, megabytes).worst
-    };
-    let mut row = format!(
-        "{name:18} {:7.0} [{:4.0}..{:5.0}]  {:7.0} [{:4.0}..{:5.0}]",
-        total.median, total.best, total.worst, cpu.median, cpu.best, cpu.worst
-    );
+pub(crate) fn row(Entry { name, runs, .. }: &Entry) -> String {
+    let spread = |value: Value| Spread::of(runs, value);
+    let (total, cpu, gap) = (spread(total_ms), spread(cpu_ms), spread(gap_ms));
+    let mut row =
+        format!("  {name:24} {:7.1} [{:5.1}..{:6.1}]", total.median, total.best, total.worst);
     if gap.worst > 0.0 {
-        row += &format!("  {:7.1} [{:4.1}..{:5.1}]", gap.median, gap.best, gap.worst);
-        row += &format!("   {:6.1}, {:6.1}", beyond(0), beyond(1));
-    } else {
-        row += &" ".repeat(40);
+        let [source, destination] =
+            [0, 1].map(|side| Spread::of(runs, |run| megabytes(run, side)).worst);
+        row += &format!(
+            " {:7.1} [{:4.1}..{:5.1}]    {:8.1} {:8.0}  {source:6.1}, {destination:6.1} {:5.0}",
+            gap.median,
+            gap.best,
+            gap.worst,
+            spread(byte_ms).median,
+            cpu.median,
+            spread(wire_megabytes).median
+        );
+    } else if cpu.worst > 0.0 {
+        row += &format!("{:34} {:8.0} {:22}", "", cpu.median, "");
     }
-    row + &format!("    {:4.0}", others.median)
+    if cpu.worst > 0.0 {
+        row += &format!("    {:4.0}", spread(|run| run.others * 100.0).median);
+    }
+    row
 }
 
 /// One run.
 pub(crate) fn line(name: &str, run: &Run) -> String {
-    let (total, cpu, gap) = (total_ms(run), cpu_ms(run), gap_ms(run));
-    let (wire, others) = (run.wire_bytes / 1_000_000, run.others * 100.0);
-    format!(
-        "{name:18} {total:5.0} ms, CPU {cpu:5.0} ms, gap {gap:5.1} ms, {wire} MB on the wire, \
-         others {others:.0} %"
-    )
+    let mut line = format!("{name:46} {:6.1} ms", total_ms(run));
+    if !run.gap.is_zero() {
+        let (byte, gap, wire) = (byte_ms(run), gap_ms(run), wire_megabytes(run));
+        line += &format!(", byte {byte:6.1} ms, gap {gap:5.1} ms, {wire:.0} MB on the wire");
+    }
+    if !run.cpu.is_zero() {
+        line += &format!(", CPU {:4.0} ms, others {:.0} %", cpu_ms(run), run.others * 100.0);
+    }
+    line
 }
 
-/// How far sevferry is from QEMU, and from what the machine can do. Above 1, sevferry needs less.
-pub(crate) fn print_ratios(results: &[(&str, &[Run])]) {
-    println!("\nratios (needed by the other / by sevferry), of the best runs and of the medians:");
-    let cases: [(&str, &str, &str, Value); 7] = [
-        ("time, plain VM: QEMU's best mode", "QEMU", "sevferry plain", total_ms),
-        ("time, plain VM: raw TCP", "raw TCP", "sevferry plain", total_ms),
-        ("CPU, plain VM: QEMU's best mode", "QEMU", "sevferry plain", cpu_ms),
-        ("CPU, plain VM: raw TCP", "raw TCP", "sevferry plain", cpu_ms),
-        ("gap, plain VM: QEMU's best mode", "QEMU", "sevferry plain", gap_ms),
-        ("time, SEV: cryptography on both cores", "crypto", "sevferry SEV", total_ms),
-        ("CPU, SEV: cryptography", "crypto", "sevferry SEV", cpu_ms),
-    ];
-    for (what, other, own, value) in cases {
-        let least = |prefix: &str, of: fn(&Spread) -> f64| {
-            let named = results.iter().filter(|(name, _)| name.starts_with(prefix));
-            named.map(|(_, runs)| of(&Spread::of(runs, value))).fold(f64::INFINITY, f64::min)
+/// Above the rows of [`ratios`].
+pub(crate) const RATIOS: [&str; 3] = [
+    "ratios (needed by the best of the others / by sevferry): above 1, sevferry needs less",
+    "                                    total            gap            CPU        beyond RAM",
+    "                               median  best   median  best   median  best   source   dest.",
+];
+
+/// How far sevferry is from the best of its peers, and from what the machine can do. There is a row
+/// for each of the two that was measured beside it.
+pub(crate) fn ratios(Task { name, entries }: &Task) -> Vec<String> {
+    let mut rows = Vec::new();
+    for (role, who) in [(Role::Peer, "peers"), (Role::Limit, "limits")] {
+        let least = |role, value: Value, pick: Pick| {
+            let of_role = entries.iter().filter(|entry| entry.role == role);
+            of_role.map(|entry| pick(&Spread::of(&entry.runs, value))).reduce(f64::min)
         };
-        let ratio = |of: fn(&Spread) -> f64| least(other, of) / least(own, of);
-        println!("{what:40} {:5.2} {:5.2}", ratio(|s| s.best), ratio(|s| s.median));
+        let ratio = |value, pick| {
+            let ratio = least(role, value, pick)? / least(Role::Sevferry, value, pick)?;
+            (ratio.is_normal()).then(|| format!("{ratio:.2}"))
+        };
+        let values: [(Value, Pick); 8] = [
+            (total_ms, |all| all.median),
+            (total_ms, |all| all.best),
+            (gap_ms, |all| all.median),
+            (gap_ms, |all| all.best),
+            (cpu_ms, |all| all.median),
+            (cpu_ms, |all| all.best),
+            (|run| megabytes(run, 0), |all| all.worst),
+            (|run| megabytes(run, 1), |all| all.worst),
+        ];
+        let cells = values.map(|(value, pick)| ratio(value, pick).unwrap_or_default());
+        let [a, b, c, d, e, f, g, h] = &cells;
+        if !a.is_empty() {
+            rows.push(format!(
+                "{:30} {a:>6} {b:>5}   {c:>6} {d:>5}   {e:>6} {f:>5}   {g:>6} {h:>6}",
+                format!("{name}: {who}")
+            ));
+        }
     }
+    rows
 }

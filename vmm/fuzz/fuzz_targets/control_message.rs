@@ -3,8 +3,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use sevferry::migration::frame::{FRAME_HEADER_LEN, FrameHeader};
-use sevferry::migration::message::Message;
+use sevferry::migration::wire::{FRAME_HEADER_LEN, FrameHeader};
+use sevferry::migration::wire::Message;
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((header, body)) = bytes.split_first_chunk::<FRAME_HEADER_LEN>() else { return };

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use sevferry::migration::frame::{
+use sevferry::migration::wire::{
     FRAME_HEADER_LEN, FrameHeader, PAGES_HEADER_LEN, PAGES_MAX, PagesHeader, decode_numbers,
     encode_numbers,
 };

@@ -23,7 +23,7 @@ use super::layout::{ACPI, IO_APIC, LOCAL_APIC, PCI};
 use crate::devices::pci::{CONFIG_PORT, ECAM_BYTES};
 use crate::devices::{ACPI_PORT, ACPI_RESET, COM1_IRQ, COM1_PORT};
 
-/// Who made the tables.
+/// The maker of the tables.
 const OEM: [u8; 6] = *b"SVFRRY";
 
 /// Which tables they are.
@@ -155,14 +155,13 @@ fn pci(devices: &mut Vec<u8>) {
 
 #[cfg(test)]
 mod tests {
-    use std::io::sink;
     use std::sync::Arc;
 
     use vmm_sys_util::eventfd::EventFd;
 
     use super::*;
     use crate::boot::layout::ACPI_MAX;
-    use crate::devices::{Ports, PowerEvent, SerialPort};
+    use crate::devices::{Ports, PowerEvent, SerialOutput, SerialPort};
 
     /// A table of `bytes` by its guest-physical address, its checksum checked.
     fn table(bytes: &[u8], address: u64) -> &[u8] {
@@ -221,11 +220,12 @@ mod tests {
         assert_eq!(fadt[128], ACPI_RESET);
         assert_eq!(fadt[244..256], register);
         assert_eq!(fadt[256..268], register);
-        let serial = Arc::new(SerialPort::new(EventFd::new(0).unwrap(), Box::new(sink())));
+        let serial =
+            Arc::new(SerialPort::new(EventFd::new(0).unwrap(), SerialOutput::nowhere()).unwrap());
         let ports = Ports::new(serial);
-        assert_eq!(ports.write(ACPI_PORT, &[ACPI_RESET]), Some(PowerEvent::Reset));
+        assert_eq!(ports.write(ACPI_PORT, 1, &[ACPI_RESET]), Some(PowerEvent::Reset));
         // Sleep type 5 in bits 2 to 4, and the bit that enables it.
-        assert_eq!(ports.write(ACPI_PORT, &[5 << 2 | 1 << 5]), Some(PowerEvent::PowerOff));
+        assert_eq!(ports.write(ACPI_PORT, 1, &[5 << 2 | 1 << 5]), Some(PowerEvent::PowerOff));
         let dsdt = table(&bytes, address(fadt, 140));
         assert_eq!(count(dsdt, b"\x08_S5_\x12\x04\x01\x0a\x05"), 1);
     }

@@ -9,9 +9,10 @@ use linux_loader::elf::{
 };
 use vm_memory::ByteValued;
 
-use super::BootError;
+use super::error::BootError;
 use super::input::Input;
 use super::layout::KERNEL_MIN;
+use super::room::Room;
 
 /// Every ELF file starts with this.
 pub(super) const MAGIC: [u8; 4] = *b"\x7fELF";
@@ -88,7 +89,8 @@ fn check(input: &Input, segments: &[Segment], entry: u32, low_end: u64) -> Resul
         let fits = segment.address >= KERNEL_MIN.0 && end.is_some_and(|end| end <= low_end);
         if !fits {
             let (path, Segment { address, bytes, .. }) = (input.path.clone(), *segment);
-            return Err(BootError::SegmentOutsideRam { path, address, bytes, low_end });
+            let room = (address >= KERNEL_MIN.0).then(|| Room::to_end_at(end));
+            return Err(BootError::SegmentOutsideRam { path, address, bytes, low_end, room });
         }
         if segment.file_bytes > segment.bytes {
             return malformed("a segment is longer in the file than in memory");
@@ -136,7 +138,7 @@ fn find_entry(mut notes: &[u8]) -> Option<u32> {
         let (name, rest) = split_padded(rest, head.n_namesz)?;
         let (value, rest) = split_padded(rest, head.n_descsz)?;
         if head.n_type == PHYS32_ENTRY && name == b"Xen\0" {
-            // 4 bytes, or 8 of which a 32-bit address uses the first 4.
+            // 4 bytes or 8. A 32-bit address uses the first 4.
             return value.first_chunk().copied().map(u32::from_le_bytes);
         }
         notes = rest;
@@ -172,7 +174,7 @@ fn read(input: &mut Input, offset: u64, bytes: u64) -> Result<Vec<u8>, BootError
     }
 }
 
-/// A structure from its bytes, of which there are as many as it has.
+/// A structure from its bytes. There are exactly as many as it has.
 fn copied<T: ByteValued + Default>(bytes: &[u8]) -> T {
     let mut value = T::default();
     value.as_mut_slice().iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use libc::O_NONBLOCK;
 
-use super::BootError;
+use super::error::BootError;
 
 /// An open, non-empty, regular file.
 #[derive(Debug)]

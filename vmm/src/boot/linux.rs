@@ -9,13 +9,17 @@ use linux_loader::bootparam::{
 use linux_loader::loader::{BzImage, KernelLoader};
 use vm_memory::{ByteValued, GuestAddress, GuestMemoryBackend};
 
+use super::config::BootConfig;
 use super::e820::memory_map;
+use super::entry::Entry;
+use super::error::BootError;
 use super::gdt::Mode;
 use super::input::Input;
 use super::layout::{ACPI, BOOT_PARAMS, COMMAND_LINE, KERNEL_MIN, PAGE_TABLES, STACK_TOP};
 use super::page_tables::identity_map;
+use super::pieces::{initramfs_address, place_common};
 use super::placement::{Placement, end};
-use super::{BootConfig, BootError, Entry, initramfs_address, place_common};
+use super::room::Room;
 use crate::page::{Gpa, PAGE_SIZE};
 
 /// Where the setup header lies in the file and in `boot_params`.
@@ -70,7 +74,7 @@ pub(super) fn load<M: GuestMemoryBackend>(
     let ramdisk = match &mut initramfs {
         Some(file) => {
             let highest = u64::from(kernel.header.initrd_addr_max).saturating_add(1);
-            let gpa = initramfs_address(file, kernel.end, low_end.min(highest))?;
+            let gpa = initramfs_address(file, kernel.end, (low_end, highest))?;
             placement.place_file("initramfs", gpa, file)?;
             Some((gpa, file.bytes))
         }
@@ -113,7 +117,10 @@ fn parse(input: &mut Input, low_end: u64) -> Result<Kernel, BootError> {
     let needed = image.max(header.init_size.into());
     match load.checked_add(needed) {
         Some(end) if end <= low_end => Ok(Kernel { header, load, end }),
-        _ => Err(BootError::KernelTooLarge { path: input.path.clone(), load, needed, low_end }),
+        end => {
+            let (path, room) = (input.path.clone(), Room::to_end_at(end));
+            Err(BootError::KernelTooLarge { path, load, needed, low_end, room })
+        }
     }
 }
 

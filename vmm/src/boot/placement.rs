@@ -5,9 +5,18 @@ use std::ops::Range;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
+use super::error::BootError;
 use super::input::Input;
-use super::{BootError, Piece};
-use crate::page::{Frame, Gpa, PAGE_SIZE, PageRange, RamLayout};
+use crate::page::{Frame, Gpa, PAGE_LEN, PAGE_SIZE, PageRange, RamLayout};
+
+/// A run of whole pages to be encrypted and measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    /// What it is, for people.
+    pub name: &'static str,
+    /// Where it is.
+    pub range: PageRange,
+}
 
 /// Guest RAM while it is filled.
 #[derive(Debug)]
@@ -89,7 +98,7 @@ impl<'m, M: GuestMemoryBackend> Placement<'m, M> {
         }
         for frame in range.frames() {
             let page = GuestAddress(frame.0 * PAGE_SIZE);
-            self.memory.write_slice(&[0; 4096], page).map_err(|cause| BootError::Memory {
+            self.memory.write_slice(&[0; PAGE_LEN], page).map_err(|cause| BootError::Memory {
                 name,
                 gpa: Gpa(page.0),
                 cause,

@@ -7,13 +7,16 @@ use linux_loader::start_info::{
 };
 use vm_memory::{ByteValued, GuestMemoryBackend};
 
+use super::config::BootConfig;
 use super::e820::memory_map;
 use super::elf::{Segment, parse};
+use super::entry::Entry;
+use super::error::BootError;
 use super::gdt::Mode;
 use super::input::Input;
 use super::layout::{ACPI, COMMAND_LINE, COMMAND_LINE_MAX, MEMORY_MAP, MODULE_LIST, START_INFO};
+use super::pieces::{initramfs_address, place_common};
 use super::placement::{Placement, end, pages_of};
-use super::{BootConfig, BootError, Entry, initramfs_address, place_common};
 use crate::page::{Gpa, PageRange};
 
 /// Loads `kernel` and all that its PVH entry needs.
@@ -37,7 +40,7 @@ pub(super) fn load<M: GuestMemoryBackend>(
     let kernel_end = runs.last().map_or(0, |run| end(*run));
     let module = match &mut initramfs {
         Some(file) => {
-            let gpa = initramfs_address(file, kernel_end, low_end)?;
+            let gpa = initramfs_address(file, kernel_end, (low_end, u64::MAX))?;
             placement.place_file("initramfs", gpa, file)?;
             Some((gpa, file.bytes))
         }

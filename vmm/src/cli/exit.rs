@@ -3,21 +3,23 @@
 use std::process::ExitCode;
 
 /// The exit codes, for `--help`.
-pub(super) const EXIT_CODES: &str = "\
+pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
   0   the guest powered off or reset, has moved to another host, or was ended as asked
-      (Ctrl-A x, SIGINT, SIGTERM, quit); for other commands: yes
+      (Ctrl-A x, quit, SIGTERM, SIGINT, or any signal that ends a program); for other commands: yes
   1   an error, which is printed
   2   the command line is wrong
   3   check, probe: this host cannot run the guests that were asked for;
       check --to: the guest would not be moved
   10  migrate: the guest did not move, and runs on where it was
   11  the guest crashed (triple fault)
-  12  migrate: in doubt, whether the guest moved; status and resolve at both hosts decide";
+  12  migrate: in doubt, whether the guest moved; status and resolve at both hosts decide
+  13  migrate: interrupted twice; the migration goes on, status shows how it ends
+  14  migrate: the guest powered off, was reset or crashed before it was moved, and runs nowhere";
 
 /// How a guest's run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ending {
+pub(crate) enum Ending {
     /// The guest powered off.
     PowerOff,
     /// The guest asked for a reset, and was not to be booted again.
@@ -33,7 +35,7 @@ pub(super) enum Ending {
 /// What the shell sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum Exit {
+pub(crate) enum Exit {
     /// As asked.
     Success = 0,
     /// An error, which has been printed.
@@ -48,6 +50,10 @@ pub(super) enum Exit {
     GuestCrashed = 11,
     /// The guest runs here, or on the other host, or will when that is known.
     InDoubt = 12,
+    /// Nobody waits for the migration any more, which has not ended.
+    GoesOn = 13,
+    /// The guest ended while it was being moved.
+    GuestEnded = 14,
 }
 
 impl From<Ending> for Exit {
@@ -84,6 +90,8 @@ mod tests {
             Exit::Stayed,
             Exit::GuestCrashed,
             Exit::InDoubt,
+            Exit::GoesOn,
+            Exit::GuestEnded,
         ];
         assert_eq!(listed, all.map(|exit| exit as u8));
     }

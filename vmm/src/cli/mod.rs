@@ -4,48 +4,25 @@
 mod say;
 
 mod arguments;
-mod ask;
-mod audit;
-mod certificates;
-mod check;
-mod check_arguments;
-mod device_arguments;
-mod digest;
+mod commands;
 mod exit;
-mod held;
-mod inbox;
-mod incoming;
-mod journals;
-mod key_values;
-mod migrate;
-mod migration_arguments;
-mod outgoing;
-mod owner;
-mod owner_files;
-mod preflight;
-mod progress;
-mod receive;
-mod report;
-mod run;
-mod terminal;
-mod values;
+mod process;
+mod show;
 
 use std::error::Error;
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::Error as IoError;
 use std::process::ExitCode;
 
-use env_logger::{Builder, Target};
-
-use crate::machine::chain_of;
 use crate::machine::probe;
-use arguments::{ArgumentError, Arguments, LogOptions, Task};
+use arguments::{ArgumentError, Arguments, Task};
+use commands::{ask, check, digest, export, migrate, preflight, receive, run as boot};
 use exit::Exit;
+use say::{Farewell, start_log};
 
 /// Does what the arguments (the program's name first) ask for; prints what went wrong.
 #[must_use]
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let _farewell = Farewell::prepare();
     let exit = match Arguments::parse(arguments) {
         Ok(Arguments { log, task }) => match start_log(&log) {
             Ok(()) => perform(task),
@@ -67,35 +44,35 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn perform(task: Task) -> Exit {
     match task {
-        Task::Run { config, options } => match run::run(&config, options) {
+        Task::Run { config, options } => match boot(&config, options) {
             Ok(ending) => ending.into(),
             Err(cause) => failed(&cause, Exit::Failure),
         },
-        Task::Receive(options) => match receive::receive(&options) {
+        Task::Receive(options) => match receive(&options) {
             Ok(ending) => ending.into(),
             Err(cause) => failed(&cause, Exit::Failure),
         },
-        Task::Migrate(options) => match migrate::migrate(&options) {
+        Task::Migrate(options) => match migrate(&options) {
             Ok(exit) => exit,
             Err(cause) => failed(&cause, Exit::Failure),
         },
-        Task::Ask(options) => match ask::ask(&options) {
+        Task::Ask(options) => match ask(&options) {
             Ok(()) => Exit::Success,
             Err(cause) => failed(&cause, Exit::Failure),
         },
-        Task::Digest(options) => match digest::digest(&options) {
+        Task::Digest(options) => match digest(&options) {
             Ok(()) => Exit::Success,
             Err(cause) => failed(&cause, Exit::Failure),
         },
-        Task::Certificates { platform, out } => match certificates::export(&platform, &out) {
+        Task::Certificates { platform, out } => match export(&platform, &out) {
             Ok(()) => Exit::Success,
             Err(cause) => failed(&cause, Exit::Failure),
         },
-        Task::Check(options) => match check::check(&options) {
+        Task::Check(options) => match check(&options) {
             Ok(exit) => exit,
             Err(cause) => failed(&cause, Exit::Failure),
         },
-        Task::Preflight(options) => match preflight::preflight(&options) {
+        Task::Preflight(options) => match preflight(&options) {
             Ok(exit) => exit,
             Err(cause) => failed(&cause, Exit::Failure),
         },
@@ -120,14 +97,4 @@ fn failed(error: &dyn Error, exit: Exit) -> Exit {
         cause = error.source();
     }
     exit
-}
-
-fn start_log(log: &LogOptions) -> Result<(), IoError> {
-    let mut builder = Builder::new();
-    builder.filter_level(log.level).format_target(false);
-    if let Some(path) = &log.file {
-        let file = File::options().append(true).create(true).open(path)?;
-        builder.target(Target::Pipe(Box::new(file)));
-    }
-    builder.try_init().map_err(IoError::other)
 }

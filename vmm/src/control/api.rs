@@ -1,4 +1,4 @@
-//! What can be asked of the process that owns a guest, and what it answers: JSON, one per line.
+//! What can be asked of the process that has a guest, and what it answers: JSON, one per line.
 //!
 //! ```text
 //! {"version":1,"request":"status"}
@@ -21,7 +21,7 @@ use serde_json::{Error as JsonError, Value, from_slice, to_vec};
 use thiserror::Error;
 use zerocopy::FromBytes;
 
-use crate::machine::LaunchRecord;
+use crate::machine::{LaunchRecord, PageSummary};
 use crate::migration::Endpoint;
 use crate::migration::convergence::Goal;
 pub use crate::migration::convergence::TimeoutStrategy;
@@ -140,7 +140,7 @@ pub struct MigrateRequest {
     /// How many connections carry pages.
     #[serde(default)]
     pub connections: Connections,
-    /// Seconds that the other host may be silent before it counts as gone.
+    /// Seconds for which the other host may neither send nor take a byte before it counts as gone.
     #[serde(default = "MigrateRequest::default_silence_s")]
     pub silence_s: NonZeroU32,
     /// Slow the guest down if it writes faster than its pages can be sent.
@@ -327,7 +327,7 @@ impl From<&LaunchRecord> for LaunchReply {
     }
 }
 
-/// What the process that owns a guest does.
+/// What the process that has a guest does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
@@ -365,6 +365,19 @@ pub struct PagesReply {
     pub not_migratable: Option<String>,
     /// What makes the guest's reports doubtful, though nothing proves that they are wrong.
     pub doubts: Vec<String>,
+}
+
+impl From<&PageSummary> for PagesReply {
+    fn from(pages: &PageSummary) -> Self {
+        Self {
+            shared: pages.shared.as_ref().ok().copied(),
+            private: pages.private.as_ref().ok().copied(),
+            record: pages.form.to_string(),
+            record_bytes: pages.memory_bytes as u64,
+            not_migratable: pages.migratable.as_ref().err().map(ToString::to_string),
+            doubts: pages.doubts.iter().map(ToString::to_string).collect(),
+        }
+    }
 }
 
 /// A guest's reports, held against its page tables.

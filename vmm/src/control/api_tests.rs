@@ -4,9 +4,9 @@ use serde_json::json;
 
 use super::*;
 use crate::migration::journal::Side;
-use crate::migration::message::{Transfer, VmId};
 use crate::migration::preflight::Side as At;
 use crate::migration::progress::Carried;
+use crate::migration::wire::{Transfer, VmId};
 
 const TRANSFER: Transfer = Transfer { vm: VmId([0xab; 16]), epoch: 2 };
 
@@ -81,6 +81,7 @@ fn responses() -> Vec<Response> {
         Response::Accepted,
         ended(Outcome::Moved),
         ended(Outcome::Kept(reason())),
+        ended(Outcome::Ended(reason())),
         ended(Outcome::InDoubt(reason())),
         Response::Checked(vec![Hindrance::new(At::Source, "policy", &BadConnections { count: 0 })]),
         Response::Refused { reason: reason() },

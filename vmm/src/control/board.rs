@@ -1,11 +1,12 @@
-//! How things stand, for everyone to read at any moment; the owner of the guest writes it.
+//! How things stand, for everyone to read at any moment; the process that has the guest writes it.
 
 use std::process::id;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::api::{LaunchReply, PagesReply, Progress, Response, State, StatusReply};
+use super::api::{LaunchReply, PagesReply, Progress, Request, Response, State, StatusReply};
+use super::policy::{NOT_NOW, decide};
 use crate::machine::{LaunchRecord, PageWatch};
 
 /// The state, the page status and the progress of a migration; and the wish to cancel it.
@@ -65,7 +66,7 @@ impl StatusBoard {
         self.changed.notify_all();
     }
 
-    /// The owner comes to another state. There is a guest to look at only while it migrates.
+    /// The process comes to another state. There is a guest to look at only while it migrates.
     pub fn show(&self, state: State) {
         let mut shown = self.shown();
         shown.state = state;
@@ -78,7 +79,7 @@ impl StatusBoard {
         self.changed.notify_all();
     }
 
-    /// What the owner does.
+    /// What the process does.
     #[must_use]
     pub fn state(&self) -> State {
         self.shown().state
@@ -90,19 +91,36 @@ impl StatusBoard {
         self.cancelled.load(Ordering::Acquire)
     }
 
-    /// Asks the owner to give up the migration that is under way; refused if there is none.
+    /// Asks the process to give up the migration that is under way; refused if there is none.
     #[must_use]
     pub fn cancel(&self) -> Response {
         let shown = self.shown();
-        if shown.state == State::Migrating {
-            self.cancelled.store(true, Ordering::Release);
-            return Response::Accepted;
+        if let Some(why) = decide(shown.state, true, &Request::Cancel).refusal() {
+            return Response::Refused { reason: why.to_owned() };
         }
-        Response::Refused { reason: why_not_cancelled(shown.state).to_owned() }
+        self.cancelled.store(true, Ordering::Release);
+        Response::Accepted
     }
 
-    /// Answers [`Request::Cancel`](super::api::Request::Cancel): asks the owner, and waits for at
-    /// most `patience` until the migration has ended, one way or another.
+    /// Answers a request that needs no process; a cancelled migration may take `patience` to end.
+    #[must_use]
+    pub fn answer(&self, request: &Request, patience: Duration) -> Response {
+        match request {
+            Request::Status => self.status(),
+            Request::Cancel => self.cancel_and_wait(patience),
+            Request::Report
+            | Request::Audit
+            | Request::InjectSecret(_)
+            | Request::Continue
+            | Request::Migrate(_)
+            | Request::Check(_)
+            | Request::Resolve(_)
+            | Request::Quit => Response::Refused { reason: NOT_NOW.to_owned() },
+        }
+    }
+
+    /// Answers [`Request::Cancel`]: asks the process, and waits for at most `patience` until the
+    /// migration has ended, one way or another.
     #[must_use]
     pub fn cancel_and_wait(&self, patience: Duration) -> Response {
         let asked = self.cancel();
@@ -116,19 +134,27 @@ impl StatusBoard {
             .unwrap_or_else(PoisonError::into_inner);
         match shown.state {
             State::Moved | State::InDoubt => {
-                let reason = format!("too late: {}", why_not_cancelled(shown.state));
+                let why = decide(shown.state, true, &Request::Cancel).refusal().unwrap_or(NOT_NOW);
+                let reason = format!("too late: {why}");
+                Response::Refused { reason }
+            }
+            State::Migrating => {
+                let seconds = patience.as_secs();
+                let reason = format!(
+                    "the migration was told to end, and after {seconds} s it has not ended yet; \
+                     `sevferry status` shows when it has"
+                );
                 Response::Refused { reason }
             }
             State::Starting
             | State::Paused
             | State::Running
-            | State::Migrating
             | State::Waiting
             | State::Receiving => Response::Accepted,
         }
     }
 
-    /// Answers [`Request::Status`](super::api::Request::Status).
+    /// Answers [`Request::Status`].
     #[must_use]
     pub fn status(&self) -> Response {
         // The watch waits for the guest's hypercalls: not while the board is locked.
@@ -137,14 +163,7 @@ impl StatusBoard {
             let (pages, migration) = (shown.pages.clone(), shown.migration.clone());
             (shown.state, shown.launch.clone(), pages, migration)
         };
-        let pages = pages.and_then(|pages| pages.summary()).map(|pages| PagesReply {
-            shared: pages.shared.ok(),
-            private: pages.private.ok(),
-            record: pages.form.to_string(),
-            record_bytes: pages.memory_bytes as u64,
-            not_migratable: pages.migratable.err().map(|why| why.to_string()),
-            doubts: pages.doubts.iter().map(ToString::to_string).collect(),
-        });
+        let pages = pages.and_then(|pages| pages.summary()).map(|pages| PagesReply::from(&pages));
         let migration = migration
             .map(|progress| progress.lock().unwrap_or_else(PoisonError::into_inner).clone());
         Response::Status(Box::new(StatusReply { state, process: id(), launch, pages, migration }))
@@ -155,22 +174,6 @@ impl StatusBoard {
     }
 }
 
-fn why_not_cancelled(state: State) -> &'static str {
-    match state {
-        State::InDoubt => {
-            "the handover is in doubt, and the other host may run the guest; `sevferry resolve` \
-             decides"
-        }
-        State::Moved => "the guest runs on another host",
-        State::Waiting | State::Receiving => {
-            "a migration is cancelled at its source; `sevferry quit` ends this process"
-        }
-        State::Starting | State::Paused | State::Running | State::Migrating => {
-            "no migration is under way"
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::hint::spin_loop;
@@ -178,7 +181,7 @@ mod tests {
 
     use super::*;
     use crate::migration::journal::Side;
-    use crate::migration::message::{Transfer, VmId};
+    use crate::migration::wire::{Transfer, VmId};
 
     fn progress() -> Arc<Mutex<Progress>> {
         let transfer = Transfer { vm: VmId([7; 16]), epoch: 1 };
@@ -218,14 +221,19 @@ mod tests {
         }
     }
 
-    /// Whoever cancels hears how it ended: the guest runs on, or it was too late.
+    /// A client that cancels hears how it ended: the guest runs on, or it was too late.
     #[test]
     fn cancelling_waits_for_the_end() {
         let refused = |response| matches!(response, Response::Refused { .. });
         let board = StatusBoard::new(State::Starting);
         let progress = progress();
         board.show_migration(State::Migrating, Arc::clone(&progress));
-        assert_eq!(board.cancel_and_wait(Duration::from_millis(1)), Response::Accepted);
+        // Nobody is told that it has ended before it has.
+        let Response::Refused { reason } = board.cancel_and_wait(Duration::from_millis(1)) else {
+            panic!("it has not ended");
+        };
+        assert!(reason.contains("has not ended yet"), "{reason}");
+        assert!(board.is_cancelled());
         for too_late in [false, true] {
             board.show_migration(State::Migrating, Arc::clone(&progress));
             let response = scope(|scope| {

@@ -1,4 +1,4 @@
-//! Asking the process that owns a guest, through its API socket.
+//! Asking the process that has a guest, through its API socket.
 
 use std::io::{Error as IoError, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
@@ -11,7 +11,7 @@ use thiserror::Error;
 use super::api::{Malformed, RESPONSE_BYTES_MAX, Request, Response};
 use super::line::{LineError, LineReader};
 
-/// How long the owner may take for a response that does not depend on a migration: it may be
+/// How long the guest's process may take for a response that does not depend on a migration: it may be
 /// putting a guest together.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -23,7 +23,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Sends `request` to whoever serves the socket at `path`.
+    /// Sends `request` to the process that serves the socket at `path`.
     ///
     /// # Errors
     /// [`ClientError`] if nobody does.
@@ -129,7 +129,7 @@ pub enum ClientError {
         #[source]
         cause: IoError,
     },
-    /// The owner hung up.
+    /// The guest's process hung up.
     #[error("the process that serves {} ended without an answer", path.display())]
     Gone {
         /// The socket.

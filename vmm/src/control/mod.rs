@@ -1,71 +1,24 @@
-//! The API socket of the process that owns a guest: what may be asked, who answers, who asks.
+//! The API socket of the process that has a guest: what may be asked, the server that answers, and the client.
 //!
 //! ```text
-//! client --one line--> server --Event::Request--> owner (runs the guest, or migrates it)
+//! client --one line--> server --Event::Request--> process (runs the guest, or migrates it)
 //!                        |  <------ Answer -------
-//!                        +-- status, cancel: from the StatusBoard, even while the owner is busy
+//!                        +-- status, cancel: from the StatusBoard, even while the process is busy
 //! ```
 //!
-//! Nothing here touches the machine: the server queues, and the owner answers when it can.
+//! Nothing here touches the machine: the server queues, and the process answers when it can. What it does with
+//! a request depends on what it is at: [`policy`].
 
 pub mod api;
 mod board;
 mod client;
+mod event;
 mod line;
+pub mod policy;
 mod server;
-
-use std::sync::mpsc::{Receiver, Sender, channel};
-
-use log::debug;
 
 pub use board::StatusBoard;
 pub use client::{Client, ClientError, PATIENCE, Responses, ask};
+pub use event::{Answer, Event};
 pub use line::LineError;
 pub use server::{Server, ServerError};
-
-use crate::vcpu::Stop;
-use api::{Request, Response};
-
-/// What the owner of a machine waits for.
-#[derive(Debug)]
-pub enum Event {
-    /// A vCPU stopped, and the machine with it.
-    Stopped(Stop),
-    /// The user wants to end.
-    Quit,
-    /// The user wants to see the page status.
-    Report,
-    /// Somebody asked through the API socket.
-    Request(Request, Answer),
-}
-
-impl From<Stop> for Event {
-    fn from(stop: Stop) -> Self {
-        Self::Stopped(stop)
-    }
-}
-
-/// Where the answers to one request go, in order; the connection ends when this is dropped.
-#[derive(Debug)]
-pub struct Answer(Sender<Response>);
-
-impl Answer {
-    /// An answer, and where what it is given comes out.
-    #[must_use]
-    pub fn channel() -> (Self, Receiver<Response>) {
-        let (sender, responses) = channel();
-        (Self(sender), responses)
-    }
-
-    /// Sends one response. That the asker has gone away concerns nobody.
-    pub fn give(&self, response: Response) {
-        if self.0.send(response).is_err() {
-            debug!("nobody waits for the answer any more");
-        }
-    }
-
-    /// Says why the request cannot be met now.
-    pub fn refuse(&self, reason: impl Into<String>) {
-        self.give(Response::Refused { reason: reason.into() });
-    }
-}

@@ -1,11 +1,9 @@
-//! The API socket's server: a few connections at once, one request each, never the owner's time.
+//! The API socket's server: a few connections at once, one request each, and the guest's process is not kept waiting.
 //!
-//! Other users are kept out twice: by the socket's mode, and by the kernel's word on who connects.
+//! Other users are kept out twice: by the socket's mode, and by what the kernel says of the user who connects.
 
 use std::convert::Infallible;
-use std::fs::{Permissions, set_permissions};
 use std::io::{Error as IoError, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,8 +18,10 @@ use rustix::process::{Uid, geteuid};
 use thiserror::Error;
 
 use super::api::{REQUEST_BYTES_MAX, Request, Response};
+use super::board::StatusBoard;
+use super::event::{Answer, Event};
 use super::line::LineReader;
-use super::{Answer, Event, StatusBoard};
+use super::policy::needs_process;
 use crate::migration::{NoSocket, SocketFile};
 
 /// Connections at once; another is turned away.
@@ -39,9 +39,6 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// How long to wait after a connection could not be accepted (no file descriptors left).
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
-/// Only its user may use the socket.
-const MODE: u32 = 0o600;
-
 /// Serves the socket for as long as this lives; then the socket is gone.
 #[derive(Debug)]
 pub struct Server {
@@ -57,24 +54,21 @@ pub struct Server {
 
 impl Server {
     /// Listens at `path`, replacing the socket of a process that is gone. Requests that `board`
-    /// does not answer go to `owner`.
+    /// does not answer go to `process`.
     ///
     /// # Errors
     /// [`ServerError`], if another process serves this socket, among others.
     pub fn start(
         path: &Path,
         board: Arc<StatusBoard>,
-        owner: Sender<Event>,
+        process: Sender<Event>,
     ) -> Result<Self, ServerError> {
         let no_socket = |cause| ServerError::Socket { path: path.to_owned(), cause };
         let (listener, file) = SocketFile::bind(path).map_err(no_socket)?;
-        // Whoever connects before this is turned away by `is_permitted`.
-        set_permissions(path, Permissions::from_mode(MODE))
-            .map_err(|cause| no_socket(cause.into()))?;
         let listener = Arc::new(listener);
         let (running, ending) = channel();
         let (alive, connections) = channel();
-        let reception = Reception { board, owner, _alive: alive, seats: Arc::new(()) };
+        let reception = Reception { board, process, _alive: alive, seats: Arc::new(()) };
         let ear = Arc::clone(&listener);
         let accept = move || reception.accept(&ear, &ending);
         let accepting =
@@ -108,7 +102,7 @@ impl Drop for Server {
 #[derive(Debug, Clone)]
 struct Reception {
     board: Arc<StatusBoard>,
-    owner: Sender<Event>,
+    process: Sender<Event>,
     /// Dropped when the connection ends, however it ends.
     _alive: Sender<Infallible>,
     /// One reference for each connection, and one of the accepting thread.
@@ -165,21 +159,12 @@ impl Reception {
             Err(message) => return send(stream, &Response::Error { message }),
         };
         debug!("asked for {request:?}");
-        match request {
-            Request::Status => return send(stream, &self.board.status()),
-            Request::Cancel => return send(stream, &self.board.cancel_and_wait(CANCEL_PATIENCE)),
-            Request::Report
-            | Request::Audit
-            | Request::InjectSecret(_)
-            | Request::Continue
-            | Request::Migrate(_)
-            | Request::Check(_)
-            | Request::Resolve(_)
-            | Request::Quit => {}
+        if !needs_process(&request) {
+            return send(stream, &self.board.answer(&request, CANCEL_PATIENCE));
         }
         let (answer, answers) = Answer::channel();
         let mut answered = false;
-        if self.owner.send(Event::Request(request, answer)).is_ok() {
+        if self.process.send(Event::Request(request, answer)).is_ok() {
             for response in answers {
                 send(stream, &response)?;
                 answered = true;

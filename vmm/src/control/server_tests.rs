@@ -1,7 +1,8 @@
 //! What the API socket answers, to whom, and what it does not put up with.
 
-use std::fs::symlink_metadata;
+use std::fs::{Permissions, set_permissions, symlink_metadata};
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::sync::mpsc::TryRecvError;
 use std::thread::yield_now;
@@ -12,11 +13,11 @@ use super::*;
 use crate::control::api::State;
 use crate::control::{Client, ask};
 
-/// A server, and the other end of its owner's queue.
+/// A server, and the other end of the process's queue.
 struct Served {
     path: PathBuf,
     board: Arc<StatusBoard>,
-    owner: Receiver<Event>,
+    process: Receiver<Event>,
     server: Server,
     _directory: TempDir,
 }
@@ -25,9 +26,9 @@ fn serve() -> Served {
     let directory = TempDir::new().unwrap();
     let path = directory.as_path().join("api");
     let board = Arc::new(StatusBoard::new(State::Starting));
-    let (events, owner) = channel();
+    let (events, process) = channel();
     let server = Server::start(&path, Arc::clone(&board), events).unwrap();
-    Served { path, board, owner, server, _directory: directory }
+    Served { path, board, process, server, _directory: directory }
 }
 
 /// What comes back for these bytes, until the server hangs up.
@@ -40,15 +41,15 @@ fn send_bytes(path: &Path, bytes: &[u8]) -> String {
     answer
 }
 
-fn next_request(owner: &Receiver<Event>) -> (Request, Answer) {
-    let event = owner.recv_timeout(Duration::from_secs(10)).unwrap();
+fn next_request(process: &Receiver<Event>) -> (Request, Answer) {
+    let event = process.recv_timeout(Duration::from_secs(10)).unwrap();
     let Event::Request(request, answer) = event else { panic!("{event:?}") };
     (request, answer)
 }
 
-/// Status is answered while the owner does not listen at all.
+/// Status is answered while the process does not listen at all.
 #[test]
-fn status_needs_no_owner() {
+fn status_needs_no_process() {
     let served = serve();
     let response = ask(&served.path, &Request::Status).unwrap();
     let Response::Status(status) = response else { panic!("{response:?}") };
@@ -61,15 +62,15 @@ fn status_needs_no_owner() {
     }
     served.board.show_running(None);
     assert_eq!(client.responses().next(None).unwrap(), Response::Accepted);
-    assert!(matches!(served.owner.try_recv(), Err(TryRecvError::Empty)));
+    assert!(matches!(served.process.try_recv(), Err(TryRecvError::Empty)));
 }
 
-/// The owner's answers arrive one by one, and the connection ends with the last.
+/// The process's answers arrive one by one, and the connection ends with the last.
 #[test]
-fn the_owner_answers_in_its_own_time() {
+fn the_process_answers_in_its_own_time() {
     let served = serve();
     let client = Client::ask(&served.path, &Request::Report).unwrap();
-    let (request, answer) = next_request(&served.owner);
+    let (request, answer) = next_request(&served.process);
     assert_eq!(request, Request::Report);
     let mut responses = client.responses();
     answer.give(Response::Accepted);
@@ -81,14 +82,14 @@ fn the_owner_answers_in_its_own_time() {
     assert!(gone.ends_with("ended without an answer"), "{gone}");
 }
 
-/// An owner that goes away does not leave anybody waiting.
+/// A process that goes away does not leave anybody waiting.
 #[test]
-fn a_gone_owner_is_said() {
+fn a_gone_process_is_said() {
     let served = serve();
     let client = Client::ask(&served.path, &Request::Quit).unwrap();
-    drop(next_request(&served.owner));
+    drop(next_request(&served.process));
     assert!(matches!(client.responses().next(None).unwrap(), Response::Error { .. }));
-    drop(served.owner);
+    drop(served.process);
     assert!(matches!(ask(&served.path, &Request::Quit).unwrap(), Response::Error { .. }));
 }
 
@@ -97,9 +98,9 @@ fn a_gone_owner_is_said() {
 fn the_last_words_are_delivered() {
     let served = serve();
     let client = Client::ask(&served.path, &Request::Quit).unwrap();
-    let (_request, answer) = next_request(&served.owner);
+    let (_request, answer) = next_request(&served.process);
     answer.give(Response::Accepted);
-    drop((answer, served.owner, served.server));
+    drop((answer, served.process, served.server));
     assert!(!served.path.exists());
     assert_eq!(client.responses().next(None).unwrap(), Response::Accepted);
 }
@@ -159,7 +160,7 @@ fn too_many_clients_are_turned_away() {
     let idle: Vec<_> = (0..CONNECTIONS_MAX)
         .map(|_| {
             let client = Client::ask(&served.path, &Request::Report).unwrap();
-            (client, next_request(&served.owner))
+            (client, next_request(&served.process))
         })
         .collect();
     let response = ask(&served.path, &Request::Status).unwrap();
@@ -195,7 +196,7 @@ fn silent_clients_do_not_add_up() {
 fn the_socket_is_private() {
     let served = serve();
     let mode = symlink_metadata(&served.path).unwrap().permissions().mode();
-    assert_eq!(mode & 0o777, MODE);
+    assert_eq!(mode & 0o777, 0o600);
     let (root, one, two) = (Uid::ROOT, Uid::from_raw(1000), Uid::from_raw(1001));
     assert!(is_permitted(one, one) && is_permitted(root, one) && is_permitted(root, root));
     assert!(!is_permitted(two, one) && !is_permitted(one, root));
@@ -234,7 +235,7 @@ fn a_served_socket_is_not_taken_over() {
     assert!(matches!(ask(&served.path, &Request::Status), Ok(Response::Status(_))));
 }
 
-/// Who cannot be asked is named, with what may be the reason.
+/// A process that cannot be asked is named, with what may be the reason.
 #[test]
 fn clients_say_what_to_do() {
     let directory = TempDir::new().unwrap();

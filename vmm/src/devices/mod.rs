@@ -2,12 +2,14 @@
 //!
 //! A device never calls up: what a write asks of the machine is returned as a [`PowerEvent`].
 
+mod output;
 pub mod pci;
 mod ports;
 mod power;
 mod serial;
 pub mod virtio;
 
+pub use output::SerialOutput;
 pub use ports::Ports;
 pub use power::{ACPI_PORT, ACPI_RESET, PowerEvent};
 pub use serial::{COM1_IRQ, COM1_PORT, SerialError, SerialPort, SerialState};

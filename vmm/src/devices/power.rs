@@ -41,7 +41,7 @@ pub(super) fn acpi_write(value: u8) -> Option<PowerEvent> {
     }
 }
 
-/// The keyboard controller, of which only the CPU reset line works.
+/// The keyboard controller. Only its CPU reset line works.
 #[derive(Debug)]
 pub(super) struct KeyboardController(I8042Device<ResetLine>);
 

@@ -1,18 +1,19 @@
 //! COM1: vm-superio's UART on I/O ports 0x3F8 to 0x3FF.
 
 use std::fmt::{Debug, Formatter, Result as FmtResult};
-use std::io::{Error as IoError, Write, sink};
-use std::mem;
+use std::io::Error as IoError;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use log::warn;
+use log::{debug, warn};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vm_superio::serial::{Error as UartError, SerialEvents, SerialState as UartState};
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
+
+use super::output::{Line, SerialOutput};
 
 /// I/O port of the first register.
 pub const COM1_PORT: u16 = 0x3f8;
@@ -23,13 +24,14 @@ pub const COM1_IRQ: u32 = 4;
 /// How long input waits at a time for the guest to drain the receive FIFO.
 const DRAIN_WAIT: Duration = Duration::from_millis(100);
 
-type Uart = Serial<Interrupt, Drained, Box<dyn Write + Send>>;
+type Uart = Serial<Interrupt, Drained, Line>;
 
 /// The serial port.
 pub struct SerialPort {
     uart: Mutex<Uart>,
     interrupt: Arc<EventFd>,
     drained: Arc<Condvar>,
+    line: Line,
     /// A guest that goes on writing to a full disk must not fill the log.
     complained: AtomicBool,
 }
@@ -42,12 +44,23 @@ impl Debug for SerialPort {
 
 impl SerialPort {
     /// A port that raises `interrupt` and writes what the guest sends to `output`.
-    #[must_use]
-    pub fn new(interrupt: EventFd, output: Box<dyn Write + Send>) -> Self {
+    ///
+    /// # Errors
+    /// If the host has no descriptor to give.
+    pub fn new(interrupt: EventFd, output: SerialOutput) -> Result<Self, IoError> {
+        let line = Line::new(output)?;
         let (interrupt, drained) = (Arc::new(interrupt), Arc::new(Condvar::new()));
         let (trigger, events) = (Interrupt(Arc::clone(&interrupt)), Drained(Arc::clone(&drained)));
-        let uart = Mutex::new(Serial::with_events(trigger, events, output));
-        Self { uart, interrupt, drained, complained: AtomicBool::new(false) }
+        let uart = Mutex::new(Serial::with_events(trigger, events, line.clone()));
+        Ok(Self { uart, interrupt, drained, line, complained: AtomicBool::new(false) })
+    }
+
+    /// Ends the wait of a vCPU for a reader of the output, now and from now on: the guest ends.
+    pub fn cut_output(&self) {
+        // Without the lock, which that vCPU has.
+        if let Err(cause) = self.line.cut() {
+            debug!("cutting the serial port's output: {cause}");
+        }
     }
 
     /// The registers, and the input that the guest has not read yet.
@@ -65,12 +78,8 @@ impl SerialPort {
     pub fn restore(&self, state: SerialState) -> Result<(), SerialError> {
         let trigger = Interrupt(Arc::clone(&self.interrupt));
         let events = Drained(Arc::clone(&self.drained));
-        let silent: Box<dyn Write + Send> = Box::new(sink());
-        let mut restored = Serial::from_state(&state.into(), trigger, events, silent)
+        *self.lock() = Serial::from_state(&state.into(), trigger, events, self.line.clone())
             .map_err(SerialError::Restore)?;
-        let mut uart = self.lock();
-        mem::swap(uart.writer_mut(), restored.writer_mut());
-        *uart = restored;
         Ok(())
     }
 
@@ -210,34 +219,40 @@ impl SerialEvents for Drained {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::{Sender, channel};
+    use std::io::{PipeReader, Read, pipe};
+    use std::sync::mpsc::channel;
     use std::thread;
 
+    use rustix::io::{ioctl_fionbio, write};
     use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
     use super::*;
 
-    struct Output(Sender<u8>);
+    const PATIENCE: Duration = Duration::from_secs(60);
 
-    impl Write for Output {
-        fn write(&mut self, bytes: &[u8]) -> Result<usize, IoError> {
-            bytes.iter().try_for_each(|&byte| self.0.send(byte)).map_err(IoError::other)?;
-            Ok(bytes.len())
-        }
+    /// A port that nobody listens to.
+    fn silent() -> SerialPort {
+        SerialPort::new(EventFd::new(0).unwrap(), SerialOutput::nowhere()).unwrap()
+    }
 
-        fn flush(&mut self) -> Result<(), IoError> {
-            Ok(())
-        }
+    /// A port, and what it sends.
+    fn connected(interrupt: EventFd) -> (SerialPort, PipeReader) {
+        let (reader, writer) = pipe().unwrap();
+        (SerialPort::new(interrupt, SerialOutput::to(writer)).unwrap(), reader)
+    }
+
+    fn next(sent: &mut PipeReader) -> u8 {
+        let mut byte = [0];
+        sent.read_exact(&mut byte).unwrap();
+        byte[0]
     }
 
     /// What the guest sends comes out, and input longer than the FIFO arrives whole and in order.
     #[test]
     fn bytes_pass_in_both_directions() {
-        let (sender, sent) = channel();
-        let interrupt = EventFd::new(0).unwrap();
-        let port = SerialPort::new(interrupt, Box::new(Output(sender)));
+        let (port, mut sent) = connected(EventFd::new(0).unwrap());
         port.write(0, b'x');
-        assert_eq!(sent.recv().unwrap(), b'x');
+        assert_eq!(next(&mut sent), b'x');
         let input: Vec<u8> = (0..200).collect();
         thread::scope(|scope| {
             let writer = scope.spawn(|| port.receive(&input, &|| false));
@@ -256,21 +271,20 @@ mod tests {
     /// interrupt is raised again, and output goes to the new place.
     #[test]
     fn a_restored_port_goes_on_where_the_saved_one_was() {
-        let old = SerialPort::new(EventFd::new(0).unwrap(), Box::new(sink()));
+        let old = silent();
         old.write(1, 1);
         old.write(7, 0x5a);
         old.receive(b"bc", &|| false).unwrap();
 
-        let (sender, sent) = channel();
         let interrupt = EventFd::new(EFD_NONBLOCK).unwrap();
         let raised = interrupt.try_clone().unwrap();
-        let new = SerialPort::new(interrupt, Box::new(Output(sender)));
+        let (new, mut sent) = connected(interrupt);
         new.restore(old.save()).unwrap();
         assert_eq!(raised.read().unwrap(), 1);
         assert_eq!(new.save(), old.save());
         assert_eq!((new.read(7), new.read(0), new.read(0)), (0x5a, b'b', b'c'));
         new.write(0, b'x');
-        assert_eq!(sent.recv().unwrap(), b'x');
+        assert_eq!(next(&mut sent), b'x');
 
         let full = SerialState { unread: vec![0; 65], ..old.save() };
         assert!(matches!(new.restore(full), Err(SerialError::Restore(_))));
@@ -279,9 +293,49 @@ mod tests {
     /// Input to a guest that never reads ends when the guest does.
     #[test]
     fn input_does_not_outlive_the_guest() {
-        let interrupt = EventFd::new(0).unwrap();
-        let port = SerialPort::new(interrupt, Box::new(sink()));
-        let refused = port.receive(&[0; 100], &|| true).unwrap_err();
+        let refused = silent().receive(&[0; 100], &|| true).unwrap_err();
         assert!(matches!(refused, SerialError::Gone { unread: 36 }), "{refused:?}");
+    }
+
+    /// Whoever shares the output may have made it non-blocking: a reader that is slower than the guest
+    /// gets all of it all the same.
+    #[test]
+    fn a_slow_reader_of_a_non_blocking_output_loses_nothing() {
+        let (mut reader, writer) = pipe().unwrap();
+        ioctl_fionbio(&writer, true).unwrap();
+        let filled = (0..).take_while(|_| write(&writer, b".").is_ok()).count();
+        let port = SerialPort::new(EventFd::new(0).unwrap(), SerialOutput::to(writer)).unwrap();
+        let (sender, done) = channel();
+        let guest = thread::spawn(move || {
+            (0..=255).for_each(|byte| port.write(0, byte));
+            drop(port);
+            sender.send(())
+        });
+        // It waits: nobody has read yet.
+        done.recv_timeout(Duration::from_millis(50)).unwrap_err();
+        let mut got = Vec::new();
+        reader.read_to_end(&mut got).unwrap();
+        guest.join().unwrap().unwrap();
+        assert!(got[filled..].iter().copied().eq(0..=255), "{:?}", &got[filled..]);
+    }
+
+    /// A vCPU may wait for a reader that never reads. Cutting the output ends that wait, and no later
+    /// write waits.
+    #[test]
+    fn a_vcpu_does_not_wait_for_an_output_that_is_cut() {
+        let (reader, writer) = pipe().unwrap();
+        let port = SerialPort::new(EventFd::new(0).unwrap(), SerialOutput::to(writer)).unwrap();
+        let port = Arc::new(port);
+        let (sender, done) = channel();
+        let vcpu = Arc::clone(&port);
+        thread::spawn(move || {
+            // More than any pipe holds.
+            (0..200_000).for_each(|_| vcpu.write(0, b'x'));
+            sender.send(())
+        });
+        done.recv_timeout(Duration::from_millis(50)).unwrap_err();
+        port.cut_output();
+        done.recv_timeout(PATIENCE).unwrap();
+        drop(reader);
     }
 }

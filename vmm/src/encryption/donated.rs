@@ -149,8 +149,8 @@ impl DonatedTable {
         })
     }
 
-    /// Calls `step` with pieces of `range` and the words that have their bits, the first of which has
-    /// that of the piece's first frame, until it answers.
+    /// Calls `step` with pieces of `range` and the words that have their bits, until it answers. The first
+    /// word has the bit of the piece's first frame.
     fn each_step<T>(
         &self,
         range: PageRange,

@@ -134,7 +134,7 @@ impl Three {
         }
     }
 
-    /// Hosts that keep the record know what flipped; who reads the guest's table knows no less.
+    /// Hosts that keep the record know what flipped; hosts that read the guest's table know no less.
     fn take_changes(&mut self) {
         assert_eq!(self.told[0], self.flipped);
         assert_eq!(self.told[1], self.flipped);
@@ -218,7 +218,7 @@ proptest! {
         let Ok(table) = table else { return Ok(()) };
         let sample = table.sample();
         for frame in 0..ram_pages {
-            let page = PageRange::new(Frame(frame), Frame(frame + 1)).unwrap();
+            let page = PageRange::one(Frame(frame)).unwrap();
             prop_assert_eq!(table.first_shared(page).is_some(), sample.contains(Frame(frame)));
         }
         prop_assert_eq!(table.first_shared(layout.low()), sample.first_run(layout.low()));

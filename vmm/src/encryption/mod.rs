@@ -3,8 +3,8 @@
 //! The guest decides, page by page, with the C-bit of its page tables: a *private* page is
 //! encrypted with the guest's key, a *shared* page is in the clear. The host cannot see the C-bit,
 //! so the guest reports each change with the hypercall `KVM_HC_MAP_GPA_RANGE`; a page that was never
-//! reported is private. Who reads a page from the wrong side reads noise, so nothing here guesses:
-//! a record that could not be kept whole says so ([`Incomplete`]) instead of answering.
+//! reported is private. A page that is read from the wrong side is noise, so nothing here guesses: a
+//! record that could not be kept whole says so ([`Incomplete`]) instead of answering.
 //!
 //! ```text
 //! hypercall exit -> MapGpaRange::parse -> PageStatus::apply -> Change -> the memory views switch

@@ -17,6 +17,27 @@ use crate::page::{Frame, FrameSet, PageRange, RamLayout};
 /// The status of every page of one guest.
 ///
 /// Feed it hypercall exits in the order in which the guest made them.
+///
+/// # Examples
+/// A guest of 16 MiB reports that it shares two pages, and the VMM asks which they are.
+/// ```
+/// use sevferry::encryption::{KVM_HC_MAP_GPA_RANGE, Overflow, PageStatus, Status};
+/// use sevferry::page::{Frame, RamLayout};
+///
+/// let layout = RamLayout::new(16 << 20)?;
+/// let mut pages = PageStatus::new(layout, Overflow::Promote);
+///
+/// // `KVM_EXIT_HYPERCALL`: address, number of pages, attributes. Without bit 4 they are shared.
+/// let mut flipped = Vec::new();
+/// let arguments = [0x8000, 2, 0, 0, 0, 0];
+/// pages.hypercall(KVM_HC_MAP_GPA_RANGE, &arguments, &mut |run| flipped.push(run))?;
+///
+/// assert_eq!(pages.status(Frame(8))?, Status::Shared);
+/// assert_eq!(pages.status(Frame(10))?, Status::Private);
+/// // A migration in progress sends these pages again, whether they were written or not.
+/// assert_eq!(flipped, pages.shared_regions()?.collect::<Vec<_>>());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct PageStatus {
     pub(super) ledger: Ledger,
@@ -63,8 +84,8 @@ impl PageStatus {
 
     /// Records what the guest reports. Pages outside RAM are left out.
     ///
-    /// `flipped` gets every run of pages that had the other status before, ascending: whoever
-    /// copies RAM must count those as written. A poisoned record cannot tell and names all.
+    /// `flipped` gets every run of pages that had the other status before, ascending: a
+    /// copy of RAM must count those as written. A poisoned record cannot tell and names all.
     pub fn apply(&mut self, request: MapGpaRange, flipped: &mut dyn FnMut(PageRange)) -> Change {
         let MapGpaRange { range, status } = request;
         let mut change = Change { status, reported: [None; 2], flipped_pages: 0 };
@@ -82,7 +103,7 @@ impl PageStatus {
     /// # Errors
     /// [`Incomplete`] if the record was poisoned.
     pub fn status(&self, frame: Frame) -> Result<Status, Incomplete> {
-        let Ok(page) = PageRange::new(frame, Frame(frame.0.saturating_add(1))) else {
+        let Ok(page) = PageRange::one(frame) else {
             return Ok(Status::Private);
         };
         let shared = self.ledger.first_shared(page)?;

@@ -48,7 +48,7 @@ impl Memory {
 fn reported(shared: &[u64]) -> PageStatus {
     let mut status = PageStatus::new(layout(), Overflow::Promote);
     for &frame in shared {
-        let range = PageRange::new(Frame(frame), Frame(frame + 1)).unwrap();
+        let range = PageRange::one(Frame(frame)).unwrap();
         status.apply(MapGpaRange { range, status: Status::Shared }, &mut |_| {});
     }
     status

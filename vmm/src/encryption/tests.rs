@@ -145,7 +145,7 @@ fn each_page_agrees(status: &PageStatus, flags: &Flags) -> Result<(), TestCaseEr
     for (frame, &shared) in (0..).zip(&flags.shared) {
         let expected = if shared { Status::Shared } else { Status::Private };
         prop_assert_eq!(status.status(Frame(frame)), Ok(expected), "frame {:#x}", frame);
-        let page = PageRange::new(Frame(frame), Frame(frame + 1)).unwrap();
+        let page = PageRange::one(Frame(frame)).unwrap();
         prop_assert_eq!(status.may_share(page), shared);
     }
     Ok(())
@@ -257,7 +257,7 @@ fn alternating_every_page_is_bounded() {
     let mut status = PageStatus::new(layout, Overflow::Promote);
     let mut most_bytes = 0;
     for frame in layout.ranges().flat_map(PageRange::frames).step_by(2) {
-        let page = PageRange::new(frame, Frame(frame.0 + 1)).unwrap();
+        let page = PageRange::one(frame).unwrap();
         status.apply(MapGpaRange { range: page, status: Status::Shared }, &mut |_| {});
         most_bytes = most_bytes.max(status.memory_bytes());
     }
@@ -277,7 +277,7 @@ fn poison_lasts_until_reset() {
     status.offer_migration();
     status.write_migration_control(1).unwrap();
     for frame in [1, 3] {
-        let range = PageRange::new(Frame(frame), Frame(frame + 1)).unwrap();
+        let range = PageRange::one(Frame(frame)).unwrap();
         status.apply(MapGpaRange { range, status: Status::Shared }, &mut |_| {});
     }
     let incomplete = Incomplete::Overflow { bound: 1 };

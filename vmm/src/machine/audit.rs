@@ -1,19 +1,19 @@
 //! What a guest has reported, held against its own page tables where its policy lets the host read them.
 
-use std::sync::mpsc::Sender;
 use std::thread::park_timeout;
 use std::time::Duration;
 
+use kvm_ioctls::VcpuFd;
 use thiserror::Error;
 use vmm_sys_util::errno::Error as Errno;
 
-use super::running::{PausedMachine, RunningMachine, Unpaused};
+use super::running::{Assembly, RunningMachine};
 use crate::encryption::{Contradictions, ENTRIES, Incomplete, PageTables, Unwalked};
 use crate::memory::RamError;
 use crate::page::{Frame, PageRange};
 use crate::sev::Policy;
 use crate::sev::command::CommandError;
-use crate::vcpu::{Stop, VcpuError};
+use crate::vcpu::{PauseError, VcpuError};
 
 /// Looks that must all find a page contradicted: a guest changes its tables and then reports it, so it
 /// may be stopped in between.
@@ -36,9 +36,6 @@ pub struct Audit {
     pub contradictions: Contradictions,
 }
 
-/// An audit's result, and the machine, which runs as before.
-pub type Audited = (RunningMachine, Result<Audit, Unaudited>);
-
 impl RunningMachine {
     /// Whether the guest's policy lets the host read its page tables.
     #[must_use]
@@ -50,84 +47,67 @@ impl RunningMachine {
     /// what it has reported. Each table takes a firmware command, half a millisecond on hardware.
     ///
     /// # Errors
-    /// [`AuditError`] if the guest is not as it was before.
-    pub fn audit<E>(mut self, events: &Sender<E>) -> Result<Audited, AuditError>
-    where
-        E: From<Stop> + Send + 'static,
-    {
+    /// [`Unaudited`]; with [`Unaudited::Stopped`] and [`Unaudited::Lost`] the guest does not run any more.
+    pub fn audit(&mut self) -> Result<Audit, Unaudited> {
         if self.launch().is_none() {
-            return Ok((self, Err(Unaudited::Plain)));
+            return Err(Unaudited::Plain);
         }
         if !self.can_be_audited() {
-            return Ok((self, Err(Unaudited::Policy)));
+            return Err(Unaudited::Policy);
         }
         let mut found: Option<Audit> = None;
         for _ in 0..LOOKS {
             if found.is_some() {
                 park_timeout(BETWEEN);
             }
-            let paused = match self.pause() {
-                Ok(paused) => paused,
-                Err(Unpaused::Busy(machine)) => return Ok((*machine, Err(Unaudited::Busy))),
-                Err(Unpaused::Stopped(_report)) => return Err(AuditError::Stopped),
-                Err(Unpaused::Lost(cause, _report)) => return Err(AuditError::Vcpu(cause)),
-            };
-            let looked = paused.audit();
-            self = paused.resume(events)?;
-            let mut audit = match looked {
-                Ok(audit) => audit,
-                Err(why) => return Ok((self, Err(why))),
-            };
+            let mut audit = self.while_paused(look)??;
             if let Some(before) = found {
                 audit.contradictions = audit.contradictions.also_in(&before.contradictions);
             }
             if audit.contradictions.is_empty() {
-                return Ok((self, Ok(audit)));
+                return Ok(audit);
             }
             found = Some(audit);
         }
-        Ok((self, found.ok_or(Unaudited::NoTables)))
+        found.ok_or(Unaudited::NoTables)
     }
 }
 
-impl PausedMachine {
-    /// One look at the tables of all vCPUs that use any.
-    fn audit(&self) -> Result<Audit, Unaudited> {
-        let (Some(launch), Some(status)) = (self.launch(), self.page_status()) else {
-            return Err(Unaudited::Plain);
-        };
-        let mut tables = PageTables::new(*status.layout(), launch.c_bit);
-        for vcpu in self.vcpus() {
-            let sregs = vcpu.get_sregs().map_err(Unaudited::Vcpu)?;
-            if sregs.cr0 & PAGING == 0 || sregs.efer & LONG_MODE == 0 {
-                continue;
-            }
-            let levels = if sregs.cr4 & FIVE_LEVELS == 0 { 4 } else { 5 };
-            tables.walk(sregs.cr3, levels, &mut |frame| self.table(frame))?;
+/// One look at the tables of all vCPUs that use any.
+fn look(machine: &Assembly, vcpus: &[VcpuFd]) -> Result<Audit, Unaudited> {
+    let (Some(launch), Some(status)) = (machine.launch(), machine.page_status()) else {
+        return Err(Unaudited::Plain);
+    };
+    let mut tables = PageTables::new(*status.layout(), launch.c_bit);
+    for vcpu in vcpus {
+        let sregs = vcpu.get_sregs().map_err(Unaudited::Vcpu)?;
+        if sregs.cr0 & PAGING == 0 || sregs.efer & LONG_MODE == 0 {
+            continue;
         }
-        if tables.tables() == 0 {
-            return Err(Unaudited::NoTables);
-        }
-        let contradictions = tables.compare(&status)?;
-        Ok(Audit { tables: tables.tables(), contradictions })
+        let levels = if sregs.cr4 & FIVE_LEVELS == 0 { 4 } else { 5 };
+        tables.walk(sregs.cr3, levels, &mut |frame| table(machine, frame))?;
     }
-
-    /// A page table, which is always private.
-    fn table(&self, frame: Frame) -> Result<[u64; ENTRIES], Unreadable> {
-        let page = PageRange::new(frame, Frame(frame.0.saturating_add(1)));
-        let page = page.map_err(|_beyond| Unreadable::NotSent)?;
-        let address = self.ram().user_address(page)?;
-        let mut bytes = [0; ENTRIES * size_of::<u64>()];
-        self.launched().ok_or(Unreadable::NotSent)?.read_private(address, &mut bytes)?;
-        let mut entries = [0; ENTRIES];
-        let (words, _rest) = bytes.as_chunks();
-        for (entry, word) in entries.iter_mut().zip(words) {
-            *entry = u64::from_le_bytes(*word);
-        }
-        Ok(entries)
+    if tables.tables() == 0 {
+        return Err(Unaudited::NoTables);
     }
+    let contradictions = tables.compare(&status)?;
+    Ok(Audit { tables: tables.tables(), contradictions })
 }
 
+/// A page table, which is always private.
+fn table(machine: &Assembly, frame: Frame) -> Result<[u64; ENTRIES], Unreadable> {
+    let page = PageRange::one(frame);
+    let page = page.map_err(|_beyond| Unreadable::NotSent)?;
+    let address = machine.board.ram.user_address(page)?;
+    let mut bytes = [0; ENTRIES * size_of::<u64>()];
+    machine.launched().ok_or(Unreadable::NotSent)?.read_private(address, &mut bytes)?;
+    let mut entries = [0; ENTRIES];
+    let (words, _rest) = bytes.as_chunks();
+    for (entry, word) in entries.iter_mut().zip(words) {
+        *entry = u64::from_le_bytes(*word);
+    }
+    Ok(entries)
+}
 /// Why a guest's reports cannot be held against its page tables.
 #[derive(Debug, Error)]
 pub enum Unaudited {
@@ -143,6 +123,12 @@ pub enum Unaudited {
     /// A vCPU does not pause.
     #[error("a vCPU did not pause: is the output of the guest's serial port blocked?")]
     Busy,
+    /// It has ended of its own, which came as an event.
+    #[error("the guest has ended")]
+    Stopped,
+    /// It could not go on after a look.
+    #[error("the guest was lost")]
+    Lost(#[source] VcpuError),
     /// Registers.
     #[error("asking KVM for a vCPU's registers: {0}")]
     Vcpu(Errno),
@@ -171,13 +157,12 @@ pub enum Unreadable {
     Command(#[from] CommandError),
 }
 
-/// The guest does not run any more.
-#[derive(Debug, Error)]
-pub enum AuditError {
-    /// Of its own; that came as an event.
-    #[error("the guest stopped by itself")]
-    Stopped,
-    /// A vCPU.
-    #[error(transparent)]
-    Vcpu(#[from] VcpuError),
+impl From<PauseError> for Unaudited {
+    fn from(why: PauseError) -> Self {
+        match why {
+            PauseError::Busy => Self::Busy,
+            PauseError::Stopped => Self::Stopped,
+            PauseError::Resume(cause) => Self::Lost(cause),
+        }
+    }
 }

@@ -4,6 +4,7 @@
 //! Not by `KVM_CAP_VM_COPY_ENC_CONTEXT_FROM` or `KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM`, which read 1 on any x86
 //! host, nor by `/proc/cpuinfo`, which names what the processor has even where KVM may not use it.
 
+use std::fs::read_to_string;
 use std::sync::Arc;
 
 use kvm_bindings::{
@@ -12,70 +13,21 @@ use kvm_bindings::{
 use rustix::system::uname;
 use serde::Serialize;
 
-use super::chain_of;
 use super::config::PlatformKind;
-use super::encrypted::vouch;
-use super::host::{Host, lockable_bytes};
+use super::finding::{Finding, Verdict};
+use super::hardware_check::{SNP_PARAMETER, firmware, memory_lock, processor, snp};
+use super::host::Host;
 use super::probe::probe;
 use crate::encryption::KVM_HC_MAP_GPA_RANGE;
-use crate::sev::Policy;
-use crate::sev::SevDevice;
-use crate::sev::device::{PlatformStatus, platform_status};
-use crate::sev::endorsement::cek_address;
 use crate::sev::hardware::{HardwareDevice, HardwarePlatform};
 use crate::sev::launch::VmType;
-use crate::sev::measurement::FirmwareVersion;
-use crate::sev::target::verify_target;
-use crate::sev::vendor::Root;
-use crate::vcpu::cpuid::{MemoryEncryption, hardware_c_bit, require_rdrand, software_c_bit};
-
-/// The oldest firmware API whose launch measurements have the form that is known here.
-const API_MIN: (u8, u8) = (0, 17);
+use crate::text::chain_of;
+use crate::vcpu::cpuid::{require_rdrand, software_c_bit};
 
 /// What KVM cannot do with an SEV-ES or SEV-SNP guest, whatever the host.
 pub const NOT_PORTABLE: &str = "SEV-ES and SEV-SNP guests: refused. KVM has no command that saves or \
      restores their encrypted vCPU state (SEND_UPDATE_VMSA and RECEIVE_UPDATE_VMSA are numbered but not \
      connected), so such a guest could be started but never moved";
-
-/// How a fact bears on what is wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Verdict {
-    /// As needed.
-    Ok,
-    /// It works without, or only in part.
-    Note,
-    /// Without this it does not work.
-    Missing,
-}
-
-/// One fact.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    /// Of what.
-    pub subject: &'static str,
-    /// How it bears.
-    pub verdict: Verdict,
-    /// What was found.
-    pub found: String,
-    /// What to do, unless all is well.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub advice: Option<&'static str>,
-}
-
-impl Finding {
-    fn ok(subject: &'static str, found: impl Into<String>) -> Self {
-        Self { subject, verdict: Verdict::Ok, found: found.into(), advice: None }
-    }
-
-    fn note(subject: &'static str, found: impl Into<String>, advice: &'static str) -> Self {
-        Self { subject, verdict: Verdict::Note, found: found.into(), advice: Some(advice) }
-    }
-
-    fn missing(subject: &'static str, found: impl Into<String>, advice: &'static str) -> Self {
-        Self { verdict: Verdict::Missing, ..Self::note(subject, found, advice) }
-    }
-}
 
 /// A host, as far as guests are concerned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -200,26 +152,7 @@ fn hardware(
     supported: Option<&CpuId>,
     platform: Option<&PlatformKind>,
 ) -> Vec<Finding> {
-    let setup =
-        "on an AMD EPYC turn SME and SEV on in the firmware setup (SMEE, SEV ASIDs above 0)";
-    let mut findings =
-        vec![match supported.and_then(|table| Some((table, hardware_c_bit(table)?))) {
-            Some((table, bit)) => {
-                let asids = MemoryEncryption::of(table).map_or(0, |leaf| leaf.sev_asids());
-                match asids {
-                    0 => Finding::missing(
-                        "CPUID 0x8000001F",
-                        "SEV, but no ASID for guests without ES",
-                        setup,
-                    ),
-                    _ => Finding::ok(
-                        "CPUID 0x8000001F",
-                        format!("SEV; C-bit {bit}; {asids} guests at once"),
-                    ),
-                }
-            }
-            None => Finding::missing("CPUID 0x8000001F", "KVM offers no SEV", setup),
-        }];
+    let mut findings = vec![processor(supported)];
     let vm = host.create_vm().map_err(|cause| cause.to_string());
     let encrypt =
         vm.and_then(|vm| HardwarePlatform::new(Arc::new(vm)).map_err(|cause| cause.to_string()));
@@ -251,84 +184,8 @@ fn hardware(
         )),
     }
     findings.push(memory_lock());
+    findings.extend(snp(read_to_string(SNP_PARAMETER).ok().as_deref()));
     findings
-}
-
-/// What the secure processor says of itself.
-fn firmware(device: &dyn SevDevice, platform: Option<&PlatformKind>, findings: &mut Vec<Finding>) {
-    findings.push(Finding::ok("/dev/sev", "open for reading and writing"));
-    let update = "update the SEV firmware: linux-firmware's amd/amd_sev_*.sbin, or the BIOS";
-    let status = match platform_status(device) {
-        Ok(status) => status,
-        Err(cause) => {
-            findings.push(Finding::missing("firmware", chain_of(&cause), update));
-            return;
-        }
-    };
-    let PlatformStatus { version: FirmwareVersion { major, minor, build }, .. } = status;
-    let said = format!("API {major}.{minor} build {build}, {} guests now", status.guests);
-    findings.push(if (major, minor) < API_MIN {
-        Finding::missing("firmware", format!("{said}; it must be 0.17 or newer"), update)
-    } else {
-        Finding::ok("firmware", said)
-    });
-    findings.push(if status.externally_owned {
-        Finding::ok("owner", "an owner's certificate (OCA): policy bit DOMAIN keeps guests among that owner's")
-    } else {
-        Finding::note(
-            "owner",
-            "owned by itself: a guest with policy bit DOMAIN can be moved nowhere else",
-            "to use DOMAIN, take ownership with `sevctl provision`, of both hosts with one certificate",
-        )
-    });
-    findings.push(certificates(device, platform));
-}
-
-/// Whether the chain is complete, and so which policies a guest that arrives may have.
-fn certificates(device: &dyn SevDevice, platform: Option<&PlatformKind>) -> Finding {
-    const SUBJECT: &str = "certificates";
-    let given = match platform {
-        Some(kind @ PlatformKind::Hardware { endorsement }) if endorsement.cek.is_some() => kind,
-        _ => {
-            return Finding::note(
-                SUBJECT,
-                format!("no signed CEK given; this chip's is at {}", cek_address(device)),
-                "fetch it once and give it with --platform sev=hardware,cek_cert_file=FILE: without it \
-                 guests run but cannot be moved",
-            );
-        }
-    };
-    let advice = "guests run but cannot be moved until this is right";
-    let verified = vouch(given, device).map_err(|cause| chain_of(&cause)).and_then(|own| {
-        let satisfied = verify_target(&own, Policy::default(), &own);
-        satisfied.map(|()| own.vendor.root()).map_err(|cause| chain_of(&cause))
-    });
-    match verified {
-        Ok(Some(Root::Amd(generation))) => {
-            let found =
-                format!("complete up to AMD's root ({generation}): policy bit SEV is satisfied");
-            Finding::ok(SUBJECT, found)
-        }
-        Ok(_) => Finding::note(
-            SUBJECT,
-            "complete, but up to a root that is not AMD's",
-            "this is for tests: no guest of a real host comes here, and AMD's firmware sends none",
-        ),
-        Err(cause) => Finding::note(SUBJECT, cause, advice),
-    }
-}
-
-/// SEV pins all of a guest's RAM.
-fn memory_lock() -> Finding {
-    const SUBJECT: &str = "locked memory";
-    match lockable_bytes() {
-        None => Finding::ok(SUBJECT, "no limit"),
-        Some(bytes) => Finding::note(
-            SUBJECT,
-            format!("at most {} MiB: so much RAM can a guest have", bytes >> 20),
-            "raise it with `ulimit -l unlimited`, /etc/security/limits.conf (memlock) or LimitMEMLOCK=infinity",
-        ),
-    }
 }
 
 #[cfg(test)]

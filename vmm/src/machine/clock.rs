@@ -8,9 +8,18 @@ use log::warn;
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::errno::Error as Errno;
 
-/// More than this cannot lie between saving and restoring: a migration's last round is over in
-/// seconds, or in minutes at the price of SEV hardware. It means that two hosts' clocks differ.
-const LONGEST: Duration = Duration::from_secs(60 * 60);
+/// Hosts that keep their time of day by NTP differ by less.
+const WORTH_SAYING: Duration = Duration::from_millis(500);
+
+/// When a guest was saved elsewhere, by this host's monotonic clock: not before the one and not after
+/// the other. The two hosts' times of day may differ by anything; this they cannot change.
+#[derive(Debug, Clone, Copy)]
+pub struct SavedBetween {
+    /// The source was told then to go on to what it saved.
+    pub earliest: Instant,
+    /// What it saved was here then.
+    pub latest: Instant,
+}
 
 /// kvmclock at a time of day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,16 +54,19 @@ pub(super) struct Elapsed {
 }
 
 impl Elapsed {
-    /// Since `saved`, by this host's time of day.
-    pub(super) fn since(saved: &ClockState) -> Self {
-        let before = between(saved.realtime_ns, realtime_ns());
-        if before.is_none() {
+    /// Since `saved`, by this host's time of day, as far as that can be.
+    pub(super) fn since(saved: &ClockState, between: SavedBetween) -> Self {
+        let (since, now) = (Instant::now(), realtime_ns());
+        let by_day = i128::from(now) - i128::from(saved.realtime_ns);
+        let (before, differ) = held(by_day, since, between);
+        if differ.by >= WORTH_SAYING {
+            let (by, which) = (differ.by.as_secs_f64(), differ.which());
             warn!(
-                "the time of day differs too much between the two hosts: the guest's clocks stand \
-                 still while it moves"
+                "this host's time of day is {by:.1} s {which} the source's, or more: the guest's \
+                 clocks go on by what can have passed; keep both hosts' clocks right, by NTP for one"
             );
         }
-        Self { before: before.unwrap_or_default(), since: Instant::now() }
+        Self { before, since }
     }
 
     pub(super) fn nanoseconds(&self) -> u64 {
@@ -63,11 +75,30 @@ impl Elapsed {
     }
 }
 
-/// From `saved` to `now`. If `now` is a little earlier, nothing: clocks must not step back. `None`
-/// if the two cannot be of the same migration.
-fn between(saved: u64, now: u64) -> Option<Duration> {
-    let longest = u64::try_from(LONGEST.as_nanos()).unwrap_or(u64::MAX);
-    (now.abs_diff(saved) <= longest).then(|| Duration::from_nanos(now.saturating_sub(saved)))
+/// By how much two hosts' times of day differ at least.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Differ {
+    by: Duration,
+    /// Whether this host's is the later one.
+    is_ahead: bool,
+}
+
+impl Differ {
+    fn which(self) -> &'static str {
+        if self.is_ahead { "ahead of" } else { "behind" }
+    }
+}
+
+/// What has passed by `now`, which is `by_day` nanoseconds by the two hosts' times of day, but neither
+/// less nor more than can have passed.
+fn held(by_day: i128, now: Instant, between: SavedBetween) -> (Duration, Differ) {
+    let least = now.saturating_duration_since(between.latest);
+    let most = now.saturating_duration_since(between.earliest).max(least);
+    let nanoseconds = |time: Duration| i128::try_from(time.as_nanos()).unwrap_or(i128::MAX);
+    let passed = by_day.clamp(nanoseconds(least), nanoseconds(most));
+    let duration = |ns: u128| Duration::from_nanos(u64::try_from(ns).unwrap_or(u64::MAX));
+    let differ = Differ { by: duration(by_day.abs_diff(passed)), is_ahead: by_day > passed };
+    (duration(passed.unsigned_abs()), differ)
 }
 
 /// The time of day, in nanoseconds since 1970.
@@ -80,18 +111,51 @@ fn realtime_ns() -> u64 {
 mod tests {
     use super::*;
 
-    const SECOND: u64 = 1_000_000_000;
+    const SECOND: i128 = 1_000_000_000;
 
-    /// A guest's clock moves on by what passed, never back, and not by the hours or years by which
-    /// two hosts' clocks may differ.
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    /// A guest's clock moves on by what passed: never back, and never by what two hosts' times of day
+    /// differ, be it half an hour or a lifetime, ahead or behind.
     #[test]
     fn clocks_neither_step_back_nor_leap() {
-        let saved = 1_700_000_000 * SECOND;
-        assert_eq!(between(saved, saved + 3 * SECOND), Some(Duration::from_secs(3)));
-        assert_eq!(between(saved, saved - SECOND), Some(Duration::ZERO));
-        assert_eq!(between(saved, saved + 3601 * SECOND), None);
-        assert_eq!(between(saved, saved - 3601 * SECOND), None);
-        assert_eq!(between(0, saved), None);
-        assert_eq!(between(u64::MAX, 0), None);
+        let earliest = Instant::now();
+        let between = SavedBetween { earliest, latest: earliest + seconds(4) };
+        let now = earliest + seconds(6);
+        for (by_day, passed, by, is_ahead) in [
+            (3, 3, 0, false),
+            (2, 2, 0, false),
+            (6, 6, 0, false),
+            (6 + 1800, 6, 1800, true),
+            (7, 6, 1, true),
+            (0, 2, 2, false),
+            (-1800, 2, 1802, false),
+            (1_700_000_000, 6, 1_699_999_994, true),
+        ] {
+            let expected = (seconds(passed), Differ { by: seconds(by), is_ahead });
+            assert_eq!(held(by_day * SECOND, now, between), expected, "{by_day} s");
+        }
+        for extreme in [i128::from(u64::MAX), -i128::from(u64::MAX), i128::MAX, i128::MIN] {
+            let (passed, _) = held(extreme, now, between);
+            assert!([seconds(2), seconds(6)].contains(&passed), "{extreme}: {passed:?}");
+        }
+    }
+
+    /// A state that was saved with this or another host's time of day moves on within the seconds
+    /// in which it can have been saved.
+    #[test]
+    fn a_saved_clock_goes_on_by_what_can_have_passed() {
+        let now = realtime_ns();
+        let half_an_hour = 1_800_000_000_000;
+        let earliest = Instant::now();
+        for realtime_ns in [now, now - half_an_hour, now + half_an_hour, 0, u64::MAX] {
+            let saved = ClockState { kvmclock_ns: 5, realtime_ns };
+            let between = SavedBetween { earliest, latest: Instant::now() };
+            let elapsed = Elapsed::since(&saved, between);
+            let passed = Duration::from_nanos(elapsed.nanoseconds());
+            assert!(passed <= earliest.elapsed(), "{realtime_ns}: {passed:?}");
+        }
     }
 }

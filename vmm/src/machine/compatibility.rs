@@ -10,19 +10,20 @@ use rmp_serde::encode::Error as EncodeError;
 use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
-use super::MachineError;
 use super::config::{BadRam, BadVcpuCount, DeviceConfig, PlatformKind, VcpuCount, ram_layout};
 use super::device_offer::{DeviceDifference, DeviceHere, DeviceOffer, matching};
 use super::devices::DEVICES_MAX;
-use super::host::{Host, lockable_bytes};
+use super::error::MachineError;
+use super::host::{Host, NotLockable, check_lockable, lockable_bytes};
 use super::wire::{MACHINE_VERSION, Undecodable, decode};
 use crate::encryption::Design;
 use crate::page::RamLayout;
+use crate::saved::{AtMost, KernelStruct, at_most};
 use crate::sev::{BadPolicy, Policy};
 use crate::vcpu::cpuid::{
     CpuidError, GuestCpu, Shortfall, guest_cpuid, hardware_c_bit, shortfalls, software_c_bit,
 };
-use crate::vcpu::{AtMost, KernelStruct, MSRS_MAX, at_most, state_msrs};
+use crate::vcpu::{MSRS_MAX, state_msrs};
 
 /// By how much a TSC may differ and still count as the same: KVM does not scale below this.
 const TSC_TOLERANCE_PPM: u64 = 250;
@@ -228,8 +229,8 @@ pub fn compare(offer: &MachineOffer, host: &HostOffer) -> Result<(), Incompatibl
     }
     compare_sev(offer.sev.as_ref(), host, &mut differences);
     let locks = offer.sev.is_some_and(|sev| sev.platform == PlatformName::Hardware);
-    if let Some(most) = host.lockable_bytes.filter(|&most| locks && most < offer.ram_bytes) {
-        differences.push(Difference::LockedMemory { wanted: offer.ram_bytes, most });
+    if locks && let Err(cause) = check_lockable(offer.ram_bytes, host.lockable_bytes) {
+        differences.push(Difference::LockedMemory(cause));
     }
     let devices = matching(&offer.devices, &host.devices).err().unwrap_or_default();
     differences.extend(devices.into_iter().map(Difference::Device));
@@ -376,16 +377,8 @@ pub enum Difference {
     #[error("{0}")]
     Device(DeviceDifference),
     /// SEV hardware pins all of a guest's RAM.
-    #[error(
-        "SEV hardware locks all {} MiB of its memory, and this process may lock {} MiB; raise \
-         LimitMEMLOCK or `ulimit -l`", wanted >> 20, most >> 20
-    )]
-    LockedMemory {
-        /// The guest's RAM, in bytes.
-        wanted: u64,
-        /// `RLIMIT_MEMLOCK`, in bytes.
-        most: u64,
-    },
+    #[error("{0}")]
+    LockedMemory(NotLockable),
 }
 
 impl Difference {
@@ -403,7 +396,7 @@ impl Difference {
             Self::Platform { .. } => "platform",
             Self::CBit { .. } => "C-bit",
             Self::Device(_) => "devices",
-            Self::LockedMemory { .. } => "locked memory",
+            Self::LockedMemory(_) => "locked memory",
         }
     }
 }

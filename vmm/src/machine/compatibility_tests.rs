@@ -9,7 +9,8 @@ use super::config::DeviceConfig;
 use super::device_offer::{DeviceHere, DeviceOffer};
 use super::wire::MACHINE_VERSION;
 use crate::encryption::Design;
-use crate::vcpu::KernelStruct;
+use crate::saved::KernelStruct;
+use crate::vcpu::cpuid::epyc::{self, Epyc};
 use crate::vcpu::cpuid::{GuestCpu, guest_cpuid};
 
 const C_BIT: u8 = 47;
@@ -163,20 +164,59 @@ fn everything_else_is_named_too() {
     assert!(found.to_string().contains("; "), "{found}");
 }
 
-/// SEV hardware pins a guest's RAM, so it must fit into what may be locked; software pins nothing.
+/// SEV hardware pins a guest's RAM and a piece, so both must fit into what may be locked; software pins
+/// nothing.
 #[test]
 fn pinned_memory_must_be_lockable() {
-    let little = || HostOffer { lockable_bytes: Some((64 << 20) - 1), ..host() };
+    let little = || HostOffer { lockable_bytes: Some((68 << 20) - 1), ..host() };
     assert_eq!(compare(&offer(), &little()), Ok(()));
     let sev = SevOffer { platform: PlatformName::Hardware, ..offer().sev.unwrap() };
     let hardware = MachineOffer { sev: Some(sev), ..offer() };
     let found = |host| compare(&hardware, &host).unwrap_err().differences;
     let text = found(little()).pop().unwrap().to_string();
-    assert!(text.contains("all 64 MiB") && text.contains("may lock 63 MiB"), "{text}");
-    for enough in [Some(64 << 20), None] {
+    assert!(text.contains("68 MiB, and this process may lock 67 MiB"), "{text}");
+    for enough in [Some(68 << 20), None] {
         let found = found(HostOffer { lockable_bytes: enough, ..host() });
         assert!(matches!(found[..], [Difference::Platform { .. }]), "{found:?}");
     }
+}
+
+/// A host of this generation, which receives on hardware.
+fn epyc_host(epyc: &Epyc) -> HostOffer {
+    let table = epyc.of(&supported());
+    let platform = Some(PlatformName::Hardware);
+    HostOffer { supported: CpuId::from_entries(&table).unwrap(), platform, ..host() }
+}
+
+/// A guest on hardware of this generation.
+fn epyc_offer(epyc: &Epyc) -> MachineOffer {
+    let host = epyc_host(epyc);
+    let table = |index| {
+        let cpu = GuestCpu { index, count: 2, c_bit: Some(epyc.c_bit), tsc_deadline: true };
+        let cpuid = guest_cpuid(&host.supported, &cpu).unwrap();
+        cpuid.as_slice().iter().copied().map(KernelStruct).collect()
+    };
+    let platform = PlatformName::Hardware;
+    let sev = SevOffer { platform, c_bit: epyc.c_bit, ..offer().sev.unwrap() };
+    MachineOffer { cpuid: (0..2).map(table).collect(), sev: Some(sev), ..offer() }
+}
+
+/// A guest moves within its generation, Milan's too, and on to one that has the same C-bit and as many
+/// address bits; another C-bit is named, and nothing else is then made of it.
+#[test]
+fn guests_move_between_epycs_with_the_same_c_bit() {
+    for epyc in epyc::ALL {
+        assert_eq!(compare(&epyc_offer(&epyc), &epyc_host(&epyc)), Ok(()), "{}", epyc.name);
+    }
+    let (naples, rome, milan) = (epyc::NAPLES, epyc::ROME, epyc::MILAN);
+    for (from, to) in [(naples, rome), (milan, epyc::GENOA), (epyc::GENOA, epyc::TURIN)] {
+        assert_eq!(compare(&epyc_offer(&from), &epyc_host(&to)), Ok(()), "{from:?} {to:?}");
+    }
+    let refused = compare(&epyc_offer(&rome), &epyc_host(&milan)).unwrap_err();
+    let c_bit = Difference::CBit { offered: 47, here: Some(51) };
+    assert!(refused.differences.contains(&c_bit), "{refused}");
+    let other_c_bit = |found: &&Difference| matches!(found, Difference::CpuidHere(_));
+    assert_eq!(refused.differences.iter().find(other_c_bit), None, "{refused}");
 }
 
 /// Numbers that no machine has are refused before anything is made of them.

@@ -2,7 +2,6 @@
 
 use std::fmt::{Display, Formatter, Result as FmtResult};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use thiserror::Error;
 
@@ -13,7 +12,7 @@ use crate::sev::Policy;
 use crate::sev::certificate::Certificate;
 use crate::sev::endorsement::EndorsementFiles;
 use crate::sev::session::Session;
-use crate::sev::software::Failure;
+use crate::sev::software::Model;
 
 /// Most vCPUs of a machine.
 pub const VCPUS_MAX: u8 = 8;
@@ -142,16 +141,15 @@ pub enum PlatformKind {
     Hardware {
         /// What its vendor vouches for it with.
         endorsement: EndorsementFiles,
+        /// Whether the kernel is made to write back all caches before the last round of a migration.
+        write_back: bool,
     },
     /// Our model of both, which gives no confidentiality.
     Software {
         /// The directory that keeps its keys; `None` makes keys that end with the process.
         identity: Option<PathBuf>,
-        /// The time that each firmware command takes, one after the other, beside our own work; none
-        /// unless a migration is studied at a secure processor's price.
-        command_cost: Duration,
-        /// A command that fails, for tests.
-        failure: Option<Failure>,
+        /// What kind of host it stands for: its kernel, how long things take, what fails.
+        model: Model,
     },
 }
 

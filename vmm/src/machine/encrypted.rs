@@ -1,6 +1,5 @@
 //! What makes a machine an SEV guest: its platform, its C-bit, and the launch.
 
-use std::io::Error as IoError;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,30 +7,27 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use kvm_bindings::CpuId;
 use kvm_ioctls::VmFd;
-use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::MachineError;
 use super::config::{OwnerInput, PlatformKind, SevConfig};
-use super::hex;
+use super::error::{EncryptedError, MachineError};
+use super::host::{check_lockable, lockable_bytes};
+use super::pinned::Watch;
+use super::pinning::pin;
 use crate::boot::Piece;
 use crate::encryption::Design;
 use crate::memory::{GuestRam, RamError};
 use crate::page::RamLayout;
-use crate::sev::command::CommandError;
-use crate::sev::device::{ExportError, export_pdh, platform_status};
+use crate::sev::device::{export_pdh, platform_status};
 use crate::sev::endorsement::EndorsementError;
-use crate::sev::hardware::{HardwareDevice, HardwarePlatform, Unavailable};
-use crate::sev::launch::{
-    GuestStatus, Initialised, LaunchError, Launched, Measured, OwnerFiles, VmType,
-};
-use crate::sev::measurement::{
-    Claim, FirmwareVersion, LaunchDigest, Measurement, WrongMeasurement,
-};
-use crate::sev::session::{OwnerSession, SessionError};
-use crate::sev::software::{FailingPlatform, Identity, IdentityError, SoftwareHost, vendor_chain};
+use crate::sev::hardware::{HardwareDevice, HardwarePlatform};
+use crate::sev::launch::{GuestStatus, Initialised, Launched, Measured, OwnerFiles, VmType};
+use crate::sev::measurement::{Claim, FirmwareVersion, LaunchDigest, Measurement};
+use crate::sev::session::OwnerSession;
+use crate::sev::software::{Identity, IdentityError, Model, SoftwareHost, vendor_chain};
 use crate::sev::target::PlatformCertificates;
 use crate::sev::{Platform, Policy, SevDevice};
+use crate::text::hex;
 use crate::vcpu::cpuid;
 
 /// Bytes of launch data hashed at a time.
@@ -59,41 +55,42 @@ impl Encrypted {
         layout: RamLayout,
         (vm, vm_type): (&Arc<VmFd>, VmType),
         supported: &CpuId,
+        watch: &mut Watch<'_>,
     ) -> Result<Prepared, EncryptedError> {
         let Some(kind) = platform else {
             return Ok((Arc::new(GuestRam::single(layout)?), None));
         };
         let (ram, c_bit, device, platform) = match kind {
-            PlatformKind::Software { identity, command_cost, failure } => {
+            PlatformKind::Software { identity, model } => {
                 let c_bit = cpuid::software_c_bit(supported).ok_or(EncryptedError::CBit)?;
                 check_room(layout, c_bit)?;
                 let (ram, private) = GuestRam::split(layout, c_bit)?;
-                let host = software_host(identity.as_deref())?.with_command_cost(*command_cost);
+                let host = software_host(identity.as_deref(), *model)?;
                 let device = host.open_device().map_err(EncryptedError::Device)?;
                 let device: Box<dyn SevDevice> = Box::new(device);
-                let mut platform: Box<dyn Platform> = Box::new(host.new_vm(private));
-                if let Some(failure) = failure {
-                    platform = Box::new(FailingPlatform::new(platform, *failure));
-                }
-                (ram, c_bit, device, platform)
+                (Arc::new(ram), c_bit, device, host.new_platform(private))
             }
             PlatformKind::Hardware { .. } => {
+                // Before the kernel has pinned nearly all of it.
+                check_lockable(layout.bytes(), lockable_bytes())?;
                 let device: Box<dyn SevDevice> = Box::new(HardwareDevice::open()?);
-                let platform: Box<dyn Platform> = Box::new(HardwarePlatform::new(Arc::clone(vm))?);
+                let platform = HardwarePlatform::new(Arc::clone(vm))?;
                 let c_bit = cpuid::hardware_c_bit(supported).ok_or(EncryptedError::CBit)?;
                 check_room(layout, c_bit)?;
-                (GuestRam::single(layout)?, c_bit, device, platform)
+                let ram = Arc::new(GuestRam::pinned(layout)?);
+                let platform: Box<dyn Platform> = Box::new(platform.keeping(Arc::clone(&ram)));
+                (ram, c_bit, device, platform)
             }
         };
         let initialised = match vm_type {
             VmType::Default => Initialised::init(platform, device.fd())?,
             VmType::Sev => Initialised::init2(platform, device.fd())?,
         };
-        for (address, bytes) in ram.mappings() {
-            initialised.register_region(address, bytes)?;
-        }
+        // Only the pages of hardware are really pinned.
+        let populate = matches!(kind, PlatformKind::Hardware { .. });
+        pin(&ram, &initialised, populate, watch)?;
         let platform = kind.clone();
-        Ok((Arc::new(ram), Some(Self { c_bit, platform, device, initialised })))
+        Ok((ram, Some(Self { c_bit, platform, device, initialised })))
     }
 
     /// The number of the C-bit.
@@ -190,11 +187,12 @@ impl RunningGuest {
     }
 }
 
-fn software_host(identity: Option<&Path>) -> Result<SoftwareHost, IdentityError> {
-    Ok(SoftwareHost::new(match identity {
+fn software_host(identity: Option<&Path>, model: Model) -> Result<SoftwareHost, IdentityError> {
+    let identity = match identity {
         Some(directory) => Identity::load_or_create(directory)?,
         None => Identity::ephemeral()?,
-    }))
+    };
+    Ok(SoftwareHost::modelled(identity, model))
 }
 
 /// What would vouch for a platform of `kind` if a machine were made on it, without making one.
@@ -203,8 +201,9 @@ fn software_host(identity: Option<&Path>) -> Result<SoftwareHost, IdentityError>
 /// [`MachineError`] if there is no such platform, or nobody vouches for it.
 pub fn certificates_of(kind: &PlatformKind) -> Result<PlatformCertificates, MachineError> {
     let device: Box<dyn SevDevice> = match kind {
-        PlatformKind::Software { identity, .. } => {
-            let host = software_host(identity.as_deref()).map_err(EncryptedError::Identity)?;
+        PlatformKind::Software { identity, model } => {
+            let host = software_host(identity.as_deref(), *model);
+            let host = host.map_err(EncryptedError::Identity)?;
             Box::new(host.open_device().map_err(EncryptedError::Device)?)
         }
         PlatformKind::Hardware { .. } => {
@@ -223,7 +222,7 @@ pub(super) fn vouch(
         PlatformKind::Software { .. } => {
             Ok(PlatformCertificates::export(device, vendor_chain(), None)?)
         }
-        PlatformKind::Hardware { endorsement } => endorsement.complete(device),
+        PlatformKind::Hardware { endorsement, .. } => endorsement.complete(device),
     }
 }
 
@@ -270,52 +269,6 @@ fn check_room(layout: RamLayout, c_bit: u8) -> Result<(), EncryptedError> {
         Some(end) if end > 1 << c_bit => Err(EncryptedError::RamReachesCBit { end, c_bit }),
         _ => Ok(()),
     }
-}
-
-/// Why a machine could not become an SEV guest.
-#[derive(Debug, Error)]
-pub enum EncryptedError {
-    /// The host has no SEV.
-    #[error(transparent)]
-    Unavailable(#[from] Unavailable),
-    /// KVM's CPUID does not say where the C-bit is, or leaves it no room.
-    #[error("KVM's CPUID leaves no room for a C-bit: it needs a physical address width above 32")]
-    CBit,
-    /// An address of RAM would have the C-bit set.
-    #[error(
-        "guest RAM ends at {end:#x}, but bit {c_bit} of an address is the C-bit on this host: \
-         give the guest less memory"
-    )]
-    RamReachesCBit {
-        /// The first address after RAM.
-        end: u64,
-        /// The number of the C-bit.
-        c_bit: u8,
-    },
-    /// The software platform's keys.
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-    /// The software platform's descriptor.
-    #[error("opening the software SEV platform")]
-    Device(#[source] IoError),
-    /// Guest RAM.
-    #[error(transparent)]
-    Ram(#[from] RamError),
-    /// The platform's version.
-    #[error("asking the SEV platform for its version")]
-    Status(#[from] CommandError),
-    /// The platform's certificates.
-    #[error(transparent)]
-    Export(#[from] ExportError),
-    /// The session.
-    #[error(transparent)]
-    Session(#[from] SessionError),
-    /// A launch command.
-    #[error(transparent)]
-    Launch(#[from] LaunchError),
-    /// The platform measured something else than we loaded.
-    #[error("checking what the SEV platform measured")]
-    Measurement(#[from] WrongMeasurement),
 }
 
 #[cfg(test)]

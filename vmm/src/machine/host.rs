@@ -1,7 +1,8 @@
 //! The host's KVM: opening it, what we need of it, and a VM with the PC's interrupt hardware.
 
-use std::fs::read_to_string;
+use std::fs::{read_link, read_to_string};
 use std::io::Error as IoError;
+use std::path::Path;
 
 use kvm_bindings::{
     CpuId, KVM_CAP_EXIT_HYPERCALL, KVM_CAP_TSC_DEADLINE_TIMER, KVM_CAP_VM_TYPES,
@@ -18,7 +19,7 @@ use vmm_sys_util::errno::Error as Errno;
 
 use super::config::PlatformKind;
 use crate::encryption::{KVM_HC_MAP_GPA_RANGE, MSR_KVM_MIGRATION_CONTROL, MSR_PAGE_TABLE};
-use crate::sev::launch::VmType;
+use crate::sev::launch::{PIECE_LEN, VmType};
 use crate::vcpu::MSR_AMD64_SEV;
 
 /// Where KVM may put the three pages that Intel hosts need for real mode, below the reset vector.
@@ -26,6 +27,10 @@ const TSS_ADDRESS: usize = 0xfffb_d000;
 
 /// `CAP_IPC_LOCK` in `include/uapi/linux/capability.h`: whoever has it may lock any amount of memory.
 const CAP_IPC_LOCK: u32 = 14;
+
+/// Where `/proc/self/ns/user` of a process outside of containers leads (`PROC_USER_INIT_INO` in
+/// `include/linux/proc_ns.h`).
+const INITIAL_USER_NAMESPACE: &str = "user:[4026531837]";
 
 /// What every guest needs.
 const NEEDED: [(Cap, &str); 5] = [
@@ -163,16 +168,52 @@ impl Host {
     }
 }
 
-/// How much memory this process may lock, in bytes; `None` is all of it, by its limit or because it
-/// has `CAP_IPC_LOCK`.
+/// How much memory an SEV guest of this process may lock, in bytes; `None` is all of it, by the limit or
+/// because the process has `CAP_IPC_LOCK` where KVM looks for it.
 pub(super) fn lockable_bytes() -> Option<u64> {
-    let may_lock_all = || {
-        let status = read_to_string("/proc/self/status").ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
-        let bits = u64::from_str_radix(line.trim(), 16).ok()?;
-        Some(bits & 1 << CAP_IPC_LOCK != 0)
-    };
-    getrlimit(Resource::Memlock).current.filter(|_| !may_lock_all().unwrap_or(false))
+    let status = read_to_string("/proc/self/status").unwrap_or_default();
+    let namespace = read_link("/proc/self/ns/user").unwrap_or_default();
+    let may_lock_all = may_lock_all(&status, &namespace);
+    getrlimit(Resource::Memlock).current.filter(|_| !may_lock_all)
+}
+
+/// Whether KVM would pin any amount: it asks for the capability in the initial user namespace, so that of
+/// root in a container of its own does not count.
+fn may_lock_all(status: &str, namespace: &Path) -> bool {
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let bits = line.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(0);
+    bits & 1 << CAP_IPC_LOCK != 0 && namespace == Path::new(INITIAL_USER_NAMESPACE)
+}
+
+/// Whether an SEV guest with so much RAM can be pinned here.
+///
+/// # Errors
+/// [`NotLockable`].
+pub(super) fn check_lockable(ram_bytes: u64, lockable: Option<u64>) -> Result<(), NotLockable> {
+    let wanted = locked_bytes(ram_bytes);
+    match lockable {
+        Some(most) if most < wanted => Err(NotLockable { wanted, most }),
+        _ => Ok(()),
+    }
+}
+
+/// How much an SEV guest with so much RAM locks at most: its RAM, and what a command pins besides.
+fn locked_bytes(ram_bytes: u64) -> u64 {
+    ram_bytes.saturating_add(PIECE_LEN)
+}
+
+/// SEV hardware pins all of a guest's RAM, and the limit is lower.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error(
+    "SEV hardware locks all of the guest's memory, and {} MiB more while it works: {} MiB, and this process \
+     may lock {} MiB; raise LimitMEMLOCK or `ulimit -l`, or give it CAP_IPC_LOCK, which counts only outside \
+     of user namespaces", PIECE_LEN >> 20, wanted >> 20, most >> 20
+)]
+pub struct NotLockable {
+    /// What the guest needs, in bytes.
+    wanted: u64,
+    /// `RLIMIT_MEMLOCK`, in bytes.
+    most: u64,
 }
 
 /// Why this host cannot run a guest.
@@ -206,4 +247,40 @@ fn step(step: &'static str) -> impl FnOnce(Errno) -> HostError {
 
 fn capability(cap: u32, argument: u64) -> kvm_enable_cap {
     kvm_enable_cap { cap, args: [argument, 0, 0, 0], ..kvm_enable_cap::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Root locks what it wants, but not root of a container; nor does anybody without the capability.
+    #[test]
+    fn the_capability_counts_only_in_the_initial_user_namespace() {
+        let root = "Name:\tsevferry\nCapEff:\t000001ffffffffff\nCapBnd:\t0\n";
+        let user = "CapEff:\t0000000000000000\n";
+        let all_but = "CapEff:\t000001ffffffbfff\n";
+        let here = Path::new("user:[4026531837]");
+        assert!(may_lock_all(root, here));
+        for (status, namespace) in [
+            (root, Path::new("user:[4026532281]")),
+            (root, Path::new("")),
+            (user, here),
+            (all_but, here),
+            ("", here),
+        ] {
+            assert!(!may_lock_all(status, namespace), "{status:?} {namespace:?}");
+        }
+    }
+
+    /// A guest needs its RAM and a piece; both are named where the limit is a byte less.
+    #[test]
+    fn ram_and_a_piece_must_be_lockable() {
+        let ram = 64 << 20;
+        for enough in [None, Some(68 << 20), Some(u64::MAX)] {
+            assert_eq!(check_lockable(ram, enough), Ok(()));
+        }
+        let refused = check_lockable(ram, Some((68 << 20) - 1)).unwrap_err().to_string();
+        assert!(refused.contains("68 MiB, and this process may lock 67 MiB"), "{refused}");
+        assert!(check_lockable(u64::MAX, Some(u64::MAX - 1)).is_err());
+    }
 }

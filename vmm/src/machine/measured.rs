@@ -1,10 +1,10 @@
-//! A machine before it runs: what an SEV guest's owner, who was shown its measurement, may send it.
+//! A machine before it runs: its guest owner has seen the measurement, and may send secrets.
 
 use thiserror::Error;
 
 use super::{Machine, Report};
 use crate::boot::layout::SECRET_PAGE;
-use crate::page::{Frame, Gpa, PAGE_SIZE, PageRange};
+use crate::page::{Gpa, PAGE_SIZE, PageRange};
 use crate::sev::Status;
 use crate::sev::launch::{LaunchError, Secret};
 
@@ -38,8 +38,7 @@ impl Machine {
             return Err(SecretError::Place { gpa, len });
         }
         let outside = || SecretError::NotRam { gpa };
-        let frame = gpa.frame();
-        let page = PageRange::new(frame, Frame(frame.0 + 1)).map_err(|_empty| outside())?;
+        let page = PageRange::one(gpa.frame()).map_err(|_empty| outside())?;
         let ram = &self.assembly.board.ram;
         let address = ram.user_address(page).map_err(|_elsewhere| outside())?;
         measured.inject_secret(address + offset, secret).map_err(|refused| {

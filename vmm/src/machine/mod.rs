@@ -6,8 +6,8 @@
 //! ReceivingMachine::build --(RAM is filled)-- finish(MachineState)-/
 //! ```
 //!
-//! [`Machine::build`] is the boot sequence, top to bottom. A reset is a new machine from the same [`Config`]: the memory of an SEV guest cannot
-//! be launched twice.
+//! [`Machine::build`] is the boot sequence, top to bottom. A reset is a new machine from the same [`Config`]: the
+//! memory of an SEV guest cannot be launched twice.
 
 mod audit;
 mod check;
@@ -19,8 +19,13 @@ pub mod config;
 pub mod device_offer;
 mod devices;
 mod encrypted;
+mod error;
+mod finding;
+mod hardware_check;
 mod host;
 mod measured;
+mod pinned;
+pub mod pinning;
 mod probe;
 mod prospect;
 mod receiving;
@@ -30,22 +35,23 @@ mod state;
 mod vcpus;
 mod wire;
 
-use std::error::Error;
-use std::io::{Error as IoError, Write};
+use std::io::Error as IoError;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 
+use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
-use thiserror::Error;
-use vmm_sys_util::errno::Error as Errno;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-pub use audit::{Audit, AuditError, Audited, Unaudited, Unreadable};
-pub use check::{Finding, HostCheck, NOT_PORTABLE, Verdict};
+pub use audit::{Audit, Unaudited, Unreadable};
+pub use check::{HostCheck, NOT_PORTABLE};
+pub use clock::SavedBetween;
 pub use config::Config;
 pub use devices::{BadDevices, DEVICES_MAX, DevicesError};
-pub use encrypted::{EncryptedError, LaunchRecord, certificates_of, digest_of};
-pub use host::{Host, HostError};
+pub use encrypted::{LaunchRecord, certificates_of, digest_of};
+pub use error::{EncryptedError, MachineError, VcpuSetupError};
+pub use finding::{Finding, Verdict};
+pub use host::{Host, HostError, NotLockable};
 pub use measured::SecretError;
 pub use probe::{ProbeError, probe};
 pub use prospect::{Prospect, SevProspect};
@@ -55,21 +61,19 @@ pub use report::{PageReport, PageSummary, PageWatch, REGIONS_MAX, Report, SevRep
 pub(crate) use running::take_in_order;
 pub use running::{ChangeLog, PausedMachine, RunningMachine, Unpaused};
 pub use state::{MachineState, RestoreError, SaveError};
-pub use vcpus::VcpuSetupError;
 pub use wire::{MACHINE_BYTES_MAX, MACHINE_VERSION, Undecodable};
 
-use crate::boot::{BootError, Entry, load};
-use crate::devices::{COM1_IRQ, Ports, SerialPort};
+use crate::boot::{Entry, load};
+use crate::devices::{COM1_IRQ, Ports, SerialOutput, SerialPort};
 use crate::encryption::PageStatus;
-use crate::memory::{Pages, RamError};
-use crate::sev::endorsement::EndorsementError;
+use crate::memory::Pages;
 use crate::sev::launch::Measured;
+pub(crate) use crate::text::chain_of;
 use crate::vcpu::cpuid::{CpuidError, GuestCpu, guest_cpuid, require_rdrand};
-use crate::vcpu::{Board, Stop, VcpuError};
-use config::{BadRam, BadVcpuCount};
-use device_offer::DeviceDifference;
+use crate::vcpu::{Board, Stop};
 use devices::Devices;
 use encrypted::Encrypted;
+use pinned::Watch;
 use running::Assembly;
 
 /// A machine that has not run yet. An SEV guest is measured, and takes its owner's secrets.
@@ -86,20 +90,37 @@ impl Machine {
     ///
     /// # Errors
     /// [`MachineError`] with the step that failed.
-    pub fn build(config: &Config, output: Box<dyn Write + Send>) -> Result<Self, MachineError> {
+    pub fn build(config: &Config, output: SerialOutput) -> Result<Self, MachineError> {
+        Self::build_watched(config, output, &mut |_pinned| false)
+    }
+
+    /// The same; `watch` is told how much of an SEV guest's memory is pinned.
+    ///
+    /// # Errors
+    /// [`MachineError`] with the step that failed.
+    pub fn build_watched(
+        config: &Config,
+        output: SerialOutput,
+        watch: &mut Watch<'_>,
+    ) -> Result<Self, MachineError> {
         let host = Host::open()?;
         let supported = host.supported_cpuid()?;
         let platform = config.sev.as_ref().map(|sev| &sev.platform);
         let vm_type = host.vm_type(platform);
+        // Older than the VM, and so dropped after it whatever fails.
+        let _ram_outlives_vm;
         let vm = Arc::new(host.create_vm_of(vm_type)?);
         let serial = serial_port(&vm, output).map_err(MachineError::Interrupt)?;
         if config.sev.is_some() {
             host.trap_page_status(&vm)?;
         }
         let (ram, encrypted) =
-            Encrypted::prepare(platform, config.ram, (&vm, vm_type), &supported)?;
+            Encrypted::prepare(platform, config.ram, (&vm, vm_type), &supported, watch)?;
+        _ram_outlives_vm = Arc::clone(&ram);
         ram.register(&vm)?;
         let c_bit = encrypted.as_ref().map(Encrypted::c_bit);
+        // Before the launch, which takes long: a guest without CPUID must not get that far.
+        let cpuids = guest_cpuids(&host, &supported, config.vcpus.get(), c_bit)?;
         let loaded = load(ram.host(), &config.boot(c_bit))?;
         if c_bit.is_some() && matches!(loaded.entry, Entry::Linux64 { .. }) {
             require_rdrand(&supported)?;
@@ -108,14 +129,11 @@ impl Machine {
         let launch = |(guest, sev): (Encrypted, _)| guest.launch(sev, &ram, &loaded.pieces);
         let (guest, measured) = guest.map(launch).transpose()?.unzip();
 
-        let (mut vcpus, mut cpuids, count) = (Vec::new(), Vec::new(), config.vcpus.get());
-        for index in 0..count {
-            let cpu = GuestCpu { index, count, c_bit, tsc_deadline: host.has_tsc_deadline() };
-            let cpuid = guest_cpuid(&supported, &cpu)?;
-            let vcpu = vcpus::create(&vm, index, &cpuid)?;
+        let mut vcpus = Vec::new();
+        for (index, cpuid) in (0..).zip(&cpuids) {
+            let vcpu = vcpus::create(&vm, index, cpuid)?;
             vcpus::start_at(&vcpu, index, loaded.entry)?;
             vcpus.push(vcpu);
-            cpuids.push(cpuid);
         }
         let pages = config.sev.as_ref().map(|sev| {
             let mut status = PageStatus::new(config.ram, sev.status);
@@ -159,82 +177,22 @@ impl Machine {
     }
 }
 
-/// Lowercase hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// An error with its causes, in one line.
-pub(crate) fn chain_of(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
+/// The CPUID of each vCPU of a guest that is started here.
+fn guest_cpuids(
+    host: &Host,
+    supported: &CpuId,
+    count: u8,
+    c_bit: Option<u8>,
+) -> Result<Vec<CpuId>, CpuidError> {
+    let tsc_deadline = host.has_tsc_deadline();
+    let table = |index| guest_cpuid(supported, &GuestCpu { index, count, c_bit, tsc_deadline });
+    (0..count).map(table).collect()
 }
 
 /// COM1 with its interrupt.
-fn serial_port(vm: &VmFd, output: Box<dyn Write + Send>) -> Result<Arc<SerialPort>, IoError> {
+fn serial_port(vm: &VmFd, output: SerialOutput) -> Result<Arc<SerialPort>, IoError> {
     let interrupt = EventFd::new(EFD_NONBLOCK)?;
     vm.register_irqfd(&interrupt, COM1_IRQ)
         .map_err(|cause| IoError::from_raw_os_error(cause.errno()))?;
-    Ok(Arc::new(SerialPort::new(interrupt, output)))
-}
-
-impl MachineError {
-    /// The first of what [`compatibility::compare`] names all of.
-    fn offered_devices(differences: Vec<DeviceDifference>) -> Self {
-        let first = differences.into_iter().next().map(Self::OfferedDevices);
-        first.unwrap_or(Self::Devices(DevicesError::TooMany))
-    }
-}
-
-/// Why a machine cannot be put together or started.
-#[derive(Debug, Error)]
-pub enum MachineError {
-    /// KVM.
-    #[error(transparent)]
-    Host(#[from] HostError),
-    /// The serial port's interrupt.
-    #[error("connecting the serial port's interrupt")]
-    Interrupt(#[source] IoError),
-    /// SEV.
-    #[error(transparent)]
-    Encrypted(#[from] EncryptedError),
-    /// Guest RAM.
-    #[error(transparent)]
-    Ram(#[from] RamError),
-    /// What is on the PCI bus.
-    #[error(transparent)]
-    Devices(#[from] DevicesError),
-    /// The kernel and what comes with it.
-    #[error(transparent)]
-    Boot(#[from] BootError),
-    /// What the guest's CPUID would be.
-    #[error(transparent)]
-    Cpuid(#[from] CpuidError),
-    /// A vCPU's first state.
-    #[error("setting up a vCPU")]
-    VcpuSetup(#[from] VcpuSetupError),
-    /// What a vCPU is like here.
-    #[error("asking KVM what vCPUs are like: {0}")]
-    Msrs(Errno),
-    /// The RAM of a machine that comes from elsewhere.
-    #[error("the machine that was offered has {0}")]
-    OfferedRam(BadRam),
-    /// The vCPUs of a machine that comes from elsewhere.
-    #[error("the machine that was offered has {0}")]
-    OfferedVcpus(BadVcpuCount),
-    /// The devices of a machine that comes from elsewhere.
-    #[error("the machine that was offered: {0}")]
-    OfferedDevices(DeviceDifference),
-    /// Nobody vouches for the SEV platform.
-    #[error(transparent)]
-    Endorsement(#[from] EndorsementError),
-    /// A vCPU's thread.
-    #[error(transparent)]
-    Vcpu(#[from] VcpuError),
+    Ok(Arc::new(SerialPort::new(interrupt, output)?))
 }

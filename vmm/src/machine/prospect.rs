@@ -1,14 +1,14 @@
 //! A guest that is not there: what it would be if it were started on this host.
 
-use super::MachineError;
 use super::compatibility::{HostOffer, MachineOffer, PlatformName, SevOffer};
 use super::config::{PlatformKind, VcpuCount};
-use super::encrypted::EncryptedError;
+use super::error::{EncryptedError, MachineError};
+use super::host::check_lockable;
 use super::wire::MACHINE_VERSION;
 use crate::encryption::Design;
 use crate::page::RamLayout;
+use crate::saved::KernelStruct;
 use crate::sev::Policy;
-use crate::vcpu::KernelStruct;
 use crate::vcpu::cpuid::{GuestCpu, guest_cpuid};
 
 /// What such a guest would have.
@@ -25,7 +25,7 @@ pub struct Prospect {
 /// What would make it an SEV guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SevProspect {
-    /// Who would answer its commands.
+    /// What would answer its commands.
     pub platform: PlatformKind,
     /// Its policy.
     pub policy: Policy,
@@ -44,6 +44,9 @@ impl Prospect {
             Some(_) => Some(here.c_bit().ok_or(EncryptedError::CBit)?),
             None => None,
         };
+        if matches!(&self.sev, Some(sev) if matches!(sev.platform, PlatformKind::Hardware { .. })) {
+            check_lockable(self.ram.bytes(), here.lockable_bytes).map_err(EncryptedError::from)?;
+        }
         let count = self.vcpus.get();
         let table = |index| {
             let cpu = GuestCpu { index, count, c_bit, tsc_deadline: here.tsc_deadline };

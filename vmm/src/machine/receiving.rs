@@ -1,30 +1,32 @@
 //! A machine that is filled from elsewhere instead of being booted.
 
 use std::collections::BTreeSet;
-use std::io::Write;
 use std::sync::{Arc, Mutex};
 
 use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
 
+use super::clock::SavedBetween;
 use super::compatibility::{MachineOffer, SevOffer};
 use super::config::{DeviceConfig, PlatformKind};
 use super::device_offer::{DeviceHere, matching};
 use super::devices::Devices;
 use super::encrypted::{Encrypted, LaunchRecord, RunningGuest, vouch};
+use super::error::MachineError;
 use super::host::Host;
+use super::pinned::Watch;
 use super::running::{Assembly, PausedMachine};
 use super::state::{MachineState, RestoreError};
-use super::{MachineError, serial_port, vcpus};
+use super::{serial_port, vcpus};
 use crate::devices::pci::PciBus;
-use crate::devices::{Ports, SerialPort};
+use crate::devices::{Ports, SerialOutput, SerialPort};
 use crate::encryption::PageStatus;
 use crate::memory::{GuestRam, Pages, RamError};
 use crate::sev::endorsement::EndorsementError;
 use crate::sev::launch::{Initialised, Launched};
 use crate::sev::target::PlatformCertificates;
-use crate::sev::{BadPolicy, SevDevice};
+use crate::sev::{BadPolicy, Policy, SevDevice};
 use crate::vcpu::Board;
 
 /// A machine with RAM, vCPUs and devices, and nothing in them yet.
@@ -33,10 +35,10 @@ pub struct ReceivingMachine {
     /// Dropped before the RAM that it uses.
     vm: Arc<VmFd>,
     vcpus: Vec<VcpuFd>,
-    ram: Arc<GuestRam>,
-    serial: Arc<SerialPort>,
     devices: Devices,
     bus: PciBus,
+    ram: Arc<GuestRam>,
+    serial: Arc<SerialPort>,
     cpuid: Vec<CpuId>,
     msrs: Vec<u32>,
     tsc_khz: u32,
@@ -56,7 +58,8 @@ struct ReceivingGuest {
 impl ReceivingMachine {
     /// Makes what `offer` describes, after [`compare`](super::compatibility::compare) has found
     /// nothing against it. SEV guests are received by `platform`; the guest's devices stand on those
-    /// of `devices`, and the serial port writes to `output`.
+    /// of `devices`, and the serial port writes to `output`; `watch` is told how much of an SEV
+    /// guest's memory is pinned.
     ///
     /// # Errors
     /// [`MachineError`] with the step that failed.
@@ -64,20 +67,25 @@ impl ReceivingMachine {
         offer: &MachineOffer,
         platform: Option<&PlatformKind>,
         devices: &[DeviceConfig],
-        output: Box<dyn Write + Send>,
+        output: SerialOutput,
+        watch: &mut Watch<'_>,
     ) -> Result<Self, MachineError> {
         let layout = offer.ram().map_err(MachineError::OfferedRam)?;
         offer.vcpus().map_err(MachineError::OfferedVcpus)?;
         let host = Host::open()?;
         let platform = offer.sev.and(platform);
         let vm_type = host.vm_type(platform);
+        // Older than the VM, and so dropped after it whatever fails.
+        let _ram_outlives_vm;
         let vm = Arc::new(host.create_vm_of(vm_type)?);
         let serial = serial_port(&vm, output).map_err(MachineError::Interrupt)?;
         if offer.sev.is_some() {
             host.trap_page_status(&vm)?;
         }
         let supported = host.supported_cpuid()?;
-        let (ram, encrypted) = Encrypted::prepare(platform, layout, (&vm, vm_type), &supported)?;
+        let (ram, encrypted) =
+            Encrypted::prepare(platform, layout, (&vm, vm_type), &supported, watch)?;
+        _ram_outlives_vm = Arc::clone(&ram);
         ram.register(&vm)?;
         let here: Vec<_> = devices.iter().map(DeviceHere::look).collect();
         let matching = matching(&offer.devices, &here).map_err(MachineError::offered_devices)?;
@@ -98,7 +106,7 @@ impl ReceivingMachine {
             },
         );
         let (msrs, tsc_khz) = (offer.msrs.clone(), offer.tsc_khz);
-        Ok(Self { vm, vcpus, ram, serial, devices, bus, cpuid, msrs, tsc_khz, sev })
+        Ok(Self { vm, vcpus, devices, bus, ram, serial, cpuid, msrs, tsc_khz, sev })
     }
 
     /// Guest RAM, to be filled.
@@ -128,18 +136,21 @@ impl ReceivingMachine {
     }
 
     /// Makes it the machine that was paused elsewhere, paused here, its clocks going on: its RAM is
-    /// filled, `pages` is its page status and `guest` what the firmware has received.
+    /// filled, `pages` is its page status and `guest` what the firmware has received; `state` was
+    /// saved then.
     ///
     /// # Errors
     /// [`ReceiveError`]; there is no machine then.
     pub fn finish(
         self,
-        state: &MachineState,
+        (state, saved): (&MachineState, SavedBetween),
         pages: Option<PageStatus>,
         guest: Option<Launched>,
     ) -> Result<PausedMachine, ReceiveError> {
         self.check(state)?;
-        let Self { vm, vcpus, ram, serial, devices, bus, cpuid, msrs, tsc_khz, sev } = self;
+        // What is named last is dropped first, whatever fails: the VM before its RAM, and so before it
+        // also the devices, which have both.
+        let Self { ram, serial, cpuid, msrs, tsc_khz, sev, devices, bus, vcpus, vm } = self;
         let record = state.launch()?;
         let (guest, pages) = match (sev, record, pages, guest) {
             (None, None, None, None) => (None, None),
@@ -154,7 +165,7 @@ impl ReceivingMachine {
             }
             ram.show_restored(pages)?;
         }
-        state.restore(&vm, &vcpus, &serial, (&devices, &bus))?;
+        state.restore(&vm, &vcpus, (&serial, &devices, &bus), saved)?;
         let pages = pages.map(|status| Mutex::new(Pages::arrived(status, Arc::clone(&ram))));
         let ports = Ports::new(Arc::clone(&serial));
         let board = Arc::new(Board { bus, ram, ports, pages });
@@ -219,7 +230,11 @@ pub enum ReceiveError {
     #[error("page status, launch record and firmware state do not belong to one machine")]
     Parts,
     /// Another guest's record.
-    #[error("the launch record has policy {came:#x} or a C-bit other than offered ({offered:#x})")]
+    #[error(
+        "the launch record has policy {} or a C-bit other than offered ({})",
+        Policy::describe(*came),
+        Policy::describe(*offered)
+    )]
     Record {
         /// In the record.
         came: u32,

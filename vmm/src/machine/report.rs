@@ -36,24 +36,14 @@ pub struct SevReport {
 /// A snapshot of page status.
 #[derive(Debug)]
 pub struct PageReport {
+    /// The rest in short.
+    pub summary: PageSummary,
     /// Runs of shared pages, ascending: the first [`REGIONS_MAX`].
     pub regions: Result<Vec<PageRange>, Incomplete>,
     /// How many runs there are, listed or not.
     pub region_count: u64,
-    /// How many pages are shared.
-    pub shared: Result<u64, Incomplete>,
-    /// How many pages are private.
-    pub private: Result<u64, Incomplete>,
-    /// How the record is kept.
-    pub form: Form,
-    /// Bytes of host memory that the record takes.
-    pub memory_bytes: usize,
     /// Hypercalls and pages.
     pub counters: Counters,
-    /// Whether the guest may be migrated now.
-    pub migratable: Result<(), NotMigratable>,
-    /// What makes the guest's reports doubtful.
-    pub doubts: Vec<Doubt>,
 }
 
 impl PageReport {
@@ -71,17 +61,8 @@ impl PageReport {
             }
             listed
         });
-        Self {
-            regions,
-            region_count,
-            shared: status.shared_pages(),
-            private: status.private_pages(),
-            form: status.form(),
-            memory_bytes: status.memory_bytes(),
-            counters: status.counters(),
-            migratable: status.migratable(),
-            doubts: status.doubts().collect(),
-        }
+        let (summary, counters) = (PageSummary::new(status), status.counters());
+        Self { summary, regions, region_count, counters }
     }
 }
 
@@ -106,6 +87,21 @@ pub struct PageSummary {
     pub doubts: Vec<Doubt>,
 }
 
+impl PageSummary {
+    /// What `status` says now.
+    #[must_use]
+    pub fn new(status: &PageStatus) -> Self {
+        Self {
+            shared: status.shared_pages(),
+            private: status.private_pages(),
+            form: status.form(),
+            memory_bytes: status.memory_bytes(),
+            migratable: status.migratable(),
+            doubts: status.doubts().collect(),
+        }
+    }
+}
+
 impl PageWatch {
     /// `None` if no page is encrypted.
     pub(super) fn new(board: &Arc<Board>) -> Option<Self> {
@@ -123,15 +119,7 @@ impl PageWatch {
     #[must_use]
     pub fn summary(&self) -> Option<PageSummary> {
         let pages = self.0.pages.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
-        let status = pages.status();
-        Some(PageSummary {
-            shared: status.shared_pages(),
-            private: status.private_pages(),
-            form: status.form(),
-            memory_bytes: status.memory_bytes(),
-            migratable: status.migratable(),
-            doubts: status.doubts().collect(),
-        })
+        Some(PageSummary::new(pages.status()))
     }
 }
 
@@ -152,7 +140,7 @@ mod tests {
             status.apply(MapGpaRange { range, status: Status::Shared }, &mut |_| ());
         }
         let report = PageReport::new(&status);
-        assert_eq!((report.region_count, report.shared), (runs, Ok(runs)));
+        assert_eq!((report.region_count, report.summary.shared), (runs, Ok(runs)));
         let listed = report.regions.unwrap();
         assert_eq!(listed.len(), REGIONS_MAX);
         assert!(listed.is_sorted());

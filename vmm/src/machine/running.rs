@@ -9,6 +9,7 @@ use log::debug;
 use thiserror::Error;
 
 use super::compatibility::{MachineOffer, PlatformName, SevOffer};
+use super::config::PlatformKind;
 use super::devices::{Devices, take_written};
 use super::encrypted::{LaunchRecord, RunningGuest, vouch};
 use super::report::{PageReport, PageWatch, Report, SevReport};
@@ -18,19 +19,21 @@ use crate::devices::SerialPort;
 use crate::encryption::{Doubt, NotMigratable, PageStatus};
 use crate::memory::{DeviceMemory, DirtyLog, GuestRam, Pages, RamError};
 use crate::page::FrameSet;
+use crate::saved::KernelStruct;
 use crate::sev::endorsement::EndorsementError;
 use crate::sev::launch::Launched;
 use crate::sev::target::PlatformCertificates;
-use crate::vcpu::{Board, KernelStruct, PauseError, Stop, VcpuError, Vcpus};
+use crate::vcpu::{Board, PauseError, Stop, VcpuError, Vcpus};
 
 /// What a machine has besides its vCPUs, whether it runs or not.
 #[derive(Debug)]
 pub(super) struct Assembly {
     /// Dropped before the RAM that it uses.
     pub(super) vm: Arc<VmFd>,
+    /// Dropped before the RAM too: they keep the VM for their interrupts.
+    pub(super) devices: Devices,
     pub(super) board: Arc<Board>,
     pub(super) serial: Arc<SerialPort>,
-    pub(super) devices: Devices,
     pub(super) guest: Option<RunningGuest>,
     /// Of every vCPU, as it was set.
     pub(super) cpuid: Vec<CpuId>,
@@ -41,8 +44,8 @@ pub(super) struct Assembly {
 }
 
 impl Assembly {
-    pub(super) fn describe(&mut self) -> Report {
-        let sev = self.guest.as_mut().zip(self.board.pages.as_ref()).map(|(guest, pages)| {
+    pub(super) fn describe(&self) -> Report {
+        let sev = self.guest.as_ref().zip(self.board.pages.as_ref()).map(|(guest, pages)| {
             let pages = lock(pages);
             SevReport {
                 launch: guest.record,
@@ -51,6 +54,21 @@ impl Assembly {
             }
         });
         Report { ram: self.board.ram.layout(), vcpus: self.cpuid.len(), sev }
+    }
+
+    /// What was launched; `None` for a plain VM.
+    pub(super) fn launch(&self) -> Option<&LaunchRecord> {
+        self.guest.as_ref().map(|guest| &guest.record)
+    }
+
+    /// The firmware's guest, unless it is being sent.
+    pub(super) fn launched(&self) -> Option<&Launched> {
+        self.guest.as_ref()?.launched.as_ref()
+    }
+
+    /// The record of page status, whole; `None` for a plain VM.
+    pub(super) fn page_status(&self) -> Option<PageStatus> {
+        self.board.pages.as_ref().map(|pages| lock(pages).status().sample())
     }
 
     fn offer(&self) -> MachineOffer {
@@ -87,7 +105,7 @@ pub type PausedMachine = Started<Vec<VcpuFd>>;
 
 impl<V> Started<V> {
     /// What the machine can say about itself now.
-    pub fn report(&mut self) -> Report {
+    pub fn report(&self) -> Report {
         self.assembly.describe()
     }
 
@@ -100,7 +118,7 @@ impl<V> Started<V> {
     /// What was launched; `None` for a plain VM.
     #[must_use]
     pub fn launch(&self) -> Option<&LaunchRecord> {
-        self.assembly.guest.as_ref().map(|guest| &guest.record)
+        self.assembly.launch()
     }
 
     /// Guest RAM.
@@ -147,8 +165,7 @@ impl<V> Started<V> {
     /// The record of page status, whole; `None` for a plain VM.
     #[must_use]
     pub fn page_status(&self) -> Option<PageStatus> {
-        let pages = self.assembly.board.pages.as_ref();
-        pages.map(|pages| lock(pages).status().sample())
+        self.assembly.page_status()
     }
 
     /// What vouches for the platform that the guest is on; `None` for a plain VM.
@@ -195,7 +212,7 @@ impl RunningMachine {
     }
 
     /// Stops the vCPUs, then says how things stood at the end.
-    pub fn stop(mut self) -> Report {
+    pub fn stop(self) -> Report {
         self.vcpus.stop();
         self.assembly.describe()
     }
@@ -210,14 +227,27 @@ impl RunningMachine {
                 self.assembly.devices.pause();
                 Ok(Started { vcpus, assembly: self.assembly })
             }
-            Err(PauseError::Busy(vcpus)) => {
-                Err(Unpaused::Busy(Box::new(Self { vcpus, assembly: self.assembly })))
-            }
+            Err(PauseError::Busy) => Err(Unpaused::Busy(Box::new(self))),
             Err(PauseError::Stopped) => Err(Unpaused::Stopped(Box::new(self.assembly.describe()))),
             Err(PauseError::Resume(cause)) => {
                 Err(Unpaused::Lost(cause, Box::new(self.assembly.describe())))
             }
         }
+    }
+
+    /// Pauses the vCPUs for as long as `look` takes; the guest cannot tell.
+    ///
+    /// # Errors
+    /// [`PauseError`]; but for [`PauseError::Busy`], the guest does not run any more.
+    pub(super) fn while_paused<R>(
+        &mut self,
+        look: impl FnOnce(&Assembly, &[VcpuFd]) -> R,
+    ) -> Result<R, PauseError> {
+        let vcpus = self.vcpus.pause()?;
+        let seen = look(&self.assembly, &vcpus);
+        tell_of_the_pause(&vcpus);
+        self.vcpus.resume(vcpus).map_err(PauseError::Resume)?;
+        Ok(seen)
     }
 
     /// Slows the guest down by `percent` of its time, until it is paused or told otherwise; 0 is
@@ -259,23 +289,16 @@ impl PausedMachine {
     where
         E: From<Stop> + Send + 'static,
     {
-        for vcpu in &self.vcpus {
-            // A guest without kvmclock cannot be told.
-            if let Err(cause) = vcpu.kvmclock_ctrl() {
-                debug!("telling the guest that it was paused: {cause}");
-            }
-        }
+        tell_of_the_pause(&self.vcpus);
         RunningMachine::start(self.vcpus, self.assembly, events)
     }
 
-    /// Its vCPUs.
-    pub(super) fn vcpus(&self) -> &[VcpuFd] {
-        &self.vcpus
-    }
-
-    /// The firmware's guest, unless it is being sent.
-    pub(super) fn launched(&self) -> Option<&Launched> {
-        self.assembly.guest.as_ref()?.launched.as_ref()
+    /// Whether its user wants all caches written back before its last pages are sent.
+    #[must_use]
+    pub fn wants_write_back(&self) -> bool {
+        self.assembly.guest.as_ref().is_some_and(|guest| {
+            matches!(guest.platform, PlatformKind::Hardware { write_back: true, .. })
+        })
     }
 
     /// What the machine is, beside its memory and page status.
@@ -289,8 +312,17 @@ impl PausedMachine {
     }
 
     /// Gives up the machine: says how things stood.
-    pub fn stop(mut self) -> Report {
+    pub fn stop(self) -> Report {
         self.assembly.describe()
+    }
+}
+
+/// So that the guest's kernel does not complain of CPUs that hang. A guest without kvmclock cannot be told.
+fn tell_of_the_pause(vcpus: &[VcpuFd]) {
+    for vcpu in vcpus {
+        if let Err(cause) = vcpu.kvmclock_ctrl() {
+            debug!("telling the guest that it was paused: {cause}");
+        }
     }
 }
 

@@ -9,15 +9,16 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vmm_sys_util::errno::Error as Errno;
 
-use super::clock::{ClockState, Elapsed};
+use super::clock::{ClockState, Elapsed, SavedBetween};
 use super::devices::{BadDevices, Devices, DevicesState};
 use super::encrypted::LaunchRecord;
 use super::wire::{MACHINE_VERSION, Undecodable, decode};
 use crate::devices::pci::PciBus;
 use crate::devices::{SerialError, SerialPort, SerialState};
+use crate::saved::KernelStruct;
 use crate::sev::measurement::{FirmwareVersion, Measurement};
 use crate::sev::{BadPolicy, Policy};
-use crate::vcpu::{KernelStruct, StateError, VcpuState};
+use crate::vcpu::{StateError, VcpuState};
 
 /// The in-kernel interrupt controllers, in the order in which they are saved.
 const IRQCHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
@@ -68,7 +69,7 @@ impl MachineState {
         })
     }
 
-    /// Gives all of it to a machine that has never run; its clocks go on.
+    /// Gives all of it to a machine that has never run; its clocks go on since it was saved.
     ///
     /// The interrupt controllers come after the LAPICs, because restoring them delivers what waits
     /// in them; the serial port and the devices come after both, because they raise their interrupts again.
@@ -76,11 +77,11 @@ impl MachineState {
         &self,
         vm: &VmFd,
         vcpus: &[VcpuFd],
-        serial: &SerialPort,
-        (devices, bus): (&Devices, &PciBus),
+        (serial, devices, bus): (&SerialPort, &Devices, &PciBus),
+        saved: SavedBetween,
     ) -> Result<(), RestoreError> {
         let step = |what| move |cause| RestoreError::Kvm { what, cause };
-        let elapsed = Elapsed::since(&self.clock);
+        let elapsed = Elapsed::since(&self.clock, saved);
         for (index, (state, vcpu)) in self.vcpus.iter().zip(vcpus).enumerate() {
             state
                 .restore(vcpu, elapsed.nanoseconds())
@@ -214,16 +215,15 @@ pub enum RestoreError {
 
 #[cfg(test)]
 mod tests {
-    use std::io::sink;
-
     use proptest::prelude::*;
     use vmm_sys_util::eventfd::EventFd;
 
     use super::super::wire::MACHINE_BYTES_MAX;
     use super::*;
+    use crate::devices::SerialOutput;
 
     fn state() -> MachineState {
-        let serial = SerialPort::new(EventFd::new(0).unwrap(), Box::new(sink()));
+        let serial = SerialPort::new(EventFd::new(0).unwrap(), SerialOutput::nowhere()).unwrap();
         MachineState {
             version: MACHINE_VERSION,
             vcpus: vec![VcpuState::default(), VcpuState::default()],

@@ -3,11 +3,11 @@
 use kvm_bindings::{CpuId, Msrs, kvm_msr_entry, kvm_regs, kvm_sregs};
 use kvm_ioctls::{VcpuFd, VmFd};
 use log::warn;
-use thiserror::Error;
 use vmm_sys_util::errno::Error as Errno;
 
 use super::compatibility::is_same_tsc;
-use super::{Host, MachineError};
+use super::error::{MachineError, VcpuSetupError};
+use super::host::Host;
 use crate::boot::Entry;
 use crate::boot::gdt::Segments;
 use crate::vcpu::state_msrs;
@@ -92,18 +92,6 @@ pub(super) fn facts(host: &Host, vcpus: &[VcpuFd]) -> Result<(Vec<u32>, u32), Ma
     let Some(first) = vcpus.first() else { return Ok((Vec::new(), 0)) };
     let msrs = state_msrs(first, &listed).map_err(MachineError::Msrs)?;
     Ok((msrs, first.get_tsc_khz().map_err(MachineError::Msrs)?))
-}
-
-/// A vCPU could not be set up.
-#[derive(Debug, Error)]
-#[error("vCPU {index}, {step}: {cause}")]
-pub struct VcpuSetupError {
-    /// Which vCPU.
-    pub index: u8,
-    /// What was being done.
-    pub step: &'static str,
-    /// KVM's errno.
-    pub cause: Errno,
 }
 
 fn registers(entry: Entry) -> kvm_regs {

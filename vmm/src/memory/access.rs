@@ -5,13 +5,10 @@
 
 use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
 
-use super::ram::{GuestRam, RamError};
+use super::error::RamError;
+use super::ram::GuestRam;
 use crate::encryption::TableMemory;
-use crate::page::{Gpa, PAGE_SIZE, PageRange};
-
-/// [`PAGE_SIZE`] as a length.
-const PAGE_LEN: usize = 4096;
-const _: () = assert!(PAGE_LEN as u64 == PAGE_SIZE, "one page size");
+use crate::page::{Gpa, PAGE_LEN, PageRange};
 
 /// Bytes tested at a time: few enough to stop early, many enough for the widest registers.
 const ZERO_STEP: usize = 256;

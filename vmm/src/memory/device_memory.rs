@@ -13,7 +13,8 @@ use vm_memory::{
     VolatileSlice,
 };
 
-use super::ram::{GuestRam, RamError};
+use super::error::RamError;
+use super::ram::GuestRam;
 use crate::page::FrameSet;
 
 /// Guest RAM that remembers which pages were written through it.

@@ -9,7 +9,8 @@ use kvm_ioctls::VmFd;
 use vmm_sys_util::errno::Error as Errno;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 
-use super::ram::{GuestRam, RamError};
+use super::error::RamError;
+use super::ram::GuestRam;
 use crate::page::{FrameSet, PageRange};
 
 /// `KVM_GET_DIRTY_LOG` in `include/uapi/linux/kvm.h`: `_IOW(KVMIO, 0x42, struct kvm_dirty_log)`.

@@ -13,16 +13,20 @@
 //! [`GuestView`] is P as the software firmware holds it. Nothing else in the VMM can reach P.
 
 mod access;
+mod advice;
 mod device_memory;
 mod dirty;
+mod error;
 mod guest_view;
 mod pages;
 mod ram;
+mod slot;
 mod view;
 
 pub use access::is_zero;
 pub use device_memory::{DeviceMemory, DeviceSlice, DeviceView};
 pub use dirty::DirtyLog;
+pub use error::RamError;
 pub use guest_view::{GuestView, NotGuestRam};
 pub use pages::Pages;
-pub use ram::{GuestRam, HostView, RamError};
+pub use ram::{GuestRam, HostView};

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use log::{debug, error, trace};
 
-use super::ram::{GuestRam, RamError};
+use super::error::RamError;
+use super::ram::GuestRam;
 use crate::encryption::{PageStatus, Status};
 use crate::page::FrameSet;
 
@@ -43,7 +44,7 @@ impl Pages {
         &self.status
     }
 
-    /// Starts to remember the pages whose status changes: whoever copies RAM must count those as
+    /// Starts to remember the pages whose status changes: a copy of RAM must count those as
     /// written.
     pub fn track_flips(&mut self) {
         self.flipped = Some(FrameSet::new(*self.status.layout()));

@@ -12,18 +12,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use libc::{MFD_CLOEXEC, c_int, memfd_create};
+use libc::{MFD_CLOEXEC, memfd_create};
 use log::debug;
-use thiserror::Error;
 #[cfg(test)]
 use vm_memory::Bytes;
-use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionMmap, VolatileSlice,
-};
-use vmm_sys_util::errno::Error as Errno;
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
+use super::advice::{advise, keep_where_it_is};
+use super::error::RamError;
 use super::guest_view::GuestView;
+use super::slot::{memory_slot, refused};
 use super::view::{Backing, SwitchedView};
 use crate::encryption::{PageStatus, Status};
 use crate::page::{Gpa, PageRange, RamLayout};
@@ -53,7 +51,7 @@ struct Split {
 }
 
 impl GuestRam {
-    /// One mapping that everyone shares: plain VMs, and SEV hardware.
+    /// One mapping that everyone shares: a plain VM's.
     ///
     /// # Errors
     /// [`RamError::Map`] if the host refuses the mapping.
@@ -71,6 +69,25 @@ impl GuestRam {
             }
         }
         Ok(Self { layout, host, split: None })
+    }
+
+    /// The same for SEV hardware, whose kernel writes back the caches of all CPUs whenever a page of a memory
+    /// slot is unmapped, moved or protected. Pages that are pinned cannot move, but the kernel tries:
+    /// automatic NUMA balancing protects pages to learn which CPU uses them, unless their memory has a
+    /// policy of its own, and a child process would have them protected to share them. Nothing here
+    /// unmaps, protects or discards any of it while there is a VM.
+    ///
+    /// # Errors
+    /// [`RamError::Map`] if the host refuses the mapping.
+    pub fn pinned(layout: RamLayout) -> Result<Self, RamError> {
+        let ram = Self::single(layout)?;
+        for region in ram.host.iter() {
+            if let Ok(whole) = region.as_volatile_slice() {
+                advise(&whole, libc::MADV_DONTFORK);
+                keep_where_it_is(&whole);
+            }
+        }
+        Ok(ram)
     }
 
     /// The software platform's two memories and three views, all pages shown private.
@@ -139,7 +156,7 @@ impl GuestRam {
     /// Gives the guest its RAM: memory slots at the GPA and, for the split views, at GPA + 2^C.
     ///
     /// # Errors
-    /// [`RamError::Register`] with KVM's errno.
+    /// [`RamError::AddressWidth`], or [`RamError::Register`] with KVM's errno.
     pub fn register(&self, vm: &VmFd) -> Result<(), RamError> {
         self.set_slots(vm, 0)
     }
@@ -214,71 +231,6 @@ impl Split {
     }
 }
 
-/// Why guest RAM cannot be had.
-#[derive(Debug, Error)]
-pub enum RamError {
-    /// The host has no such memory to give.
-    #[error("mapping {bytes:#x} bytes of guest RAM: {cause}; ask for less with --memory size=")]
-    Map {
-        /// Bytes asked for.
-        bytes: u64,
-        /// The host's words.
-        cause: String,
-    },
-    /// The memory behind the software platform's views.
-    #[error("creating {bytes:#x} bytes of memory for the software platform's guest")]
-    Create {
-        /// Bytes asked for.
-        bytes: u64,
-        /// From `memfd_create` or `ftruncate`.
-        #[source]
-        cause: IoError,
-    },
-    /// `KVM_SET_USER_MEMORY_REGION` failed.
-    #[error("giving KVM the guest memory at {gpa} ({bytes:#x} bytes): {cause}")]
-    Register {
-        /// Where the slot starts.
-        gpa: Gpa,
-        /// Its size.
-        bytes: u64,
-        /// KVM's errno.
-        cause: Errno,
-    },
-    /// `KVM_GET_DIRTY_LOG` failed.
-    #[error("asking KVM which pages of memory slot {slot} were written: {cause}")]
-    DirtyLog {
-        /// The memory slot.
-        slot: u32,
-        /// KVM's errno.
-        cause: Errno,
-    },
-    /// The C=0 view could not be switched.
-    #[error("switching what the guest sees without the C-bit in pages {range}")]
-    Switch {
-        /// The pages.
-        range: PageRange,
-        /// From `mmap`, or from copying.
-        #[source]
-        cause: IoError,
-    },
-    /// The pages are not RAM.
-    #[error("pages {range} are not inside one run of guest RAM")]
-    NotRam {
-        /// The pages.
-        range: PageRange,
-    },
-}
-
-/// Gives the kernel a hint on whole pages of guest RAM.
-fn advise(pages: &VolatileSlice<'_>, advice: c_int) {
-    let start = pages.ptr_guard_mut();
-    // SAFETY: the slice is a live mapping of guest RAM, and the advice changes none of its contents:
-    // huge pages and populating are all that callers ask for.
-    if unsafe { libc::madvise(start.as_ptr().cast(), pages.len(), advice) } != 0 {
-        debug!("madvise {advice} on {:#x} bytes: {}", pages.len(), IoError::last_os_error());
-    }
-}
-
 fn length(range: PageRange) -> Result<usize, RamError> {
     usize::try_from(range.bytes()).map_err(|_too_large| RamError::NotRam { range })
 }
@@ -320,28 +272,10 @@ fn register_view(
         let slot = kvm_userspace_memory_region { flags, ..memory_slot(slot, region, offset) };
         debug!("memory slot {slot:?}");
         // SAFETY: the region is a live mapping of that size. `GuestRam` keeps it until the VM is
-        // gone (the machine drops its VM first), and its pages are only ever accessed as volatile.
-        unsafe { vm.set_user_memory_region(slot) }.map_err(|cause| RamError::Register {
-            gpa: Gpa(slot.guest_phys_addr),
-            bytes: slot.memory_size,
-            cause,
-        })?;
+        // gone (whoever keeps a VM drops it first), and its pages are only ever accessed as volatile.
+        unsafe { vm.set_user_memory_region(slot) }.map_err(|cause| refused(&slot, cause))?;
     }
     Ok(())
-}
-
-fn memory_slot(
-    slot: u32,
-    region: &GuestRegionMmap<()>,
-    offset: Gpa,
-) -> kvm_userspace_memory_region {
-    kvm_userspace_memory_region {
-        slot,
-        flags: 0,
-        guest_phys_addr: region.start_addr().0 + offset.0,
-        memory_size: region.len(),
-        userspace_addr: region.as_ptr() as u64,
-    }
 }
 
 #[cfg(test)]

@@ -1,51 +1,99 @@
-//! What the source keeps count of while it sends, for decisions, progress and the summary.
+//! What a side keeps count of: pages and bytes as they go by, and the phases, for progress and the summary.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::convergence::{Convergence, Decision, GaveUp, Left, Round, Share};
-use super::journal::Side;
+use super::convergence::{Left, Rates};
+use super::handover::journal::Side;
 use super::progress::{Carried, Outcome, Phase, PhaseClock, Progress, Summary};
-use super::sender::Sent;
-use super::source::Options;
+use super::wire::{PageKind, Transfer};
+use crate::machine::pinning::Pinned;
 
-/// One attempt's account.
-#[derive(Debug)]
-pub(super) struct Account {
+/// Counted by the threads that carry pages, at either side; read by the one that shows progress.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    shared: AtomicU64,
+    zero: AtomicU64,
+    private: AtomicU64,
+    bytes: AtomicU64,
+    /// Source: nanoseconds that all senders together have spent on sealing.
+    sealing_ns: AtomicU64,
+    /// Destination: bytes of any kind on any connection, in whole messages or not. Grows while the source is there.
+    pub(crate) taken: AtomicU64,
+    /// Destination: rounds that have arrived whole.
+    rounds: AtomicU32,
+}
+
+impl Tally {
+    /// A page frame has been sent, or placed.
+    pub(crate) fn count(&self, kind: PageKind, pages: u8, bytes: usize) {
+        let pages_of_kind = match kind {
+            PageKind::Shared => &self.shared,
+            PageKind::Zero => &self.zero,
+            PageKind::Private => &self.private,
+        };
+        pages_of_kind.fetch_add(pages.into(), Ordering::Relaxed);
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// A page took so long to seal.
+    pub(crate) fn sealed(&self, took: Duration) {
+        let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.sealing_ns.fetch_add(nanoseconds, Ordering::Relaxed);
+    }
+
+    /// How long all pages together took to seal.
+    pub(crate) fn sealing(&self) -> Duration {
+        Duration::from_nanos(self.sealing_ns.load(Ordering::Relaxed))
+    }
+
+    /// A round has arrived whole.
+    pub(crate) fn round_arrived(&self, round: u32) {
+        self.rounds.store(round, Ordering::Relaxed);
+    }
+
+    /// Pages and bytes so far.
+    pub(crate) fn carried(&self) -> Carried {
+        Carried {
+            private_pages: self.private.load(Ordering::Relaxed),
+            shared_pages: self.shared.load(Ordering::Relaxed),
+            zero_pages: self.zero.load(Ordering::Relaxed),
+            wire_bytes: self.bytes.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// One migration's account, at either side.
+#[derive(Debug, Clone)]
+pub struct Account {
     begun: Instant,
-    paused: Option<Instant>,
-    /// How long the destination may be silent.
-    silence: Duration,
     clock: PhaseClock,
-    convergence: Convergence,
     progress: Progress,
     connections: u16,
-    /// The most that the guest was slowed down.
+    /// Source: when the guest was paused.
+    paused: Option<Instant>,
+    /// Source: the most that the guest was slowed down.
     throttle_percent_max: u32,
-    /// What had been sent when the last round ended.
-    before: (Carried, Duration),
-    /// What the round began with.
-    of_round: Left,
+    /// Source: what the round began with, and what had been sent by then.
+    of_round: (Left, Carried),
 }
 
 impl Account {
-    pub(super) fn new(options: &Options) -> Self {
+    /// Of a migration that began at `begun`.
+    pub(crate) fn new(begun: Instant, transfer: Transfer, side: Side, connections: u16) -> Self {
         Self {
-            begun: Instant::now(),
-            paused: None,
-            silence: options.silence,
+            begun,
             clock: PhaseClock::new(),
-            convergence: Convergence::new(options.goal),
-            progress: Progress::new(options.transfer, Side::Source),
-            connections: options.connections,
+            progress: Progress::new(transfer, side),
+            connections,
+            paused: None,
             throttle_percent_max: 0,
-            before: (Carried::default(), Duration::ZERO),
-            of_round: Left::default(),
+            of_round: (Left::default(), Carried::default()),
         }
     }
 
     /// A phase begins.
-    pub(super) fn enter(&mut self, phase: Phase) {
+    pub(crate) fn enter(&mut self, phase: Phase) {
         self.clock.enter(phase, self.begun.elapsed());
         self.progress.phase = phase;
         if phase == Phase::LastRound {
@@ -53,98 +101,152 @@ impl Account {
         }
     }
 
-    /// A round begins with this much to send.
-    pub(super) fn begin_round(&mut self, left: Left) {
+    /// The destination has pinned so much of the guest's memory.
+    pub(crate) fn pinned(&mut self, pinned: Pinned) {
+        self.progress.pinned = Some(pinned);
+    }
+
+    /// Source: a round begins with this much to send.
+    pub(crate) fn begin_round(&mut self, left: Left, tally: &Tally) {
         self.progress.round = self.progress.round.saturating_add(1);
         self.progress.left = left;
-        self.of_round = left;
+        self.of_round = (left, tally.carried());
     }
 
-    /// How things stand, with what the senders have counted.
-    pub(super) fn progress(&mut self, sent: &Sent) -> &Progress {
-        self.progress.elapsed_ms =
-            u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let now = carried(sent);
-        self.progress.carried = now;
-        let shared = |carried: &Carried| carried.shared_pages + carried.zero_pages;
-        self.progress.left = Left {
-            private_pages: self
-                .of_round
-                .private_pages
-                .saturating_sub(now.private_pages - self.before.0.private_pages),
-            shared_pages: self
-                .of_round
-                .shared_pages
-                .saturating_sub(shared(&now) - shared(&self.before.0)),
-        };
-        &self.progress
+    /// Source: what the round that has ended says of the next.
+    pub(crate) fn expect(&mut self, rates: Rates, downtime: Option<Duration>, is_stalled: bool) {
+        self.progress.rates = Some(rates);
+        self.progress.expected_downtime_ms = downtime.map(milliseconds);
+        self.progress.is_stalled = is_stalled;
     }
 
-    /// Whether the time is over in the middle of a round.
-    pub(super) fn check(&self) -> Result<(), GaveUp> {
-        match self.paused {
-            None => self.convergence.check(self.begun.elapsed()),
-            Some(paused) => self.convergence.check_pause(paused.elapsed(), self.silence),
-        }
-    }
-
-    /// A round took `elapsed`, and `left` has changed meanwhile.
-    pub(super) fn end_round(&mut self, sent: &Sent, elapsed: Duration, left: Left) -> Decision {
-        let now = (carried(sent), Duration::from_nanos(sent.sealing_ns.load(Ordering::Relaxed)));
-        let sealing = (now.1 - self.before.1) / u32::from(self.connections.max(1));
-        let round = Round {
-            private: Share {
-                pages: now.0.private_pages - self.before.0.private_pages,
-                took: sealing,
-            },
-            shared: Share {
-                pages: now.0.shared_pages - self.before.0.shared_pages,
-                took: elapsed.saturating_sub(sealing),
-            },
-        };
-        self.before = now;
-        let decision = self.convergence.decide(self.begun.elapsed(), &round, left);
-        self.progress.rates = Some(self.convergence.rates());
-        self.progress.expected_downtime_ms = self
-            .convergence
-            .expected_downtime()
-            .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-        self.progress.is_stalled = self.convergence.is_stalled();
-        let changed = left.private_pages.saturating_add(left.shared_pages);
-        let per_second = u128::from(changed) * 1_000_000 / elapsed.as_micros().max(1);
+    /// Source: so many pages have changed in a round that took so long.
+    pub(crate) fn changed(&mut self, pages: u64, took: Duration) {
+        let per_second = u128::from(pages) * 1_000_000 / took.as_micros().max(1);
         self.progress.dirty_pages_per_s = u64::try_from(per_second).ok();
-        decision
     }
 
-    /// The guest is slowed down so much from now on.
-    pub(super) fn throttled(&mut self, percent: u32) {
+    /// Source: the guest is slowed down so much from now on.
+    pub(crate) fn throttled(&mut self, percent: u32) {
         self.progress.throttle_percent = percent;
         self.throttle_percent_max = self.throttle_percent_max.max(percent);
     }
 
+    /// Destination: all has arrived, in so many rounds; what is left is to decide who owns the guest.
+    pub(crate) fn all_arrived(&mut self, tally: &Tally, rounds: u32) {
+        self.progress(tally);
+        self.progress.round = rounds;
+        self.enter(Phase::Handover);
+    }
+
+    /// Since the start.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// Source: for how long the guest has been paused, if it is.
+    pub(crate) fn paused_for(&self) -> Option<Duration> {
+        self.paused.map(|paused| paused.elapsed())
+    }
+
+    /// How things stand, with what has been counted.
+    pub(crate) fn progress(&mut self, tally: &Tally) -> &Progress {
+        let now = tally.carried();
+        self.progress.elapsed_ms = milliseconds(self.begun.elapsed());
+        self.progress.carried = now;
+        match self.progress.side {
+            Side::Source => self.progress.left = self.left(&now),
+            Side::Destination => {
+                let arrived = tally.rounds.load(Ordering::Relaxed);
+                self.progress.round = arrived.saturating_add(1);
+            }
+        }
+        &self.progress
+    }
+
+    /// What is left of the round.
+    fn left(&self, now: &Carried) -> Left {
+        let (of_round, before) = &self.of_round;
+        let shared = |carried: &Carried| carried.shared_pages.saturating_add(carried.zero_pages);
+        let private = now.private_pages.saturating_sub(before.private_pages);
+        let shared = shared(now).saturating_sub(shared(before));
+        Left {
+            private_pages: of_round.private_pages.saturating_sub(private),
+            shared_pages: of_round.shared_pages.saturating_sub(shared),
+        }
+    }
+
+    /// How things stood last.
+    #[must_use]
+    pub fn now(&self) -> &Progress {
+        &self.progress
+    }
+
     /// It is over.
-    pub(super) fn summary(&mut self, sent: &Sent, outcome: Outcome) -> Summary {
-        let downtime = self.paused.map(|paused| paused.elapsed());
+    #[must_use]
+    pub fn summary(mut self, outcome: Outcome) -> Summary {
+        let downtime = self.paused_for();
         self.enter(Phase::Done);
         Summary {
             transfer: self.progress.transfer,
-            side: Side::Source,
+            side: self.progress.side,
             outcome,
             rounds: self.progress.round,
             throttle_percent_max: self.throttle_percent_max,
             connections: self.connections,
-            carried: carried(sent),
+            carried: self.progress.carried,
             phases: self.clock.times(),
             downtime_us: downtime.map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
         }
     }
 }
 
-fn carried(sent: &Sent) -> Carried {
-    Carried {
-        private_pages: sent.private.load(Ordering::Relaxed),
-        shared_pages: sent.shared.load(Ordering::Relaxed),
-        zero_pages: sent.zero.load(Ordering::Relaxed),
-        wire_bytes: sent.bytes.load(Ordering::Relaxed),
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::migration::wire::VmId;
+
+    const TRANSFER: Transfer = Transfer { vm: VmId([7; 16]), epoch: 2 };
+
+    /// The destination's summary has what arrived, and says on which side it was written.
+    #[test]
+    fn what_arrives_adds_up() {
+        let mut account = Account::new(Instant::now(), TRANSFER, Side::Destination, 3);
+        let tally = Tally::default();
+        tally.count(PageKind::Private, 5, 4);
+        tally.count(PageKind::Zero, 6, 2);
+        assert_eq!(account.progress(&tally).round, 1);
+        tally.round_arrived(2);
+        tally.count(PageKind::Shared, 0, 1);
+        account.all_arrived(&tally, 2);
+        assert_eq!(account.now().phase, Phase::Handover);
+        let summary = account.summary(Outcome::Moved);
+        assert_eq!((summary.rounds, summary.connections), (2, 3));
+        assert_eq!((summary.carried.pages(), summary.carried.wire_bytes), (11, 7));
+        let text = summary.to_string();
+        assert!(text.starts_with("moved: the guest runs here\n"), "{text}");
+        assert!(!text.contains("downtime"), "{text}");
+    }
+
+    /// The source shows what is left of a round, and knows for how long the guest stood still.
+    #[test]
+    fn what_is_sent_is_not_left() {
+        let mut account = Account::new(Instant::now(), TRANSFER, Side::Source, 1);
+        let tally = Tally::default();
+        tally.count(PageKind::Shared, 9, 1);
+        account.begin_round(Left { private_pages: 10, shared_pages: 20 }, &tally);
+        tally.count(PageKind::Private, 4, 1);
+        tally.count(PageKind::Shared, 5, 1);
+        tally.count(PageKind::Zero, 6, 1);
+        let left = account.progress(&tally).left;
+        assert_eq!(left, Left { private_pages: 6, shared_pages: 9 });
+        account.enter(Phase::LastRound);
+        let summary = account.summary(Outcome::Moved);
+        assert_eq!((summary.side, summary.rounds), (Side::Source, 1));
+        assert!(summary.downtime_us.is_some());
     }
 }

@@ -60,7 +60,7 @@ pub struct Goal {
 
 /// A finished round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Round {
+pub struct MeasuredRound {
     /// Private pages that it sent.
     pub private: Share,
     /// Shared pages that it sent with their bytes; zero pages do not count.
@@ -96,7 +96,7 @@ pub struct Rates {
 }
 
 impl Rates {
-    fn measure(&mut self, round: &Round) {
+    fn measure(&mut self, round: &MeasuredRound) {
         if let Some(rate) = rate(round.private) {
             self.private_pages_per_s = rate;
         }
@@ -206,7 +206,7 @@ impl Convergence {
     }
 
     /// A round is over, `elapsed` after the start, and `left` is to be sent: what now?
-    pub fn decide(&mut self, elapsed: Duration, round: &Round, left: Left) -> Decision {
+    pub fn decide(&mut self, elapsed: Duration, round: &MeasuredRound, left: Left) -> Decision {
         self.rounds = self.rounds.saturating_add(1);
         self.rates.measure(round);
         self.expected = self.rates.downtime(left);
@@ -305,10 +305,10 @@ mod tests {
     }
 
     /// A round at hardware's price: half a millisecond per private page, 1 GB/s of shared pages.
-    fn round(private_pages: u32, shared_pages: u32) -> Round {
+    fn round(private_pages: u32, shared_pages: u32) -> MeasuredRound {
         let private = Share { pages: private_pages.into(), took: private_pages * MS / 2 };
         let shared = Share { pages: shared_pages.into(), took: shared_pages * MS / 250 };
-        Round { private, shared }
+        MeasuredRound { private, shared }
     }
 
     fn left(private_pages: u64, shared_pages: u64) -> Left {
@@ -340,7 +340,7 @@ mod tests {
         assert!((measured.private_pages_per_s - 2000.0).abs() < 1.0, "{measured:?}");
         assert!((measured.shared_bytes_per_s - 1.024e9).abs() < 1e6, "{measured:?}");
         let slow = Share { pages: 63, took: SECOND };
-        let slow = Round { private: slow, shared: slow };
+        let slow = MeasuredRound { private: slow, shared: slow };
         let _ = convergence.decide(SECOND, &slow, left(9000, 0));
         assert_eq!(convergence.rates(), measured);
     }
@@ -411,10 +411,11 @@ mod tests {
         (pages, took).prop_map(|(pages, took)| Share { pages, took: Duration::from_nanos(took) })
     }
 
-    fn some_round() -> impl Strategy<Value = (Round, Left)> {
+    fn some_round() -> impl Strategy<Value = (MeasuredRound, Left)> {
         let pages = || prop_oneof![Just(0), 0..100_000_u64, any::<u64>()];
-        (some_share(), some_share(), pages(), pages())
-            .prop_map(|(private, shared, some, more)| (Round { private, shared }, left(some, more)))
+        (some_share(), some_share(), pages(), pages()).prop_map(|(private, shared, some, more)| {
+            (MeasuredRound { private, shared }, left(some, more))
+        })
     }
 
     proptest! {

@@ -10,60 +10,56 @@
 //!   handover: see `handover/mod.rs`
 //! ```
 //!
-//! A pre-flight (`preflight.rs`, `assessment.rs`) asks for everything that the first two lines would
-//! refuse, and stops there.
+//! One folder a party:
 //!
-//! A page's way: `machine/running.rs` (`ChangeLog`: dirty log and flips), `rounds.rs` (which pages),
-//! `sender.rs` (sealed, or as it is), `transport.rs`, `placer.rs` (checked and written),
-//! `intake.rs` (the end of a round), `arrivals.rs` (nothing missing, nothing from the wrong view).
+//! | folder | has |
+//! |---|---|
+//! | `wire/` | kinds, caps, messages and page frames as bytes, and what can be wrong with them; no I/O |
+//! | `net/` | addresses, connections, deadlines, whoever connects |
+//! | `handover/` | who owns the guest: two state machines without I/O, and the journal |
+//! | `source/` | [`source::send`]: offer, rounds, senders, handover |
+//! | `destination/` | [`destination::receive`] and [`destination::take_over`] |
+//! | `preflight/` | every reason against a migration, before anything moves |
+//!
+//! Beside them: `watch` (whoever watches), `convergence` (when to pause), `progress` (what is shown),
+//! `recovery` (handovers that a crash has left in doubt).
+//!
+//! The whole way of a page, from KVM's dirty log to guest RAM at the other host:
+//!
+//! 1. `memory/dirty.rs`: KVM's log of written pages, as frames;
+//! 2. `machine/running.rs` (`ChangeLog`): the log first, then the pages whose status flipped;
+//! 3. `source/rounds.rs`: which pages this round sends, and by which status;
+//! 4. `source/sender.rs`: a window of them, sealed, as it is, or as zero, into a page frame;
+//! 5. `sev/send/mod.rs`: `SEND_UPDATE_DATA`, for a private page;
+//! 6. `wire/pages.rs`: the frame's header and the parts of its payload;
+//! 7. `wire/digest.rs`: the digest of the payload, and of the round;
+//! 8. `net/stream.rs`: the connection, at both ends;
+//! 9. `destination/placer.rs`: every header checked, then the page written, or opened;
+//! 10. `destination/arrivals.rs`: marked, so that none comes twice in a round, and none is missing;
+//! 11. `sev/receive.rs`: `RECEIVE_UPDATE_DATA`, for a private page;
+//! 12. `memory/access.rs`: guest RAM at the destination, for a shared page;
+//! 13. `destination/intake.rs`: the end of the round on all connections.
 
 mod account;
-mod arrivals;
-mod assessment;
-mod caller;
-mod certificates;
-pub mod closing;
-mod codec;
-#[cfg(test)]
-mod codec_tests;
 pub mod convergence;
-mod cursor;
 pub mod destination;
-mod endpoint;
-pub mod frame;
-#[cfg(test)]
-mod frame_tests;
-pub mod handing_over;
 pub mod handover;
-#[cfg(test)]
-mod hostile_tests;
-mod intake;
-mod joining;
-pub mod journal;
-mod link;
-mod lobby;
-mod malformed;
-pub mod message;
-mod offering;
-mod placer;
+mod net;
 pub mod preflight;
 pub mod progress;
 #[cfg(test)]
 mod race_tests;
-pub mod reception;
 pub mod recovery;
-mod rounds;
-mod sender;
 mod socket_file;
 pub mod source;
-pub mod taking_over;
-mod transport;
+pub mod watch;
+pub mod wire;
 
 use crate::machine::chain_of;
-pub use caller::Caller;
-pub use endpoint::{BadEndpoint, Endpoint};
-pub use link::LinkError;
-pub use lobby::Lobby;
-pub use malformed::Malformed;
+pub use account::Account;
+pub use handover::journal;
+pub use net::{
+    BadEndpoint, Caller, Endpoint, LOOK_UP_MAX, Line, LinkError, Listener, Lobby, Stream,
+};
 pub use socket_file::{NoSocket, SocketFile};
-pub use transport::{Listener, Stream};
+pub use wire::Malformed;

@@ -6,8 +6,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::convergence::{Left, Rates};
-use super::journal::Side;
-use super::message::Transfer;
+use super::handover::journal::Side;
+use super::wire::Transfer;
+use crate::machine::pinning::Pinned;
 use crate::page::PAGE_SIZE;
 
 /// What a migration is doing.
@@ -93,6 +94,9 @@ pub struct Progress {
     pub round: u32,
     /// Pages that are left in this round; of the source.
     pub left: Left,
+    /// How much of the guest's memory the destination has pinned, if that takes long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned: Option<Pinned>,
     /// What has been sent, or has arrived.
     pub carried: Carried,
     /// How fast; of the source, once measured.
@@ -118,6 +122,7 @@ impl Progress {
             elapsed_ms: 0,
             round: 0,
             left: Left::default(),
+            pinned: None,
             carried: Carried::default(),
             rates: None,
             dirty_pages_per_s: None,
@@ -135,6 +140,9 @@ impl Display for Progress {
         write!(f, "{seconds:.1} s, {}", self.phase)?;
         if self.round > 0 {
             write!(f, ", round {}", self.round)?;
+        } else if let Some(Pinned { pages, of }) = self.pinned {
+            let bytes = |pages: u64| Bytes(pages.saturating_mul(PAGE_SIZE));
+            write!(f, ", {} of {} of memory pinned", bytes(pages), bytes(of))?;
         }
         if self.side == Side::Source {
             let Left { private_pages, shared_pages } = self.left;
@@ -221,6 +229,8 @@ pub enum Outcome {
     Moved,
     /// The guest runs on at the source; why it was not moved.
     Kept(String),
+    /// The guest has ended of its own while it was being moved, and runs nowhere; how it ended.
+    Ended(String),
     /// Nobody runs the guest until the other side answers, or somebody decides.
     InDoubt(String),
     /// This side has nothing; why.
@@ -254,6 +264,22 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// It was over before anything was done.
+    #[must_use]
+    pub fn of_nothing(transfer: Transfer, side: Side, outcome: Outcome) -> Self {
+        Self {
+            transfer,
+            side,
+            outcome,
+            rounds: 0,
+            throttle_percent_max: 0,
+            connections: 0,
+            carried: Carried::default(),
+            phases: Vec::new(),
+            downtime_us: None,
+        }
+    }
+
     /// From the first phase to the last.
     #[must_use]
     pub fn total_us(&self) -> u64 {
@@ -272,6 +298,9 @@ impl Display for Summary {
             }
             (Outcome::Kept(reason), Side::Destination) => {
                 write!(f, "not moved: the source keeps the guest: {reason}")
+            }
+            (Outcome::Ended(reason), _) => {
+                write!(f, "not moved: the guest has ended: {reason}")
             }
             (Outcome::InDoubt(reason), _) => write!(f, "in doubt: {reason}"),
             (Outcome::Failed(reason), _) => write!(f, "failed: {reason}"),
@@ -339,7 +368,7 @@ impl Display for Time {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::migration::message::VmId;
+    use crate::migration::wire::VmId;
 
     const TRANSFER: Transfer = Transfer { vm: VmId([0xab; 16]), epoch: 2 };
 
@@ -418,6 +447,8 @@ moved: the guest runs at the destination
     fn a_line_of_progress_says_what_is_known() {
         let mut progress = Progress::new(TRANSFER, Side::Source);
         assert_eq!(progress.to_string(), "0.0 s, connect, left 0 private and 0 shared pages");
+        progress.pinned = Some(Pinned { pages: 3 << 18, of: 64 << 18 });
+        assert!(progress.to_string().contains(", 3.0 GiB of 64.0 GiB of memory pinned,"));
         progress.phase = Phase::Rounds;
         progress.elapsed_ms = 12_340;
         progress.round = 2;

@@ -10,23 +10,22 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
-use std::slice;
 use std::sync::{Arc, Mutex};
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{slice, thread};
 
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::arrivals::Arrivals;
-use super::message::Message;
-use super::placer::{PagePlacer, Target};
-use super::reception::Arrived;
-use super::rounds::{Changes, Rounds};
-use super::sender::{PageSender, Sent};
-use super::transport::Stream;
+use super::account::Tally;
+use super::destination::arrivals::Arrivals;
+use super::destination::placer::{PagePlacer, PageTarget};
+use super::net::Stream;
+use super::source::rounds::{Changes, Rounds};
+use super::source::sender::PageSender;
+use super::wire::{Message, Secret};
 use crate::encryption::{KVM_HC_MAP_GPA_RANGE, Overflow, PageStatus, Status};
 use crate::machine::take_in_order;
 use crate::memory::{GuestRam, Pages, RamError};
@@ -43,6 +42,10 @@ const RAM_BYTES: u64 = 0x110 * PAGE_SIZE;
 const FRAMES: [u64; 6] = [3, 4, 0x100, 0x101, 0x102, 0x10f];
 
 const SESSION: u64 = 7;
+const SECRET: Secret = Secret([7; 16]);
+
+/// How long either side may be silent.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// [`PAGE_SIZE`] as a length.
 const PAGE_LEN: usize = 4096;
@@ -208,8 +211,8 @@ struct Connection {
     sending: Sending,
     receiving: Receiving,
     arrivals: Arrivals,
-    arrived: Arrived,
-    sent: Sent,
+    arrived: Tally,
+    sent: Tally,
 }
 
 impl Connection {
@@ -219,22 +222,24 @@ impl Connection {
         let sending = launched.start_send(&destination.certificates(), own.pdh).unwrap();
         let receiving = destination.initialised().start_receive(sending.session()).unwrap();
         let (here, there) = UnixStream::pair().unwrap();
-        let sender = PageSender::join(Stream::Unix(here), SESSION, 0).unwrap();
-        let join = Message::Join { session: SESSION, index: 0 }.encode().unwrap();
+        let sender = PageSender::join(Stream::Unix(here), (SESSION, 0), &SECRET, SILENCE).unwrap();
+        let proof = SECRET.proof_of_join(SESSION, 0);
+        let join = Message::Join { session: SESSION, index: 0, proof }.encode().unwrap();
         let (mut stream, mut came) = (Stream::Unix(there), vec![0; join.len()]);
-        stream.fill(&mut came, Instant::now() + Duration::from_secs(10)).unwrap();
+        std::io::Read::read_exact(&mut stream, &mut came).unwrap();
         assert_eq!(came, join);
         let placer = PagePlacer::new(stream, 1);
         let arrivals = Arrivals::new(source.memory.layout()).unwrap();
-        let arrived = Arrived::default();
-        Self { sender, placer, sending, receiving, arrivals, arrived, sent: Sent::default() }
+        let arrived = Tally::default();
+        Self { sender, placer, sending, receiving, arrivals, arrived, sent: Tally::default() }
     }
 
     fn send_round(&mut self, rounds: &mut Rounds<Scripted>, into: &GuestRam) {
         let Self { sender, placer, sending, receiving, arrivals, arrived, sent } = self;
         let receiving = Some(&*receiving);
-        let silence = Duration::from_secs(30);
-        let target = Target { ram: into, arrivals, receiving, session: SESSION, arrived, silence };
+        let silence = SILENCE;
+        let (session, tally) = (SESSION, &*arrived);
+        let target = PageTarget { ram: into, arrivals, receiving, session, tally, silence };
         let deadline = Instant::now() + Duration::from_secs(60);
         thread::scope(|scope| {
             let placed = scope.spawn(|| placer.place_round(&target, &|| Instant::now() > deadline));

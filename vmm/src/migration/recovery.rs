@@ -10,18 +10,19 @@ use std::time::Duration;
 
 use log::{debug, info, warn};
 
-use super::endpoint::Endpoint;
-use super::handover::{Source, SourceInput, SourceOutput, SourceState};
-use super::journal::{Journal, JournalError, Record, Side};
-use super::link::{Due, Link};
-use super::message::{Message, NotRunning};
-use super::transport::Stream;
+use super::handover::journal::{Journal, JournalError, Record, Side, forget};
+use super::handover::{Source, SourceInput, SourceOutput, SourceState, advance};
+use super::net::{Due, Endpoint, Link, Stream};
+use super::wire::{Message, NotRunning};
 
 /// How often a destination that does not answer is tried.
 const RETRY: Duration = Duration::from_secs(2);
 
 /// How long a destination may take for its answer.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
+
+/// Journals that one start looks at. What is settled is set aside then, so that the next has fewer.
+const LOOKED_AT_MAX: usize = 256;
 
 /// A handover that a process which is gone has left in doubt.
 #[derive(Debug)]
@@ -39,25 +40,36 @@ pub enum Fate {
     Lost(NotRunning),
 }
 
-/// Finds the handovers in `directory` that are in doubt and belong to no process any more.
+/// Finds the handovers in `directory` that are in doubt and belong to no process any more. What is
+/// settled is set aside.
 ///
 /// # Errors
 /// [`JournalError`] if the directory cannot be read; a journal that cannot be is left for a person.
 pub fn unfinished(directory: &Path) -> Result<Vec<Unfinished>, JournalError> {
     let mut found = Vec::new();
-    for vm in Journal::guests(directory, Side::Source)? {
+    let guests = Journal::guests(directory, Side::Source)?;
+    if let Some(more @ 1..) = guests.len().checked_sub(LOOKED_AT_MAX) {
+        warn!("{more} more journals in {} are not looked at", directory.display());
+    }
+    for vm in guests.into_iter().take(LOOKED_AT_MAX) {
         match Journal::open(directory, vm, Side::Source) {
-            Ok(journal) => {
-                let last = journal.records().last().cloned();
-                let doubtful =
-                    last.filter(|record| Source::recovered(record.transfer, record.step).is_some());
-                found.extend(doubtful.map(|record| Unfinished { journal, record }));
-            }
+            Ok(journal) => match journal.records().last().cloned() {
+                Some(record) if recovered(&record).is_some() => {
+                    found.push(Unfinished { journal, record });
+                }
+                _ => journal.set_aside().unwrap_or_else(|cause| {
+                    warn!("{}", super::chain_of(&cause));
+                }),
+            },
             Err(JournalError::InUse { .. }) => debug!("guest {vm} is being moved"),
             Err(cause) => warn!("{}", super::chain_of(&cause)),
         }
     }
     Ok(found)
+}
+
+fn recovered(record: &Record) -> Option<Source> {
+    Source::recovered(record.transfer, record.secret, record.step)
 }
 
 impl Unfinished {
@@ -94,57 +106,64 @@ impl Unfinished {
     /// Connects, says `commit`, and hears the answer, if there is one.
     fn ask_once(&mut self, to: &Endpoint) -> Option<Fate> {
         let transfer = self.record.transfer;
-        let mut side = Source::recovered(transfer, self.record.step)?;
-        let mut link = match Stream::connect(to) {
-            Ok(stream) => Link::new(stream),
+        let mut half = recovered(&self.record)?;
+        // On this thread, which nobody waits for.
+        let mut link = match Stream::connect(to, ANSWER_MAX, &|| true) {
+            Ok(stream) => Link::new(stream, ANSWER_MAX),
             Err(cause) => {
                 debug!("connecting to {to} for {transfer}: {cause}");
                 return None;
             }
         };
-        let mut input = SourceInput::Connected;
+        let (mut input, mut fate) = (SourceInput::Connected, Fate::Runs);
         loop {
-            let (next, outputs) = side.on(input);
-            side = next;
-            for output in outputs {
-                self.perform(output, &mut link)?;
+            if let SourceInput::NotRunning(because) = input {
+                fate = Fate::Lost(because);
             }
-            match side.state {
-                SourceState::Released => return Some(Fate::Runs),
-                SourceState::InDoubt(doubt) => match doubt.answer {
-                    // It still has the guest, and will try again.
-                    Some(NotRunning::JournalFailed) => return None,
-                    Some(because) => return Some(Fate::Lost(because)),
-                    None => {}
-                },
-                SourceState::Waiting
-                | SourceState::Committing { .. }
-                | SourceState::Keeping(_)
-                | SourceState::Resumed => return None,
+            let mut perform =
+                |half: &Source, output: SourceOutput| self.perform(output, half, &mut link);
+            advance(&mut half, input, &mut perform).ok()?;
+            // It has the guest still, and tries again.
+            if fate == Fate::Lost(NotRunning::JournalFailed) {
+                return None;
             }
-            input = match link.answer(Due::VERDICT, ANSWER_MAX) {
-                Ok(Message::Running(transfer)) => SourceInput::Running(transfer),
-                Ok(Message::NotRunning { transfer, because }) => {
-                    SourceInput::NotRunning(transfer, because)
-                }
-                other => {
-                    info!("{to} was asked for {transfer}: {other:?}");
-                    return None;
-                }
-            };
+            if matches!(half.state, SourceState::Released(_)) {
+                return Some(fate);
+            }
+            input = hear(&half, &mut link, to)?;
         }
     }
 
-    fn perform(&mut self, output: SourceOutput, link: &mut Link) -> Option<()> {
+    /// Carries out one output; what comes of it is the next input.
+    ///
+    /// # Errors
+    /// [`Unheard`] if the destination cannot be told.
+    fn perform(
+        &mut self,
+        output: SourceOutput,
+        half: &Source,
+        link: &mut Link,
+    ) -> Result<Option<SourceInput>, Unheard> {
         match output {
-            SourceOutput::Send(say) => link.send(&say.into()).ok(),
+            SourceOutput::Send(say) => {
+                let sent = link.say(&half.word(say).into()).is_ok();
+                // Who has had the last word may be gone.
+                if sent || !half.is_in_doubt() { Ok(None) } else { Err(Unheard) }
+            }
             SourceOutput::WriteJournal(step) => {
-                let written = self.journal.append(self.record.transfer, step, &self.record.peer);
-                if let Err(cause) = written {
-                    // The same is asked, and answered, at the next start.
-                    warn!("{}", super::chain_of(&cause));
+                let Record { transfer, secret, peer, .. } = self.record.clone();
+                match self.journal.append(transfer, secret, step, &peer) {
+                    Ok(()) => Ok(Some(SourceInput::JournalWritten)),
+                    Err(cause) => {
+                        // The same is asked, and answered, at the next start.
+                        warn!("{}", super::chain_of(&cause));
+                        Ok(Some(SourceInput::JournalFailed))
+                    }
                 }
-                Some(())
+            }
+            SourceOutput::Forget => {
+                forget(&mut self.journal, half.transfer);
+                Ok(None)
             }
             // There is no guest to do anything to, and no person to refuse.
             SourceOutput::Reconnect
@@ -152,9 +171,25 @@ impl Unfinished {
             | SourceOutput::ResumeGuest
             | SourceOutput::SendFinish
             | SourceOutput::TearDown
-            | SourceOutput::Refuse(_) => Some(()),
+            | SourceOutput::Refuse(_) => Ok(None),
         }
     }
+}
+
+/// A destination that is asked does not take the question.
+#[derive(Debug)]
+struct Unheard;
+
+/// What the destination says, if it is one that can prove it.
+fn hear(half: &Source, link: &mut Link, to: &Endpoint) -> Option<SourceInput> {
+    let answer = link.answer(Due::VERDICT, ANSWER_MAX);
+    if let Ok(Message::Word(word)) = &answer
+        && let Some(input) = half.hear(word)
+    {
+        return Some(input);
+    }
+    info!("{to} was asked for {} and has no answer that counts: {answer:?}", half.transfer);
+    None
 }
 
 #[cfg(test)]
@@ -164,12 +199,13 @@ mod tests {
     use vmm_sys_util::tempdir::TempDir;
 
     use super::*;
-    use crate::migration::handover::{Destination, DestinationInput, DestinationOutput, Step};
-    use crate::migration::lobby::Lobby;
-    use crate::migration::message::{Transfer, VmId};
-    use crate::migration::transport::Listener;
+    use crate::migration::handover::Step;
+    use crate::migration::net::{Listener, Lobby};
+    use crate::migration::wire::{Say, Secret, Transfer, VmId, Word};
 
     const SOON: Duration = Duration::from_secs(20);
+
+    const SECRET: Secret = Secret([3; 16]);
 
     fn transfer(number: u8) -> Transfer {
         Transfer { vm: VmId([number; 16]), epoch: 3 }
@@ -179,7 +215,7 @@ mod tests {
         let transfer = transfer(number);
         let mut journal = Journal::open(directory, transfer.vm, Side::Source).unwrap();
         for step in steps {
-            journal.append(transfer, *step, peer).unwrap();
+            journal.append(transfer, SECRET, *step, peer).unwrap();
         }
     }
 
@@ -197,16 +233,24 @@ mod tests {
         let found = unfinished(path).unwrap();
         let transfers: Vec<_> = found.iter().map(|found| found.record.transfer).collect();
         assert_eq!(transfers, [transfer(1)]);
+        // What is settled is there for a person, and the next start does not look at it.
+        let left = Journal::guests(path, Side::Source).unwrap();
+        assert_eq!(left, [transfer(1).vm, transfer(5).vm]);
+        let aside = |number| path.join(format!("{}.source.3.settled", transfer(number).vm));
+        assert!(aside(2).exists() && aside(3).exists());
         let missing = path.join("nothing");
         assert!(matches!(unfinished(&missing), Err(JournalError::Io { .. })));
     }
 
-    /// The destination hears `commit` again until it answers, and its answer is the guest's fate.
+    /// The destination hears `commit` again until it answers, and its answer is the guest's fate;
+    /// then it hears that nobody asks any more, and the journal goes. Who cannot prove to be the
+    /// destination is not believed.
     #[test]
     fn a_destination_that_waits_hears_the_commit_again() {
-        for (number, answer, fate, last) in [
-            (1, None, Fate::Runs, Step::Released),
-            (2, Some(NotRunning::Crashed), Fate::Lost(NotRunning::Crashed), Step::Committed),
+        for (number, answer, fate) in [
+            (1, Say::Running, Fate::Runs),
+            (2, Say::NotRunning(NotRunning::Crashed), Fate::Lost(NotRunning::Crashed)),
+            (3, Say::NotRunning(NotRunning::GivenBack), Fate::Lost(NotRunning::GivenBack)),
         ] {
             let directory = TempDir::new().unwrap();
             let socket = format!("unix:{}", directory.as_path().join("b").display());
@@ -215,23 +259,30 @@ mod tests {
             let found = unfinished(directory.as_path()).unwrap().remove(0);
             let (told, heard) = channel();
             found.finish(move |_, fate| told.send(fate).unwrap()).unwrap();
-            // The first connection breaks before it is answered.
+            // The first connection breaks before it is answered; the next is a stranger's.
             drop(listener.accept(SOON).unwrap().unwrap());
-            let mut caller = Lobby::new().hear(&listener, SOON).unwrap().unwrap().unwrap();
-            assert_eq!(caller.first, Message::Commit(transfer(number)));
-            let say = match answer {
-                None => Message::Running(transfer(number)),
-                Some(_) => {
-                    let side = Destination::recovered(transfer(number), Some(Step::Owner));
-                    let (_, outputs) = side.on(DestinationInput::Commit(transfer(number)));
-                    let [DestinationOutput::Send(say)] = outputs.as_slice() else { panic!() };
-                    say.clone().into()
+            for secret in [Secret([4; 16]), SECRET] {
+                let mut caller = Lobby::new(SOON).hear(&listener, SOON).unwrap().unwrap();
+                let commit = Say::Commit { is_last: true };
+                let commit = Word::new(&SECRET, transfer(number), commit);
+                assert_eq!(caller.first, commit.into());
+                let answer = Word::new(&secret, transfer(number), answer.clone());
+                caller.link.say(&answer.into()).unwrap();
+                let last_word = caller.link.hear(Due::COMMIT, SOON);
+                if secret == SECRET {
+                    let released = Word::new(&SECRET, transfer(number), Say::Released);
+                    assert_eq!(last_word.unwrap(), Some(released.into()));
+                } else {
+                    assert!(last_word.is_err(), "{last_word:?}");
+                    heard.try_recv().unwrap_err();
                 }
-            };
-            caller.link.send(&say).unwrap();
+            }
             assert_eq!(heard.recv_timeout(SOON), Ok(fate));
-            let read = Journal::read(directory.as_path(), transfer(number).vm, Side::Source);
-            assert_eq!(read.unwrap().last().unwrap().step, last);
+            // The thread may not have closed it yet.
+            let vm = transfer(number).vm;
+            let read = Journal::read(directory.as_path(), vm, Side::Source).unwrap();
+            assert!(read.iter().all(|record| record.step != Step::Kept));
+            assert!(read.is_empty() || read.last().unwrap().step == Step::Released);
         }
     }
 }

@@ -157,16 +157,9 @@ impl FrameSet {
         self.words.capacity() * size_of::<u64>()
     }
 
-    /// The number of `frame` among the frames of RAM.
+    /// Which bit stands for `frame`.
     fn bit(&self, frame: Frame) -> Option<usize> {
-        let mut before = 0;
-        for ram in self.layout.ranges() {
-            if ram.contains(frame) {
-                return usize::try_from(before + (frame.0 - ram.base().0)).ok();
-            }
-            before += ram.pages();
-        }
-        None
+        usize::try_from(self.layout.index_of(frame)?).ok()
     }
 
     fn fill_range(&mut self, range: PageRange, value: bool) {

@@ -12,6 +12,10 @@ pub use frame_set::FrameSet;
 /// Bytes in a guest page.
 pub const PAGE_SIZE: u64 = 4096;
 
+/// [`PAGE_SIZE`] as the length of a buffer.
+pub const PAGE_LEN: usize = 4096;
+const _: () = assert!(PAGE_LEN as u64 == PAGE_SIZE, "one page size");
+
 /// Bits of a guest-physical address below the frame number.
 const PAGE_SHIFT: u32 = PAGE_SIZE.trailing_zeros();
 
@@ -77,6 +81,14 @@ impl PageRange {
     /// [`BadRange::Empty`] unless `base < limit`.
     pub fn new(base: Frame, limit: Frame) -> Result<Self, BadRange> {
         if base < limit { Ok(Self { base, limit }) } else { Err(BadRange::Empty { base, limit }) }
+    }
+
+    /// `frame` alone.
+    ///
+    /// # Errors
+    /// [`BadRange::Empty`] for the last number that there is: no range can end behind it.
+    pub fn one(frame: Frame) -> Result<Self, BadRange> {
+        Self::new(frame, Frame(frame.0.saturating_add(1)))
     }
 
     /// The frames of `len` bytes at `gpa`; both in whole pages.
@@ -218,6 +230,19 @@ impl RamLayout {
         self.ranges().map(PageRange::bytes).sum()
     }
 
+    /// The number of `frame` among the frames of RAM; `None` if it is none of them.
+    #[must_use]
+    pub fn index_of(&self, frame: Frame) -> Option<u64> {
+        let mut before = 0;
+        for ram in self.ranges() {
+            if ram.contains(frame) {
+                return Some(before + (frame.0 - ram.base().0));
+            }
+            before += ram.pages();
+        }
+        None
+    }
+
     /// The parts of `range` that are RAM, ascending.
     pub fn clip(&self, range: PageRange) -> impl Iterator<Item = PageRange> + use<> {
         self.ranges().filter_map(move |ram| ram.intersection(range))
@@ -241,6 +266,8 @@ mod tests {
         let top = Gpa(u64::MAX - 4095);
         assert!(matches!(PageRange::from_bytes(top, 4096), Err(BadRange::Overflow { .. })));
         assert!(matches!(PageRange::new(Frame(3), Frame(3)), Err(BadRange::Empty { .. })));
+        assert!(matches!(PageRange::one(Frame(u64::MAX)), Err(BadRange::Empty { .. })));
+        assert_eq!(PageRange::one(Frame(3)), Ok(range(3, 4)));
     }
 
     /// RAM of more than 3 GiB continues above the hole, and clipping keeps only RAM.

@@ -160,7 +160,10 @@ impl Display for CommandError {
                 let Self { command, .. } = self;
                 write!(f, "{command}: the SEV firmware says {status}: {}", status.meaning())
             }
-            None => write!(f, "{}: {}: {}", self.command, self.errno, self.errno.meaning()),
+            None => {
+                let Self { command, errno, .. } = self;
+                write!(f, "{command}: {errno}: {}", errno.meaning(command))
+            }
         }
     }
 }

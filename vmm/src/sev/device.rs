@@ -9,6 +9,9 @@ use super::command::{CommandError, address_of_mut};
 use super::measurement::FirmwareVersion;
 use super::{Errno, SevDevice, Status};
 
+/// The state of a platform that is not initialised, as `PLATFORM_STATUS` numbers it.
+const STATE_UNINIT: u8 = 0;
+
 /// The platform's version and load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlatformStatus {
@@ -16,6 +19,9 @@ pub struct PlatformStatus {
     pub version: FirmwareVersion,
     /// Whether somebody other than the firmware made the OCA key.
     pub externally_owned: bool,
+    /// Whether the kernel has initialised it; if not, the first guest or the first question that needs
+    /// it does.
+    pub is_initialised: bool,
     /// Guests that the firmware knows.
     pub guests: u32,
 }
@@ -31,6 +37,7 @@ pub fn platform_status(device: &dyn SevDevice) -> Result<PlatformStatus, Command
     Ok(PlatformStatus {
         version: FirmwareVersion { major: api_major, minor: api_minor, build },
         externally_owned: status.flags & 1 != 0,
+        is_initialised: status.state != STATE_UNINIT,
         guests: status.guest_count,
     })
 }

@@ -4,11 +4,11 @@
 //! the chip's identifier, once, and it is kept in a file. ASK and ARK are the same for a generation of
 //! chips: they are built in, and a file may take their place.
 
-use std::fs;
 use std::io::Error as IoError;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
+use zeroize::Zeroizing;
 
 use super::SevDevice;
 use super::certificate::{BadCertificate, Certificate};
@@ -16,12 +16,16 @@ use super::device::{ExportError, chip_id};
 use super::rsa::WrongSignature;
 use super::target::PlatformCertificates;
 use super::vendor::{BadVendorCertificate, VendorChain};
+use crate::stream::read_regular_file;
 
 /// Where AMD's key server has the signed CEK of a chip; the identifier in hexadecimal follows.
 const KEY_SERVER: &str = "https://kdsintf.amd.com/cek/id/";
 
 /// Bytes of the identifier of one chip: of a host with two, the first is asked for.
 const CHIP_ID_LEN: usize = 64;
+
+/// Bytes read of a file at most; ASK and ARK together have about 3 KiB.
+const FILE_BYTES_MAX: usize = 64 << 10;
 
 /// The files that complete a hardware platform's certificates.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -67,8 +71,9 @@ pub fn cek_address(device: &dyn SevDevice) -> String {
     format!("{KEY_SERVER}{id}")
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, EndorsementError> {
-    fs::read(path).map_err(|cause| EndorsementError::Read { path: path.to_owned(), cause })
+fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, EndorsementError> {
+    read_regular_file(path, FILE_BYTES_MAX)
+        .map_err(|cause| EndorsementError::Read { path: path.to_owned(), cause })
 }
 
 /// Why nobody vouches for a platform.
@@ -136,7 +141,7 @@ mod tests {
     /// A file for one test, with these bytes.
     fn file(name: &str, bytes: &[u8]) -> PathBuf {
         let path = std::env::temp_dir().join(format!("sevferry-{}-{name}", std::process::id()));
-        fs::write(&path, bytes).unwrap();
+        std::fs::write(&path, bytes).unwrap();
         path
     }
 

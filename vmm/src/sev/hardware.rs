@@ -18,6 +18,7 @@ use vmm_sys_util::ioctl::{_IOC_READ, _IOC_WRITE, ioctl_expr, ioctl_with_mut_ref}
 
 use super::abi::SevIssueCmd;
 use super::{Errno, Platform, SevDevice};
+use crate::memory::GuestRam;
 
 /// Where the kernel's ccp driver puts the secure processor.
 pub const DEVICE_PATH: &str = "/dev/sev";
@@ -44,7 +45,10 @@ const _: () = {
 
 /// A VM whose SEV commands the kernel and the AMD secure processor answer.
 pub struct HardwarePlatform {
+    /// Dropped before the RAM.
     vm: Arc<VmFd>,
+    /// What the kernel must not see unmapped while there is the VM: that costs every CPU its caches.
+    _ram: Option<Arc<GuestRam>>,
 }
 
 impl HardwarePlatform {
@@ -55,9 +59,15 @@ impl HardwarePlatform {
     pub fn new(vm: Arc<VmFd>) -> Result<Self, Unavailable> {
         // SAFETY: a null argument asks whether SEV is usable; the kernel reads and writes nothing.
         match unsafe { vm.encrypt_op(ptr::null_mut::<c_void>()) } {
-            Ok(()) => Ok(Self { vm }),
+            Ok(()) => Ok(Self { vm, _ram: None }),
             Err(cause) => Err(Unavailable::Kvm { cause: errno(cause) }),
         }
+    }
+
+    /// The same; the guest's RAM stays mapped as long as this may keep the VM.
+    #[must_use]
+    pub fn keeping(self, ram: Arc<GuestRam>) -> Self {
+        Self { _ram: Some(ram), ..self }
     }
 }
 

@@ -6,6 +6,48 @@
 //! ```
 //!
 //! `KVM_SEV_INIT`, or `KVM_SEV_INIT2`, must come before the first vCPU, and regions before launch data.
+//!
+//! # Examples
+//! A page is launched on the software platform, and its owner verifies the measurement. On hardware the
+//! platform is a [`HardwarePlatform`](super::hardware::HardwarePlatform); the rest is the same.
+//! ```
+//! use sevferry::memory::GuestRam;
+//! use sevferry::page::{Frame, PageRange, RamLayout};
+//! use sevferry::sev::device::{export_pdh, platform_status};
+//! use sevferry::sev::launch::{Initialised, OwnerFiles};
+//! use sevferry::sev::measurement::{Claim, LaunchDigest};
+//! use sevferry::sev::session::OwnerSession;
+//! use sevferry::sev::software::{Identity, SoftwareHost};
+//! use sevferry::sev::{Policy, SevDevice};
+//!
+//! let host = SoftwareHost::new(Identity::ephemeral()?);
+//! let device = host.open_device()?;
+//! let (ram, private) = GuestRam::split(RamLayout::new(1 << 20)?, 47)?;
+//! let page = PageRange::one(Frame(0))?;
+//! ram.write_pages(page, &[0xf4; 4096])?;
+//!
+//! let (pdh, _chain) = export_pdh(&device)?;
+//! let policy = Policy::default();
+//! let owner = OwnerSession::new(&pdh, policy)?;
+//!
+//! let initialised = Initialised::init(Box::new(host.new_vm(private)), device.fd())?;
+//! for (address, bytes) in ram.mappings() {
+//!     initialised.register_region(address, bytes)?;
+//! }
+//! let launching = initialised.start(policy, Some(OwnerFiles::from(&owner)))?;
+//! launching.update(ram.user_address(page)?, page.bytes())?;
+//! let measured = launching.measure()?;
+//!
+//! let mut digest = LaunchDigest::default();
+//! digest.update(&[0xf4; 4096]);
+//! let version = platform_status(&device)?.version;
+//! let claim = Claim { version, policy, digest: digest.finish() };
+//! claim.verify(&owner.keys.tik, measured.measurement())?;
+//!
+//! let launched = measured.finish()?;
+//! println!("{:?}: vCPUs may run", launched.status()?);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use kvm_bindings::{KVM_X86_SEV_VM, kvm_enc_region};
 use thiserror::Error;
@@ -15,12 +57,14 @@ use super::abi::{self, GuestState};
 use super::certificate::Certificate;
 use super::command::{Command, CommandError, Vm, address_of_mut, blob};
 use super::measurement::{AttestationReport, MEASUREMENT_LEN, Measurement, REPORT_LEN};
-use super::packet::{Header, PacketKeys, Purpose};
-use super::session::{OwnerSession, Session, TransportKeys, random};
+pub use super::secret::Secret;
+use super::session::{OwnerSession, Session};
 use super::{Platform, Policy};
 
-/// Most bytes per `LAUNCH_UPDATE_DATA`; whole pages, so that each piece starts on one.
-const UPDATE_LEN_MAX: u64 = 1 << 30;
+/// Most bytes per `LAUNCH_UPDATE_DATA`; whole pages, so that each piece starts on one. The kernel pins
+/// them beside the RAM that is registered, and counts both: a guest needs a locked-memory limit of its
+/// RAM and this much, which covers the page or two of any other command.
+pub const PIECE_LEN: u64 = 4 << 20;
 
 /// What kind of VM KVM was asked for, which says how SEV is turned on for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,7 +184,7 @@ impl Launching {
     pub fn update(&self, address: u64, len: u64) -> Result<(), LaunchError> {
         let mut done = 0;
         while done < len {
-            let piece = (len - done).min(UPDATE_LEN_MAX);
+            let piece = (len - done).min(PIECE_LEN);
             let mut data = abi::Buffer {
                 uaddr: address.saturating_add(done),
                 len: u32::try_from(piece).unwrap_or(u32::MAX),
@@ -223,49 +267,6 @@ impl Measured {
     pub fn finish(self) -> Result<Launched, LaunchError> {
         self.vm.issue_plain(Command::LAUNCH_FINISH).map_err(LaunchError::Finish)?;
         Ok(Launched { vm: self.vm, measurement: Some(self.measurement) })
-    }
-}
-
-/// An owner's secret, encrypted for one measured guest.
-#[derive(Debug, Clone)]
-pub struct Secret {
-    header: Header,
-    ciphertext: Vec<u8>,
-}
-
-impl Secret {
-    /// A secret that its owner has encrypted elsewhere.
-    #[must_use]
-    pub fn new(header: Header, ciphertext: Vec<u8>) -> Self {
-        Self { header, ciphertext }
-    }
-
-    /// Encrypts `plaintext`, a multiple of 16 bytes and at most 16 KiB, for the guest that was
-    /// measured so. The owner verifies the measurement first.
-    ///
-    /// # Errors
-    /// [`getrandom::Error`] if the system has no randomness.
-    pub fn seal(
-        keys: &TransportKeys,
-        measurement: &Measurement,
-        plaintext: &[u8],
-    ) -> Result<Self, getrandom::Error> {
-        let mut ciphertext = plaintext.to_vec();
-        let purpose = Purpose::Secret { measure: &measurement.mac };
-        let header = PacketKeys::new(keys).seal(purpose, random()?, &mut ciphertext);
-        Ok(Self::new(header, ciphertext))
-    }
-
-    /// Bytes of the secret.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.ciphertext.len() as u64
-    }
-
-    /// The header and the ciphertext.
-    #[must_use]
-    pub fn into_parts(self) -> (Header, Vec<u8>) {
-        (self.header, self.ciphertext)
     }
 }
 

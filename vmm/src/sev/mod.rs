@@ -24,6 +24,7 @@ pub mod packet;
 mod policy;
 pub mod receive;
 mod rsa;
+mod secret;
 pub mod send;
 pub mod session;
 pub mod software;

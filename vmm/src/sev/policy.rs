@@ -60,6 +60,12 @@ impl Policy {
         self.0 & flags == flags
     }
 
+    /// `bits` as people read them, with the names of those that are known; also what is no policy.
+    #[must_use]
+    pub fn describe(bits: u32) -> String {
+        Self::new(bits).map_or_else(|_none| format!("{bits:#x}"), |policy| policy.to_string())
+    }
+
     /// The oldest firmware API that may run the guest: major, minor.
     #[must_use]
     pub fn minimum_api(self) -> (u8, u8) {

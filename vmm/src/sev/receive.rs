@@ -15,7 +15,8 @@ use super::abi;
 use super::command::{Command, CommandError, Vm, blob};
 use super::launch::{GuestStatus, Initialised, Launched, StatusError, guest_status};
 use super::packet::HEADER_LEN;
-use super::send::{PAGE_LEN, SendSession};
+use super::send::SendSession;
+use crate::page::PAGE_LEN;
 
 impl Initialised {
     /// `RECEIVE_START`: takes the keys of a guest that is being sent to this platform.

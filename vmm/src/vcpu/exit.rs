@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kvm_ioctls::{HypercallExit, ReadMsrExit, VcpuExit, WriteMsrExit};
 use log::debug;
 
-use super::Stop;
+use super::run_page::Exit;
+use super::stop::Stop;
 use crate::devices::pci::PciBus;
 use crate::devices::{Ports, PowerEvent};
 use crate::encryption::{MSR_KVM_MIGRATION_CONTROL, MSR_PAGE_TABLE};
@@ -33,27 +34,38 @@ pub struct Board {
     pub pages: Option<Mutex<Pages>>,
 }
 
+/// Answers one exit: go on, stop, or the name of an exit that this machine cannot answer.
+pub(super) fn act(exit: Exit<'_>, board: &Board) -> Result<Option<Stop>, String> {
+    match exit {
+        Exit::PortRead { port, size, data } => {
+            if PciBus::has_port(port) {
+                board.bus.read_port(port, size, data);
+            } else {
+                board.ports.read(port, size, data);
+            }
+            Ok(None)
+        }
+        Exit::PortWrite { port, size, data } => {
+            if PciBus::has_port(port) {
+                board.bus.write_port(port, size, data);
+                return Ok(None);
+            }
+            Ok(board.ports.write(port, size, data).map(|event| match event {
+                PowerEvent::PowerOff => Stop::PowerOff,
+                PowerEvent::Reset => Stop::Reset,
+            }))
+        }
+        Exit::InternalError(text) => Err(text),
+        Exit::Other(exit) => act_on_other(exit, board),
+    }
+}
+
 #[expect(
     clippy::wildcard_enum_match_arm,
     reason = "the exits of other architectures and of features that are never enabled"
 )]
-/// Answers one exit: go on, stop, or the name of an exit that this machine cannot answer.
-pub(super) fn act(exit: VcpuExit<'_>, board: &Board) -> Result<Option<Stop>, String> {
+fn act_on_other(exit: VcpuExit<'_>, board: &Board) -> Result<Option<Stop>, String> {
     match exit {
-        VcpuExit::IoIn(port, data) => {
-            if !board.bus.read_port(port, data) {
-                board.ports.read(port, data);
-            }
-        }
-        VcpuExit::IoOut(port, data) => {
-            if board.bus.write_port(port, data) {
-                return Ok(None);
-            }
-            return Ok(board.ports.write(port, data).map(|event| match event {
-                PowerEvent::PowerOff => Stop::PowerOff,
-                PowerEvent::Reset => Stop::Reset,
-            }));
-        }
         VcpuExit::MmioRead(address, data) => board.bus.read(address, data),
         VcpuExit::MmioWrite(address, data) => board.bus.write(address, data),
         VcpuExit::Hypercall(mut exit) => hypercall(&mut exit, board),

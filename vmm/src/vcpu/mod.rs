@@ -6,12 +6,13 @@
 //!   \--------------(paused: every exit finished)---------------------/
 //! ```
 
-mod at_most;
 pub mod cpuid;
+mod crew;
 mod exit;
-mod kernel_struct;
 mod msrs;
+mod run_page;
 mod state;
+mod stop;
 mod throttle;
 mod xsave;
 
@@ -19,9 +20,9 @@ use std::fmt::{Debug, Formatter, Result as FmtResult};
 use std::io::Error as IoError;
 use std::mem::take;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -30,36 +31,19 @@ use libc::{EAGAIN, EINTR, c_int, c_void, siginfo_t};
 use log::{debug, warn};
 use thiserror::Error;
 use vmm_sys_util::errno::Error as Errno;
-use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
-pub use at_most::{AtMost, at_most};
+use crew::{Crew, KICK_AGAIN, Presence, Running, kick, threads};
 use exit::act;
 pub use exit::{Board, MSR_AMD64_SEV};
-pub use kernel_struct::KernelStruct;
 pub use msrs::{MSRS_MAX, MsrError, state_msrs};
 pub use state::{StateError, VcpuState};
+pub use stop::{Stop, VcpuError};
 pub use throttle::THROTTLE_MAX_PERCENT;
 use throttle::Throttle;
 
-/// How long a kicked vCPU thread may take before it is kicked again: a signal that arrives just
-/// before `KVM_RUN` interrupts nothing.
-const KICK_AGAIN: Duration = Duration::from_millis(1);
-
 /// How long all vCPUs together may take to stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
-
-/// Why a vCPU stopped, and with it the machine.
-#[derive(Debug)]
-pub enum Stop {
-    /// The guest entered S5.
-    PowerOff,
-    /// The guest asked for a reset.
-    Reset,
-    /// The guest crashed so hard that a PC would reset itself.
-    TripleFault,
-    /// KVM could not go on.
-    Failed(VcpuError),
-}
 
 /// All vCPUs of a machine, running.
 pub struct Vcpus {
@@ -68,88 +52,12 @@ pub struct Vcpus {
     throttle: Throttle,
 }
 
-/// The threads, with the indices of their vCPUs, ascending. Locked after [`Running::alive`].
-type Crew = Mutex<Vec<(usize, JoinHandle<Option<VcpuFd>>)>>;
-
-fn threads(crew: &Crew) -> MutexGuard<'_, Vec<(usize, JoinHandle<Option<VcpuFd>>)>> {
-    crew.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Brings those that are in the guest out of it.
-fn kick(crew: &Crew, alive: &[Presence]) {
-    for (index, thread) in &*threads(crew) {
-        if alive.get(*index) == Some(&Presence::Here)
-            && let Err(cause) = thread.kill(SIGRTMIN())
-        {
-            debug!("kicking a vCPU: {cause}");
-        }
-    }
-}
-
 /// What it takes to start a vCPU thread.
 struct Starter {
     board: Arc<Board>,
     /// Where a vCPU that stops of its own says so.
     stopped: Arc<dyn Fn(Stop) + Send + Sync>,
     running: Arc<Running>,
-}
-
-/// What the threads and their owner agree on.
-#[derive(Debug, Default)]
-struct Running {
-    /// Whether the threads are to end. Taken back only under the lock of `alive`, and a thread
-    /// looks again under it before it ends: so the owner knows which threads have ended.
-    asked: AtomicBool,
-    /// Whether vCPUs are to stay out of the guest for now.
-    hold: AtomicBool,
-    /// How much the vCPUs are slowed down.
-    throttle_percent: AtomicU32,
-    /// Where the threads are, by index.
-    alive: Mutex<Vec<Presence>>,
-    changed: Condvar,
-}
-
-/// Where a vCPU's thread is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Presence {
-    /// It has ended.
-    Gone,
-    /// In the guest, or dealing with an exit.
-    Here,
-    /// It stays out of the guest until it may go on.
-    Held,
-}
-
-impl Running {
-    fn alive(&self) -> MutexGuard<'_, Vec<Presence>> {
-        self.alive.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set_presence(&self, index: usize, presence: Presence) {
-        let mut all = self.alive();
-        if all.len() <= index {
-            all.resize(index + 1, Presence::Gone);
-        }
-        if let Some(one) = all.get_mut(index) {
-            *one = presence;
-        }
-        self.changed.notify_all();
-    }
-
-    /// Waits for as long as vCPUs are held.
-    fn stay_out(&self, index: usize) {
-        let may_enter = || !self.hold.load(Ordering::Acquire) || self.asked.load(Ordering::Acquire);
-        if may_enter() {
-            return;
-        }
-        self.set_presence(index, Presence::Held);
-        let mut alive = self.alive();
-        while !may_enter() {
-            alive = self.changed.wait(alive).unwrap_or_else(PoisonError::into_inner);
-        }
-        drop(alive);
-        self.set_presence(index, Presence::Here);
-    }
 }
 
 impl Debug for Vcpus {
@@ -196,9 +104,10 @@ impl Vcpus {
         Ok(started)
     }
 
-    /// Stops all vCPUs and waits until their threads are gone, or `STOP_PATIENCE` is over: a
-    /// thread that hangs in a write to a blocked output keeps its part of the board alive.
+    /// Stops all vCPUs and waits until their threads are gone, or `STOP_PATIENCE` is over. What the
+    /// guest writes to an output that nobody reads is lost from here on.
     pub fn stop(mut self) {
+        self.starter.board.ports.cut_output();
         if !self.end_threads() {
             warn!("a vCPU did not stop within {} s; left behind", STOP_PATIENCE.as_secs());
             return;
@@ -211,20 +120,33 @@ impl Vcpus {
     }
 
     /// Pauses all vCPUs: each is outside the guest, with every exit finished, so that its state is
-    /// whole. [`Vcpus::spawn`] resumes them, and the guest cannot tell.
+    /// whole. [`Vcpus::resume`] or [`Vcpus::spawn`] lets them go on, and the guest cannot tell.
     ///
     /// # Errors
     /// [`PauseError`]; with [`PauseError::Busy`] the guest runs on.
-    pub fn pause(mut self) -> Result<Vec<VcpuFd>, PauseError> {
+    pub fn pause(&mut self) -> Result<Vec<VcpuFd>, PauseError> {
         if !self.end_threads() {
             return Err(match self.go_on() {
-                Ok(()) => PauseError::Busy(self),
+                Ok(()) => PauseError::Busy,
                 Err(cause) => PauseError::Resume(cause),
             });
         }
         let join = |(_, thread): (usize, JoinHandle<_>)| thread.join().ok().flatten();
         let vcpus: Option<Vec<_>> = self.take_threads().into_iter().map(join).collect();
         vcpus.ok_or(PauseError::Stopped)
+    }
+
+    /// Lets `vcpus`, which [`Vcpus::pause`] has paused, go on.
+    ///
+    /// # Errors
+    /// [`VcpuError::Thread`] if the host has no thread to give; the guest is lost then.
+    pub fn resume(&mut self, vcpus: Vec<VcpuFd>) -> Result<(), VcpuError> {
+        self.starter.running.asked.store(false, Ordering::Release);
+        for (index, vcpu) in vcpus.into_iter().enumerate() {
+            let thread = self.starter.start(index, vcpu).map_err(VcpuError::Thread)?;
+            threads(&self.crew).push((index, thread));
+        }
+        Ok(())
     }
 
     /// Slows the guest down: its vCPUs are out of it for `percent` of the time, at most
@@ -327,44 +249,10 @@ pub enum PauseError {
         "a vCPU did not pause within {} s: is the output of the guest's serial port blocked?",
         STOP_PATIENCE.as_secs()
     )]
-    Busy(Vcpus),
+    Busy,
     /// As [`PauseError::Busy`], but the others could not be started again.
     #[error("a vCPU did not pause, and the others could not go on")]
     Resume(#[source] VcpuError),
-}
-
-/// Why a vCPU cannot go on.
-#[derive(Debug, Error)]
-pub enum VcpuError {
-    /// The host refused a thread or its signal.
-    #[error("starting a vCPU thread")]
-    Thread(#[source] IoError),
-    /// A bug in this program; the message was printed when it happened.
-    #[error("the thread of vCPU {index} panicked; please report it")]
-    Panicked {
-        /// Which vCPU.
-        index: usize,
-    },
-    /// `KVM_RUN` failed.
-    #[error("running vCPU {index} at rip {rip:#x}: {cause}")]
-    Run {
-        /// Which vCPU.
-        index: usize,
-        /// Where it was.
-        rip: u64,
-        /// KVM's errno.
-        cause: Errno,
-    },
-    /// An exit that this machine cannot answer.
-    #[error("vCPU {index} at rip {rip:#x} left the guest with {exit}")]
-    Exit {
-        /// Which vCPU.
-        index: usize,
-        /// Where it was.
-        rip: u64,
-        /// KVM's exit, by name.
-        exit: String,
-    },
 }
 
 /// What a vCPU thread owns.
@@ -398,8 +286,9 @@ impl Thread {
             self.alive.running.stay_out(self.index);
             let ending = self.alive.is_asked();
             self.vcpu.set_kvm_immediate_exit(u8::from(ending));
-            let outcome = match self.vcpu.run() {
-                Ok(exit) => act(exit, &self.board),
+            let board = &self.board;
+            let outcome = match run_page::run(&mut self.vcpu, |exit| act(exit, board)) {
+                Ok(outcome) => outcome,
                 Err(cause) if cause.errno() == EINTR && ending => {
                     self.vcpu.set_kvm_immediate_exit(0);
                     if self.alive.end() {

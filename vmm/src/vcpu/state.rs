@@ -9,10 +9,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vmm_sys_util::errno::Error as Errno;
 
-use super::at_most::at_most;
-use super::kernel_struct::KernelStruct;
 use super::msrs::{self, MSR_TSC, MSRS_MAX, MsrError};
 use super::xsave;
+use crate::saved::{KernelStruct, at_most};
 
 /// The state of one vCPU that is outside `KVM_RUN`, with no exit of it unfinished.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]

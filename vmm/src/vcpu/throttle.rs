@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use log::warn;
 
-use super::{Crew, KICK_AGAIN, Presence, Running, VcpuError, kick};
+use super::crew::{Crew, KICK_AGAIN, Presence, Running, kick};
+use super::stop::VcpuError;
 
 /// How long the vCPUs run at a time; what they are slowed down by decides how long they stay out.
 const RUN: Duration = Duration::from_millis(10);
@@ -35,7 +36,7 @@ impl Throttle {
     /// The vCPUs are out of the guest for `percent` of the time from now on; 0 ends that.
     pub(super) fn set(&mut self, percent: u32, crew: &Arc<Crew>) -> Result<(), VcpuError> {
         let percent = percent.min(THROTTLE_MAX_PERCENT);
-        // Under the lock, so that whoever is about to wait sees it.
+        // Under the lock, so that a thread that is about to wait sees it.
         let alive = self.running.alive();
         self.running.throttle_percent.store(percent, Ordering::Release);
         self.running.changed.notify_all();
@@ -129,10 +130,10 @@ mod tests {
             assert_eq!(out.as_millis(), out_ms, "{percent} %");
         }
         running.asked.store(true, Ordering::Release);
-        assert_eq!(time_out(&running), None, "who is to end is not kept");
+        assert_eq!(time_out(&running), None, "a thread that is to end is not kept");
     }
 
-    /// However much is asked for and taken back, nobody is held afterwards, and nothing hangs.
+    /// However much is asked for and taken back, no vCPU is held afterwards, and nothing hangs.
     #[test]
     fn what_is_taken_back_is_over() {
         let running = Arc::new(Running::default());

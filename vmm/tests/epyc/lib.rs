@@ -17,6 +17,7 @@
     reason = "it stands where the kernel stands, and has nobody to report its own failures to"
 )]
 
+mod pinned;
 mod vm;
 
 use std::cell::Cell;
@@ -24,6 +25,7 @@ use std::collections::HashMap;
 use std::env;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_ulong, c_void};
 use std::fs;
+use std::os::fd::IntoRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
@@ -48,6 +50,9 @@ const KVM_MEMORY_ENCRYPT_OP: c_ulong = 0xc008_aeba;
 const KVM_MEMORY_ENCRYPT_REG_REGION: c_ulong = 0x8010_aebb;
 const KVM_MEMORY_ENCRYPT_UNREG_REGION: c_ulong = 0x8010_aebc;
 const SEV_ISSUE_CMD: c_ulong = 0xc010_5300;
+
+/// Where KVM says whether the host is initialised for SNP guests.
+const SNP_PARAMETER: &[u8] = b"/sys/module/kvm_amd/parameters/sev_snp";
 
 /// ASIDs, as a small EPYC has them.
 const ASIDS: u32 = 509;
@@ -134,6 +139,7 @@ pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_voi
             let vcpu = kernel_ioctl(fd, request, argument);
             let mut open = open_files();
             if let Some(vm) = open.vms.get(&fd).filter(|_| vcpu >= 0).cloned() {
+                vm.vcpu_created();
                 open.vcpus.insert(vcpu, Arc::new(Vcpu::new(vcpu, vm)));
             }
             vcpu
@@ -200,7 +206,7 @@ unsafe fn of_vm(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
             KVM_MEMORY_ENCRYPT_OP if argument.is_null() => 0,
             KVM_MEMORY_ENCRYPT_OP => answer(vm.command(&mut *argument.cast())),
             KVM_MEMORY_ENCRYPT_REG_REGION => answer(vm.register(*argument.cast())),
-            KVM_MEMORY_ENCRYPT_UNREG_REGION => answer(Err(Errno::EINVAL)),
+            KVM_MEMORY_ENCRYPT_UNREG_REGION => answer(vm.unregister(*argument.cast())),
             KVM_SET_USER_MEMORY_REGION if vm.is_sev() => vm.set_slot(&CHIP, *argument.cast()),
             KVM_GET_DIRTY_LOG if vm.is_sev() => vm.dirty_log(&*argument.cast()),
             _ => kernel(),
@@ -228,7 +234,8 @@ fn issue(device: &SoftwareDevice, command: &mut SevIssueCmd) -> Result<(), Errno
 }
 
 /// `KVM_GET_SUPPORTED_CPUID` of a host with SEV: its C-bit is the top bit of MAXPHYADDR, because a
-/// memory slot must be where it is set.
+/// memory slot must be where it is set. With `SEVFERRY_EPYC_PROCESSOR=milan` it is where Milan has it, and
+/// its guests can be made, but not run.
 ///
 /// # Safety
 /// `table` has room for as many entries as it says.
@@ -246,7 +253,8 @@ unsafe fn supported_cpuid(fd: c_int, table: *mut kvm_cpuid2) -> c_int {
     };
     let known = entries.get(..count).unwrap_or_default();
     let find = |function| known.iter().position(|entry| entry.function == function);
-    let bits = find(0x8000_0008).map_or(40, |at| known[at].eax & 0xff);
+    let sizes = find(0x8000_0008);
+    let bits = sizes.map_or(40, |at| known[at].eax & 0xff);
     let (highest, ours) = (find(0x8000_0000), find(0x8000_001f).unwrap_or(count));
     if ours == room {
         return answer(Err(Errno(libc::E2BIG)));
@@ -256,8 +264,12 @@ unsafe fn supported_cpuid(fd: c_int, table: *mut kvm_cpuid2) -> c_int {
     if let Some(at) = highest {
         entries[at].eax = entries[at].eax.max(0x8000_001f);
     }
+    let is_milan = env::var("SEVFERRY_EPYC_PROCESSOR").is_ok_and(|name| name == "milan");
+    if let Some(at) = sizes.filter(|_| is_milan) {
+        entries[at].eax = 0x3030;
+    }
     // SEV, and caches that are coherent between the views.
-    let (eax, ebx) = (1 << 1 | 1 << 10, bits - 1);
+    let (eax, ebx) = (1 << 1 | 1 << 10, if is_milan { 51 } else { bits - 1 });
     let (function, ecx, edx) = (0x8000_001f, ASIDS, 1);
     entries[ours] =
         kvm_cpuid_entry2 { function, eax, ebx, ecx, edx, ..kvm_cpuid_entry2::default() };
@@ -271,8 +283,12 @@ unsafe fn supported_cpuid(fd: c_int, table: *mut kvm_cpuid2) -> c_int {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn open64(path: *const c_char, flags: c_int, mode: c_uint) -> c_int {
     // SAFETY: the caller's.
-    if !INSIDE.get() && unsafe { CStr::from_ptr(path) }.to_bytes() == DEVICE_PATH.as_bytes() {
+    let name = unsafe { CStr::from_ptr(path) }.to_bytes();
+    if !INSIDE.get() && name == DEVICE_PATH.as_bytes() {
         return inside(open_device);
+    }
+    if !INSIDE.get() && name == SNP_PARAMETER && env::var_os("SEVFERRY_EPYC_SNP").is_some() {
+        return inside(open_snp_parameter);
     }
     // SAFETY: the call of whoever called us, unchanged.
     let result = unsafe { libc::syscall(libc::SYS_openat, libc::AT_FDCWD, path, flags, mode) };
@@ -288,6 +304,13 @@ fn open_device() -> c_int {
     let fd = device.fd();
     open_files().devices.insert(fd, device);
     fd
+}
+
+/// Opens what KVM says of SNP on a host that is initialised for it.
+fn open_snp_parameter() -> c_int {
+    let path = directory().join("sev_snp");
+    fs::write(&path, "Y\n").unwrap();
+    fs::File::open(path).unwrap().into_raw_fd()
 }
 
 /// Makes a file, whole as soon as it is there.

@@ -61,6 +61,7 @@ pub(super) struct Vm {
 #[derive(Default)]
 struct Init {
     done: bool,
+    has_vcpu: bool,
     regions: Vec<kvm_enc_region>,
 }
 
@@ -118,7 +119,7 @@ impl Vm {
     /// `KVM_SEV_INIT` of a VM as any other, or `KVM_SEV_INIT2` of one for SEV guests; never the other.
     fn turn_on(&self, command: &kvm_sev_cmd) -> Result<(), Errno> {
         let mut init = lock(&self.init);
-        if (command.id == INIT2) != self.is_sev_type {
+        if (command.id == INIT2) != self.is_sev_type || init.has_vcpu {
             return Err(Errno::EINVAL);
         }
         if self.is_sev_type {
@@ -140,14 +141,43 @@ impl Vm {
         self.is_sev_type && !lock(&self.init).done
     }
 
-    /// `KVM_MEMORY_ENCRYPT_REG_REGION`, repeated when there is memory.
+    /// KVM has made a vCPU of it.
+    pub(super) fn vcpu_created(&self) {
+        lock(&self.init).has_vcpu = true;
+    }
+
+    /// `KVM_MEMORY_ENCRYPT_REG_REGION`, repeated when there is memory. What comes after that is no RAM.
     pub(super) fn register(&self, region: kvm_enc_region) -> Result<(), Errno> {
+        if let Some(sev) = self.sev.get() {
+            return sev.platform.register_region(&region);
+        }
         let mut init = lock(&self.init);
         if !init.done {
             return Err(Errno::ENOTTY);
         }
-        init.regions.push(region);
+        match init.regions.last_mut() {
+            // The next piece of the same mapping.
+            Some(last) if last.addr + last.size == region.addr => last.size += region.size,
+            _ => init.regions.push(region),
+        }
         Ok(())
+    }
+
+    /// `KVM_MEMORY_ENCRYPT_UNREG_REGION`, of what is no RAM: KVM writes back all caches then.
+    pub(super) fn unregister(&self, region: kvm_enc_region) -> Result<(), Errno> {
+        let sev = self.sev.get().ok_or(Errno::EINVAL)?;
+        sev.platform.unregister_region(&region)?;
+        eprintln!("epyc: caches written back");
+        Ok(())
+    }
+
+    /// Whether any of these bytes are RAM that was registered, and that the guest has.
+    pub(super) fn has_pinned(&self, address: u64, bytes: u64) -> bool {
+        let overlaps = |region: &kvm_enc_region| {
+            address < region.addr + region.size && region.addr < address + bytes
+        };
+        // Without memory slots the kernel has nothing to write back.
+        self.sev.get().is_some() && lock(&self.init).regions.iter().any(overlaps)
     }
 
     /// `KVM_SET_USER_MEMORY_REGION`: the guest gets two views of the slot.

@@ -1,10 +1,13 @@
 //! The handover as it is, and broken in one way each: a model that lets these pass proves nothing.
 
 use sevferry::migration::handover::{
-    Destination, DestinationInput, DestinationOutput, DestinationState, Resolution, Say, Source,
+    Destination, DestinationInput, DestinationOutput, DestinationState, Resolution, Source,
     SourceInput, SourceOutput, SourceState, Step,
 };
-use sevferry::migration::message::{NotRunning, Transfer};
+use sevferry::migration::wire::{NotRunning, Transfer};
+use sevferry::migration::wire::{Say, Word};
+
+use crate::world::secret;
 
 /// What is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -41,6 +44,16 @@ pub(crate) enum Flaw {
     DestinationRunsAgainOnARepeatedCommit,
     /// The destination does not answer a repeated commit.
     DestinationAnswersOnlyOnce,
+    /// The destination says that it gives the guest back, and runs it when told once more.
+    DestinationGivesBackAndKeepsACopy,
+    /// The destination gives the guest back to a source that has lost it.
+    DestinationGivesTheLastCopyBack,
+    /// The destination forgets its journal once it runs the guest.
+    DestinationForgetsBeforeItsSourceKnows,
+    /// The source needs no proof.
+    SourceBelievesAnybody,
+    /// The destination needs no proof.
+    DestinationBelievesAnybody,
     /// A person keeps the guest at the source without a look at the destination.
     PersonKeepsAtTheSourceBlindly,
     /// A person keeps the guest at the destination without a look at the source.
@@ -59,7 +72,31 @@ impl Flaw {
     }
 
     pub(crate) fn source_recovered(self, transfer: Transfer, last: Step) -> Option<Source> {
-        Source::recovered(transfer, last).filter(|_| self != Self::SourceForgetsItsCommitInACrash)
+        let recovered = Source::recovered(transfer, secret(transfer), last);
+        recovered.filter(|_| self != Self::SourceForgetsItsCommitInACrash)
+    }
+
+    pub(crate) fn source_hears(self, source: &Source, word: &Word) -> Option<SourceInput> {
+        source.hear(&self.forged(word, source.transfer, Self::SourceBelievesAnybody))
+    }
+
+    pub(crate) fn destination_hears(
+        self,
+        destination: &Destination,
+        word: &Word,
+    ) -> Option<DestinationInput> {
+        destination.hear(&self.forged(word, destination.transfer, Self::DestinationBelievesAnybody))
+    }
+
+    /// The word with the proof that a side which does not look would see.
+    fn forged(self, word: &Word, transfer: Transfer, believer: Self) -> Word {
+        if self == Self::BothIgnoreTheEpoch && word.is_proven(&secret(word.transfer)) {
+            Word::new(&secret(transfer), transfer, word.say.clone())
+        } else if self == believer {
+            Word::new(&secret(word.transfer), word.transfer, word.say.clone())
+        } else {
+            word.clone()
+        }
     }
 
     pub(crate) fn source_on(
@@ -80,8 +117,8 @@ impl Flaw {
             {
                 return resumed();
             }
-            (Self::SourceFreesTheGuestOnAnyAnswer, SourceInput::NotRunning(transfer, _)) => {
-                return source.on(SourceInput::Running(*transfer));
+            (Self::SourceFreesTheGuestOnAnyAnswer, SourceInput::NotRunning(_)) => {
+                return source.on(SourceInput::Running);
             }
             (Self::SourceCommitsOnlyOnce, SourceInput::Connected)
                 if matches!(was, SourceState::InDoubt(_)) =>
@@ -89,19 +126,16 @@ impl Flaw {
                 let (source, _) = source.on(input);
                 return (source, Vec::new());
             }
-            (Self::BothIgnoreTheEpoch, SourceInput::Prepared(_)) => {
-                return source.on(SourceInput::Prepared(source.transfer));
-            }
             _ => {}
         }
         let (source, mut outputs) = source.on(input);
         let is_commit =
-            |output: &SourceOutput| matches!(output, SourceOutput::Send(Say::Commit(_)));
+            |output: &SourceOutput| matches!(output, SourceOutput::Send(Say::Commit { .. }));
         match self {
             Self::SourceCommitsBeforeItsJournal
                 if was == SourceState::Waiting && source.state != was =>
             {
-                outputs.insert(0, SourceOutput::Send(Say::Commit(source.transfer)));
+                outputs.insert(0, SourceOutput::Send(Say::Commit { is_last: false }));
             }
             Self::SourceFreesTheGuestTooEarly => {
                 let is_first = matches!(was, SourceState::Committing { .. });
@@ -121,7 +155,7 @@ impl Flaw {
         self,
         transfer: Transfer,
     ) -> (Destination, Vec<DestinationOutput>) {
-        let (mut destination, mut outputs) = Destination::new(transfer);
+        let (mut destination, mut outputs) = Destination::new(transfer, secret(transfer));
         if self == Self::DestinationRunsBeforeCommit {
             destination.state = DestinationState::Running;
             outputs.push(DestinationOutput::RunGuest);
@@ -134,17 +168,10 @@ impl Flaw {
         destination: Destination,
         input: DestinationInput,
     ) -> (Destination, Vec<DestinationOutput>) {
-        let transfer = destination.transfer;
-        let run =
-            vec![DestinationOutput::RunGuest, DestinationOutput::Send(Say::Running(transfer))];
-        let running = Destination { transfer, state: DestinationState::Running };
-        let is_commit = input == DestinationInput::Commit(transfer);
+        let run = vec![DestinationOutput::RunGuest, DestinationOutput::Send(Say::Running)];
+        let running = Destination { state: DestinationState::Running, ..destination };
+        let is_commit = matches!(input, DestinationInput::Commit { .. });
         match (self, destination.state) {
-            (Self::BothIgnoreTheEpoch, _) => {
-                if let DestinationInput::Commit(_) = input {
-                    return destination.on(DestinationInput::Commit(transfer));
-                }
-            }
             (Self::DestinationJournalsAfterRunning, DestinationState::Prepared) if is_commit => {
                 let journal = DestinationOutput::WriteJournal(Step::Owner);
                 return (running, [run, vec![journal]].concat());
@@ -166,8 +193,29 @@ impl Flaw {
             (Self::DestinationAnswersOnlyOnce, DestinationState::Running) => {
                 return (destination, Vec::new());
             }
+            (Self::DestinationGivesTheLastCopyBack, DestinationState::Owning { .. }) => {
+                let (next, outputs) = Destination { is_last: false, ..destination }.on(input);
+                return (Destination { is_last: destination.is_last, ..next }, outputs);
+            }
             _ => {}
         }
-        destination.on(input)
+        let was = destination.state;
+        let (mut next, mut outputs) = destination.on(input);
+        match (self, next.state) {
+            (
+                Self::DestinationGivesBackAndKeepsACopy,
+                DestinationState::Dropped(NotRunning::GivenBack),
+            ) if matches!(was, DestinationState::Owning { .. }) => {
+                next.state = DestinationState::Prepared;
+                outputs.retain(|output| *output != DestinationOutput::TearDown);
+            }
+            (Self::DestinationForgetsBeforeItsSourceKnows, DestinationState::Running)
+                if was != next.state =>
+            {
+                outputs.push(DestinationOutput::Forget);
+            }
+            _ => {}
+        }
+        (next, outputs)
     }
 }

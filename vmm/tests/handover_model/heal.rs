@@ -1,12 +1,12 @@
 //! What becomes of a handover when faults end: a fair schedule, to its end.
 
 use sevferry::migration::handover::{
-    Destination, DestinationInput, DestinationState, Resolution, Say, Source, SourceInput,
-    SourceState,
+    Destination, DestinationInput, DestinationState, Resolution, Source, SourceInput, SourceState,
 };
+use sevferry::migration::wire::{Say, Word};
 
 use crate::flaws::Flaw;
-use crate::world::{Guest, World, transfer};
+use crate::world::{Guest, World};
 
 /// More than any handover takes.
 const STEPS_MAX: usize = 200;
@@ -18,8 +18,8 @@ pub(crate) fn heals(flaw: Flaw, mut world: World) -> bool {
     is_over && (world.runners() == 1 || world.runners() == 0 && world.is_lost)
 }
 
-/// Whether that needs nobody's help, unless the destination lost the guest while in doubt or
-/// somebody has interfered; and no source is left in doubt about a guest that runs.
+/// Whether that needs nobody's help, unless somebody has interfered; and no source is left in doubt
+/// about a guest that runs.
 pub(crate) fn heals_alone(flaw: Flaw, mut world: World) -> bool {
     if !run_on(flaw, &mut world, false) {
         return false;
@@ -27,10 +27,7 @@ pub(crate) fn heals_alone(flaw: Flaw, mut world: World) -> bool {
     let is_in_doubt = world.source.machine.is_some_and(|source| source.is_in_doubt());
     match world.runners() {
         1 => !(is_in_doubt && world.destination.guest == Guest::Running),
-        0 => {
-            let needs_person = is_in_doubt && world.destination.guest == Guest::Gone;
-            world.is_lost || world.is_decided || needs_person
-        }
+        0 => world.is_lost || world.is_decided,
         _ => false,
     }
 }
@@ -62,8 +59,8 @@ fn protocol_step(flaw: Flaw, world: &mut World, is_asked: &mut bool) -> bool {
         world.source_does(flaw, false);
     } else if world.destination.is_busy() {
         world.destination_does(flaw, false);
-    } else if let Some(say) = world.said.pop_first() {
-        deliver(flaw, world, &say);
+    } else if let Some(word) = world.said.pop_first() {
+        deliver(flaw, world, &word);
     } else if world.waiting().is_some() {
         finish_attempt(flaw, world);
     } else {
@@ -72,16 +69,11 @@ fn protocol_step(flaw: Flaw, world: &mut World, is_asked: &mut bool) -> bool {
     true
 }
 
-fn deliver(flaw: Flaw, world: &mut World, say: &Say) {
-    match *say {
-        Say::Prepared(transfer) => world.source_on(flaw, SourceInput::Prepared(transfer)),
-        Say::Running(transfer) => world.source_on(flaw, SourceInput::Running(transfer)),
-        Say::NotRunning(transfer, because) => {
-            world.source_on(flaw, SourceInput::NotRunning(transfer, because));
-        }
-        Say::Commit(transfer) => world.destination_on(flaw, DestinationInput::Commit(transfer)),
-        Say::Abandon(transfer, _) => {
-            world.destination_on(flaw, DestinationInput::Abandon(transfer));
+fn deliver(flaw: Flaw, world: &mut World, word: &Word) {
+    match word.say {
+        Say::Prepared | Say::Running | Say::NotRunning(_) => world.source_hears(flaw, word),
+        Say::Commit { .. } | Say::Abandon(_) | Say::Released => {
+            world.destination_hears(flaw, word);
         }
     }
 }
@@ -92,13 +84,13 @@ fn finish_attempt(flaw: Flaw, world: &mut World) {
     let loaded = world.destination.machine.filter(|_| world.destination.guest != Guest::Gone);
     match loaded {
         Some(Destination { transfer: of, .. }) if of.epoch < epoch => {
-            world.destination_on(flaw, DestinationInput::Offered(transfer(epoch)));
+            world.offer_again(flaw);
             if world.destination.is_idle() {
                 world.source_on(flaw, SourceInput::ConnectionLost);
             }
         }
-        Some(Destination { state: DestinationState::Prepared, transfer }) => {
-            world.source_on(flaw, SourceInput::Prepared(transfer));
+        Some(machine @ Destination { state: DestinationState::Prepared, .. }) => {
+            world.source_hears(flaw, &machine.word(Say::Prepared));
         }
         None if world.can_load() => world.load(flaw),
         _ => world.source_on(flaw, SourceInput::ConnectionLost),

@@ -2,9 +2,10 @@
 //! guest, and none does only while in doubt, or after a crash of the host that owned it.
 //!
 //! The model drives the very functions of `migration::handover`. What was said once may arrive at
-//! any time, in any order, again and again, or never; a process may die between any two actions,
-//! within a journal write too, and comes back with nothing but its journal; journal writes fail;
-//! after an aborted attempt there is a second, while words of the first are still on their way.
+//! any time, in any order, again and again, or never; somebody who knows everything but the secret
+//! says anything to both; a process may die between any two actions, within a journal write too, and
+//! comes back with nothing but its journal; journal writes fail; after an aborted attempt there is a
+//! second, while words of the first are still on their way.
 #![expect(clippy::unwrap_used, reason = "a model that cannot be built fails the test")]
 #![expect(clippy::wildcard_enum_match_arm, reason = "flaws touch single cases")]
 #![expect(clippy::indexing_slicing, reason = "epochs are small by construction")]
@@ -15,8 +16,11 @@ mod world;
 
 use std::time::{Duration, Instant};
 
-use sevferry::migration::handover::{DestinationInput, Resolution, Say, SourceInput, SourceState};
-use sevferry::migration::message::Reason;
+use sevferry::migration::handover::{
+    DestinationInput, DestinationState, Resolution, SourceInput, SourceState,
+};
+use sevferry::migration::wire::{NotRunning, Reason};
+use sevferry::migration::wire::{Say, Word};
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
 use flaws::Flaw;
@@ -27,8 +31,8 @@ use world::{Guest, World};
 enum Event {
     SourceDoes { fails: bool },
     DestinationDoes { fails: bool },
-    SourceHears(Say),
-    DestinationHears(Say),
+    SourceHears(Word),
+    DestinationHears(Word),
     Load,
     OfferAgain,
     TryAgain,
@@ -63,9 +67,8 @@ fn source_events(flaw: Flaw, world: &World, events: &mut Vec<Event>) {
     if world.source.machine.is_none() {
         return;
     }
-    let is_for_source =
-        |say: &&Say| matches!(say, Say::Prepared(_) | Say::Running(_) | Say::NotRunning(..));
-    events.extend(world.said.iter().filter(is_for_source).cloned().map(Event::SourceHears));
+    let said = world.said.iter().cloned().chain(world::lies());
+    events.extend(said.map(Event::SourceHears));
     events.extend([Event::ConnectionLost, Event::Connected, Event::Cancel]);
     if world.can_try_again() {
         events.push(Event::TryAgain);
@@ -91,9 +94,8 @@ fn destination_events(flaw: Flaw, world: &World, events: &mut Vec<Event>) {
         }
         return;
     }
-    let is_for_destination = |say: &&Say| matches!(say, Say::Commit(_) | Say::Abandon(..));
-    let heard = world.said.iter().filter(is_for_destination).cloned();
-    events.extend(heard.map(Event::DestinationHears));
+    let said = world.said.iter().cloned().chain(world::lies());
+    events.extend(said.map(Event::DestinationHears));
     if world.can_load() {
         events.push(Event::Load);
     }
@@ -114,30 +116,10 @@ impl Event {
         match self {
             Self::SourceDoes { fails } => world.source_does(flaw, fails),
             Self::DestinationDoes { fails } => world.destination_does(flaw, fails),
-            Self::SourceHears(say) => {
-                let input = match say {
-                    Say::Prepared(transfer) => SourceInput::Prepared(transfer),
-                    Say::Running(transfer) => SourceInput::Running(transfer),
-                    Say::NotRunning(transfer, because) => {
-                        SourceInput::NotRunning(transfer, because)
-                    }
-                    Say::Commit(_) | Say::Abandon(..) => return,
-                };
-                world.source_on(flaw, input);
-            }
-            Self::DestinationHears(say) => {
-                let input = match say {
-                    Say::Commit(transfer) => DestinationInput::Commit(transfer),
-                    Say::Abandon(transfer, _) => DestinationInput::Abandon(transfer),
-                    Say::Prepared(_) | Say::Running(_) | Say::NotRunning(..) => return,
-                };
-                world.destination_on(flaw, input);
-            }
+            Self::SourceHears(word) => world.source_hears(flaw, &word),
+            Self::DestinationHears(word) => world.destination_hears(flaw, &word),
             Self::Load => world.load(flaw),
-            Self::OfferAgain => {
-                let epoch = world.waiting().unwrap();
-                world.destination_on(flaw, DestinationInput::Offered(world::transfer(epoch)));
-            }
+            Self::OfferAgain => world.offer_again(flaw),
             Self::TryAgain => world.try_again(),
             Self::ConnectionLost => world.source_on(flaw, SourceInput::ConnectionLost),
             Self::Connected => world.source_on(flaw, SourceInput::Connected),
@@ -163,7 +145,7 @@ const NEVER_STALE: &str = "what runs is never older than what has run";
 const POSSIBLE: &str = "no side does what cannot be done";
 const KEPT: &str = "the last copy is never freed";
 const HEALS: &str = "once faults end one runs, unless a crash took the guest from its owner";
-const HEALS_ALONE: &str = "nobody is needed for that unless the destination has lost the guest";
+const HEALS_ALONE: &str = "nobody is needed for that";
 
 impl Model for Handover {
     type State = World;
@@ -213,6 +195,18 @@ impl Model for Handover {
             Property::sometimes("a crashed source's guest runs", |_, world: &World| {
                 world.source.has_crashed && world.destination.guest == Guest::Running
             }),
+            Property::sometimes("a destination gives the guest back", |_, world: &World| {
+                let given_back = DestinationState::Dropped(NotRunning::GivenBack);
+                let is_given_back = world.destination_state() == Some(given_back);
+                let is_committed =
+                    world.said.iter().any(|word| matches!(word.say, Say::Commit { .. }));
+                let is_resumed = world.source_state() == Some(SourceState::Resumed);
+                is_given_back && is_committed && is_resumed && !world.is_decided
+            }),
+            Property::sometimes("both journals are forgotten", |_, world: &World| {
+                let disks = [&world.source.disk, &world.destination.disk];
+                is_handed_over(world) && disks.iter().all(|disk| disk.is_empty())
+            }),
             Property::sometimes(
                 "a person gives the guest back to the source",
                 |_, world: &World| {
@@ -223,7 +217,7 @@ impl Model for Handover {
                 "a person runs the guest at the destination",
                 |_, world: &World| {
                     let is_uncommitted =
-                        !world.said.iter().any(|say| matches!(say, Say::Commit(_)));
+                        !world.said.iter().any(|word| matches!(word.say, Say::Commit { .. }));
                     is_uncommitted && world.destination.guest == Guest::Running
                 },
             ),
@@ -232,7 +226,7 @@ impl Model for Handover {
 }
 
 fn is_handed_over(world: &World) -> bool {
-    let is_released = world.source_state() == Some(SourceState::Released);
+    let is_released = matches!(world.source_state(), Some(SourceState::Released(_)));
     is_released && world.destination.guest == Guest::Running
 }
 
@@ -254,7 +248,7 @@ fn exactly_one_runs_whatever_breaks() {
 }
 
 /// Every way to break the handover, and the promise that it must be seen to break.
-const FLAWS: [(Flaw, &str); 17] = [
+const FLAWS: [(Flaw, &str); 22] = [
     (Flaw::SourceResumesWhenTheReplyIsLost, NEVER_TWO),
     (Flaw::SourceAcceptsCancelAfterCommit, NEVER_TWO),
     (Flaw::SourceCommitsBeforeItsJournal, NEVER_TWO),
@@ -270,6 +264,11 @@ const FLAWS: [(Flaw, &str); 17] = [
     (Flaw::DestinationRunsWhatItDiscarded, NEVER_TWO),
     (Flaw::DestinationRunsAgainOnARepeatedCommit, POSSIBLE),
     (Flaw::DestinationAnswersOnlyOnce, HEALS_ALONE),
+    (Flaw::DestinationGivesBackAndKeepsACopy, NEVER_TWO),
+    (Flaw::DestinationGivesTheLastCopyBack, KEPT),
+    (Flaw::DestinationForgetsBeforeItsSourceKnows, NEVER_STALE),
+    (Flaw::SourceBelievesAnybody, KEPT),
+    (Flaw::DestinationBelievesAnybody, NEVER_TWO),
     (Flaw::PersonKeepsAtTheSourceBlindly, NEVER_TWO),
     (Flaw::PersonKeepsAtTheDestinationBlindly, NEVER_TWO),
 ];

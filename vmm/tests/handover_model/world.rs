@@ -3,10 +3,11 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use sevferry::migration::handover::{
-    Destination, DestinationInput, DestinationOutput, DestinationState, Resolution, Say, Source,
+    Destination, DestinationInput, DestinationOutput, DestinationState, Resolution, Source,
     SourceInput, SourceOutput, SourceState, Step,
 };
-use sevferry::migration::message::{Reason, Transfer, VmId};
+use sevferry::migration::wire::{NotRunning, Reason, Transfer, VmId};
+use sevferry::migration::wire::{Say, Secret, Word};
 
 use crate::flaws::Flaw;
 
@@ -15,6 +16,30 @@ pub(crate) const ATTEMPTS: u64 = 2;
 
 pub(crate) fn transfer(epoch: u64) -> Transfer {
     Transfer { vm: VmId([1; 16]), epoch }
+}
+
+/// Each attempt has a secret of its own.
+pub(crate) fn secret(transfer: Transfer) -> Secret {
+    Secret([u8::try_from(transfer.epoch).unwrap(); 16])
+}
+
+/// Everything that somebody can say who knows the guest and its attempts, but no secret.
+pub(crate) fn lies() -> impl Iterator<Item = Word> {
+    let says = [
+        Say::Prepared,
+        Say::Commit { is_last: false },
+        Say::Commit { is_last: true },
+        Say::Running,
+        Say::NotRunning(NotRunning::GivenBack),
+        Say::NotRunning(NotRunning::Crashed),
+        Say::Abandon(Reason::default()),
+        Say::Released,
+    ];
+    let nobodys = Secret([0xff; 16]);
+    let said = move |say: Say| {
+        (1..=ATTEMPTS).map(move |epoch| Word::new(&nobodys, transfer(epoch), say.clone()))
+    };
+    says.into_iter().flat_map(said)
 }
 
 /// The last step of each attempt, as the disk has it.
@@ -28,6 +53,14 @@ impl Disk {
 
     fn append(&mut self, transfer: Transfer, step: Step) {
         self.0[usize::try_from(transfer.epoch).unwrap()] = Some(step);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.iter().all(Option::is_none)
+    }
+
+    fn forget(&mut self, transfer: Transfer) {
+        self.0[usize::try_from(transfer.epoch).unwrap()] = None;
     }
 }
 
@@ -91,6 +124,10 @@ impl<Machine, Output> Host<Machine, Output> {
     }
 }
 
+fn source(epoch: u64) -> Source {
+    Source::new(transfer(epoch), secret(transfer(epoch)))
+}
+
 /// Everything.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[expect(clippy::struct_excessive_bools, reason = "they are what the promises speak of")]
@@ -98,7 +135,7 @@ pub(crate) struct World {
     pub(crate) source: Host<Source, SourceOutput>,
     pub(crate) destination: Host<Destination, DestinationOutput>,
     /// Everything that was ever said: each may arrive at any time, in any order, many times, never.
-    pub(crate) said: BTreeSet<Say>,
+    pub(crate) said: BTreeSet<Word>,
     /// The last attempt that was loaded at the destination.
     pub(crate) loaded: u64,
     /// Whether the source's firmware is between `SEND_START` and `SEND_CANCEL`.
@@ -115,7 +152,7 @@ impl World {
     /// The guest is paused at the source and everything is sent.
     pub(crate) fn new() -> Self {
         Self {
-            source: Host::new(Some(Source::new(transfer(1))), Guest::Paused),
+            source: Host::new(Some(source(1)), Guest::Paused),
             destination: Host::new(None, Guest::Gone),
             said: BTreeSet::new(),
             loaded: 0,
@@ -136,12 +173,42 @@ impl World {
         self.source.machine.map(|machine| machine.state)
     }
 
-    fn say(&mut self, say: Say) {
-        // The words do not matter, and more of them would only be more states.
-        self.said.insert(match say {
-            Say::Abandon(transfer, _) => Say::Abandon(transfer, Reason::default()),
-            other => other,
-        });
+    fn say(&mut self, mut word: Word) {
+        // Its reason does not matter, and more of them would only be more states.
+        if let Say::Abandon(reason) = &mut word.say {
+            *reason = Reason::default();
+        }
+        self.said.insert(word);
+    }
+
+    /// The source hears a word, of its destination or of anybody.
+    pub(crate) fn source_hears(&mut self, flaw: Flaw, word: &Word) {
+        let heard = self.source.machine.and_then(|machine| flaw.source_hears(&machine, word));
+        if let Some(input) = heard {
+            self.source_on(flaw, input);
+        }
+    }
+
+    /// The destination hears a word. A process without a guest answers from its disk.
+    pub(crate) fn destination_hears(&mut self, flaw: Flaw, word: &Word) {
+        if let Some(machine) = self.destination.machine {
+            if let Some(input) = flaw.destination_hears(&machine, word) {
+                self.destination_on(flaw, input);
+            }
+            return;
+        }
+        let Some(last) = self.destination.disk.last(word.transfer) else { return };
+        let secret = secret(word.transfer);
+        let Some(machine) = Destination::recovered(word.transfer, secret, last) else { return };
+        let Some(input) = flaw.destination_hears(&machine, word) else { return };
+        let (_, outputs) = flaw.destination_on(machine, input);
+        for output in outputs {
+            match output {
+                DestinationOutput::Send(say) => self.say(machine.word(say)),
+                DestinationOutput::Forget => self.destination.disk.forget(word.transfer),
+                _ => self.is_broken = true,
+            }
+        }
     }
 
     /// Feeds the source.
@@ -153,21 +220,13 @@ impl World {
         }
     }
 
-    /// Feeds the destination. A process without a guest answers from its disk.
+    /// Feeds the destination.
     pub(crate) fn destination_on(&mut self, flaw: Flaw, input: DestinationInput) {
-        let (machine, is_kept) = match (self.destination.machine, input) {
-            (Some(machine), _) => (machine, true),
-            (None, DestinationInput::Commit(transfer)) => {
-                let last = self.destination.disk.last(transfer);
-                (Destination::recovered(transfer, last), false)
-            }
-            (None, _) => return,
-        };
-        let (next, outputs) = flaw.destination_on(machine, input);
-        if is_kept {
+        if let Some(machine) = self.destination.machine {
+            let (next, outputs) = flaw.destination_on(machine, input);
             self.destination.machine = Some(next);
+            self.destination.to_do.extend(outputs);
         }
-        self.destination.to_do.extend(outputs);
     }
 
     /// The source's next action; a journal write fails if `fails`.
@@ -189,7 +248,14 @@ impl World {
                 }
                 self.source.written = Some(!fails);
             }
-            SourceOutput::Send(say) => self.say(say),
+            SourceOutput::Send(say) => {
+                let said = self.source.machine.map(|machine| machine.word(say));
+                said.into_iter().for_each(|word| self.say(word));
+            }
+            SourceOutput::Forget => {
+                let transfer = self.source.machine.map(|machine| machine.transfer);
+                transfer.into_iter().for_each(|transfer| self.source.disk.forget(transfer));
+            }
             SourceOutput::SendCancel => {
                 self.is_broken |= !self.is_sending;
                 self.is_sending = false;
@@ -229,13 +295,27 @@ impl World {
                 }
                 self.destination.written = Some(!fails);
             }
-            DestinationOutput::Send(say) => self.say(say),
+            DestinationOutput::Send(say) => {
+                let said = self.destination.machine.map(|machine| machine.word(say));
+                said.into_iter().for_each(|word| self.say(word));
+            }
+            DestinationOutput::Forget => {
+                let transfer = self.destination.machine.map(|machine| machine.transfer);
+                transfer.into_iter().for_each(|transfer| self.destination.disk.forget(transfer));
+            }
             DestinationOutput::RunGuest => {
                 self.is_broken |= self.destination.guest != Guest::Paused;
                 self.destination.guest = Guest::Running;
                 self.source.is_stale = true;
             }
-            DestinationOutput::TearDown => self.destination.guest = Guest::Gone,
+            DestinationOutput::TearDown => {
+                // Given back to a source that has crashed, which nobody could know here.
+                let said = Some(&DestinationOutput::Send(Say::NotRunning(NotRunning::GivenBack)));
+                let is_given_back = self.destination.to_do.front() == said;
+                let is_known = self.destination.machine.is_some_and(|machine| machine.is_last);
+                self.is_lost |= is_given_back && !is_known && self.source.guest == Guest::Gone;
+                self.destination.guest = Guest::Gone;
+            }
             DestinationOutput::Refuse(_) => {}
         }
     }
@@ -279,7 +359,7 @@ impl World {
         if let Some(machine) = self.destination.machine
             && self.destination.guest != Guest::Gone
         {
-            let is_only_copy = self.source_state() == Some(SourceState::Released)
+            let is_only_copy = matches!(self.source_state(), Some(SourceState::Released(_)))
                 || self.source.has_crashed && self.source.guest == Guest::Gone;
             let is_owner = self.destination.disk.last(machine.transfer) == Some(Step::Owner);
             self.is_lost |= is_owner || is_only_copy;
@@ -318,9 +398,18 @@ impl World {
         let (machine, outputs) = flaw.destination_new(transfer(epoch));
         self.destination.machine = Some(machine);
         self.destination.to_do.extend(outputs);
+        self.destination.disk.append(transfer(epoch), Step::Accepted);
         self.destination.guest = Guest::Paused;
         self.destination.is_stale = false;
         self.loaded = epoch;
+    }
+
+    /// The source offers the guest anew, and says with its offer that it has kept it before.
+    pub(crate) fn offer_again(&mut self, flaw: Flaw) {
+        let Some(machine) = self.destination.machine else { return };
+        let abandon = Say::Abandon(Reason::default());
+        let abandon = Word::new(&secret(machine.transfer), machine.transfer, abandon);
+        self.destination_hears(flaw, &abandon);
     }
 
     /// Whether the source could try once more.
@@ -332,13 +421,13 @@ impl World {
     }
 
     pub(crate) fn try_again(&mut self) {
-        self.source.machine = Some(Source::new(transfer(ATTEMPTS)));
+        self.source.machine = Some(source(ATTEMPTS));
         self.source.guest = Guest::Paused;
         self.is_sending = true;
     }
 
     /// Whether a person who looks at both sides first may decide this at the source: keep only what
-    /// the destination can never run, discard only what it has.
+    /// the destination can never run, discard only what it owns.
     pub(crate) fn may_resolve_source(&self, resolution: Resolution) -> bool {
         let Some(machine) = self.source.machine.filter(|_| self.is_quiet()) else { return false };
         if !machine.is_in_doubt() || !self.source.is_up {
@@ -348,7 +437,8 @@ impl World {
         let is_there = self.destination.guest != Guest::Gone;
         match resolution {
             Resolution::Keep => self.source.guest != Guest::Gone && !is_there && !is_owner,
-            Resolution::Discard => is_there || is_owner,
+            // One that is prepared may yet give the guest back.
+            Resolution::Discard => is_owner,
         }
     }
 

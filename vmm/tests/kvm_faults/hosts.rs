@@ -1,5 +1,6 @@
 //! Two hosts with a wire between them, and one guest: real processes, asked through their API.
 
+use std::fs::read_dir;
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::process::id;
@@ -13,10 +14,10 @@ use sevferry::control::api::{Response, State, StatusReply};
 use sevferry::control::{Client, ask};
 
 use super::relay::Relay;
-use super::scratch::Scratch;
 use super::steps::Step;
 use super::tape::{Tape, scenario};
-use super::vmm::{Sevferry, asset};
+use support::process::{Sevferry, asset};
+use support::scratch::Scratch;
 
 /// How long a state may take to come.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -140,8 +141,39 @@ impl Hosts {
         format!("unix:{}", self.scratch.path(host))
     }
 
+    /// Where a host listens, without the wire.
+    pub(crate) fn socket(&self, host: &str) -> String {
+        self.scratch.path(host)
+    }
+
+    /// Waits until neither host has a journal left.
+    #[track_caller]
+    pub(crate) fn wait_for_no_journals(&self) {
+        let until = Instant::now() + PATIENCE;
+        let journals = || {
+            let files = ["a", "b"].map(|host| read_dir(self.journal(host)));
+            files.into_iter().flatten().flatten().count()
+        };
+        while journals() > 0 {
+            assert!(Instant::now() < until, "{} journals are left", journals());
+            park_timeout(LOOK_EVERY);
+        }
+    }
+
     /// Begins to move the guest from `a` to `b`, over the wire.
     pub(crate) fn migrate(&self, from: &Vmm) -> Migration {
+        let client = self.ask_to_migrate(from);
+        let accepted = client.responses().next(Some(PATIENCE)).unwrap();
+        assert_eq!(accepted, Response::Accepted);
+        Migration(client)
+    }
+
+    /// What is answered at once.
+    pub(crate) fn try_to_migrate(&self, from: &Vmm) -> Response {
+        self.ask_to_migrate(from).responses().next(Some(PATIENCE)).unwrap()
+    }
+
+    fn ask_to_migrate(&self, from: &Vmm) -> Client {
         let to = if from.host == "a" { self.wire.endpoint() } else { self.direct("a") };
         let request = MigrateRequest {
             to: to.parse().unwrap(),
@@ -153,10 +185,7 @@ impl Hosts {
             allow_unchecked: false,
             throttle: true,
         };
-        let client = Client::ask(Path::new(&from.api), &Request::Migrate(request)).unwrap();
-        let accepted = client.responses().next(Some(PATIENCE)).unwrap();
-        assert_eq!(accepted, Response::Accepted);
-        Migration(client)
+        Client::ask(Path::new(&from.api), &Request::Migrate(request)).unwrap()
     }
 
     /// Begins to move it, and stops the wire at `step`.
@@ -198,7 +227,10 @@ impl Migration {
     pub(crate) fn was_kept(self) -> String {
         match self.outcome() {
             Outcome::Kept(reason) => reason,
-            other @ (Outcome::Moved | Outcome::InDoubt(_) | Outcome::Failed(_)) => {
+            other @ (Outcome::Moved
+            | Outcome::Ended(_)
+            | Outcome::InDoubt(_)
+            | Outcome::Failed(_)) => {
                 panic!("not kept: {other:?}")
             }
         }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::set_socket_linger;
-use sevferry::migration::frame::{FRAME_HEADER_LEN, FrameHeader, Kind};
+use sevferry::migration::wire::{FRAME_HEADER_LEN, FrameHeader, Kind};
 
 /// How often a connection looks whether it has been cut.
 const LOOK_UP: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };

@@ -1,6 +1,6 @@
 //! The steps of a migration: every message, in its order, as `docs/protocol.md` lists them.
 
-use sevferry::migration::frame::Kind;
+use sevferry::migration::wire::Kind;
 
 /// Who owns the guest while a message is on its way, which decides what a fault leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

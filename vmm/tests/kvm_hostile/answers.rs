@@ -7,8 +7,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use sevferry::migration::frame::{FRAME_HEADER_LEN, FrameHeader, Kind};
-use sevferry::migration::message::{Message, PlatformBytes, Transfer};
+use sevferry::migration::wire::{FRAME_HEADER_LEN, FrameHeader, Kind};
+use sevferry::migration::wire::{Message, PlatformBytes, Transfer};
+use sevferry::migration::wire::{Say, Secret, Word};
 
 use super::script::Channel;
 
@@ -36,6 +37,17 @@ pub(crate) enum Step {
     CloseAll,
 }
 
+/// What every destination here makes of chance.
+pub(crate) const SECRET: Secret = Secret([0x5e; 16]);
+
+pub(crate) fn word(transfer: Transfer, say: Say) -> Message {
+    Word::new(&SECRET, transfer, say).into()
+}
+
+pub(crate) fn accept(platform: Option<PlatformBytes>) -> Message {
+    Message::Accept { secret: SECRET, platform }
+}
+
 /// On the control connection.
 pub(crate) fn say(message: &Message) -> Step {
     Step::Say(0, message.encode().unwrap())
@@ -44,14 +56,14 @@ pub(crate) fn say(message: &Message) -> Step {
 /// What a good destination does with a guest that is moved in two rounds over two connections.
 pub(crate) fn good(transfer: Transfer, platform: Option<&PlatformBytes>) -> Vec<Step> {
     let mut steps = vec![Step::Accept(0), Step::Hear(Kind::Offer)];
-    steps.push(say(&Message::Accept { platform: platform.cloned() }));
+    steps.push(say(&accept(platform.cloned())));
     steps.extend([Step::Hear(Kind::Start), say(&Message::Started)]);
     steps.extend([Step::Accept(1), Step::Accept(2)]);
     for round in 1..=2 {
         steps.extend([Step::HearRound(2), say(&Message::RoundOk { round })]);
     }
-    steps.extend([Step::Hear(Kind::State), say(&Message::Prepared(transfer))]);
-    steps.extend([Step::Hear(Kind::Commit), say(&Message::Running(transfer))]);
+    steps.extend([Step::Hear(Kind::State), say(&word(transfer, Say::Prepared))]);
+    steps.extend([Step::Hear(Kind::Commit), say(&word(transfer, Say::Running))]);
     steps
 }
 

@@ -2,8 +2,8 @@
 
 use sevferry::encryption::{Overflow, PageStatus};
 use sevferry::machine::compatibility::MachineOffer;
-use sevferry::migration::frame::{Kind, STATUS_BYTES_MAX};
-use sevferry::migration::message::{Message, PlatformBytes, SessionBytes};
+use sevferry::migration::wire::{Kind, STATUS_BYTES_MAX};
+use sevferry::migration::wire::{Message, PlatformBytes, SessionBytes};
 use sevferry::page::RamLayout;
 
 use super::golden::{self, Golden, content, regions};
@@ -130,7 +130,8 @@ fn a_source_of_an_sev_guest_cannot_either() {
     let golden = golden::sev();
     let mut streams = streams(golden, 2 << 30);
     let platform = PlatformBytes { pdh: vec![7; 16 << 10], ..PlatformBytes::default() };
-    let accept = Message::Accept { platform: Some(platform) }.encode().unwrap();
+    let accept = Message::Accept { secret: golden::NOBODYS, platform: Some(platform) };
+    let accept = accept.encode().unwrap();
     streams.push(("certificates", vec![Step::Connect(0), Step::Send(0, accept)]));
     let layout = RamLayout::new(2 << 30).unwrap();
     let list = PageStatus::from_bytes(&alternating(2 << 30), layout, Overflow::Promote);

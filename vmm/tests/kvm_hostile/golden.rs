@@ -1,28 +1,29 @@
 //! Two machines to move, and the streams that move them: the good ones, recorded once.
 
 use std::fs;
-use std::io::sink;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::channel;
-use std::time::Duration;
 
+use sevferry::devices::SerialOutput;
 use sevferry::encryption::{MapGpaRange, Overflow, PageStatus, Status};
 use sevferry::machine::config::{
     OwnerInput, PlatformKind, Serial, SevConfig, VcpuCount, ram_layout,
 };
+use sevferry::machine::pinning::Pinned;
 use sevferry::machine::{Config, Machine, PausedMachine};
-use sevferry::migration::closing::Closing;
-use sevferry::migration::frame::{Kind, RoundDigest};
-use sevferry::migration::message::{
+use sevferry::migration::wire::Closing;
+use sevferry::migration::wire::{
     Assessment, Message, NotRunning, Offer, Reason, SessionBytes, Transfer, VmId,
 };
+use sevferry::migration::wire::{Kind, RoundDigest};
+use sevferry::migration::wire::{Proof, Say, Secret, Word};
 use sevferry::page::{Frame, PAGE_SIZE, PageRange, RamLayout};
 use sevferry::sev::Policy;
 use sevferry::sev::send::Sending;
-use sevferry::sev::software::{Identity, SoftwareHost, vendor_chain};
+use sevferry::sev::software::{Identity, Model, SoftwareHost, vendor_chain};
 use sevferry::sev::target::PlatformCertificates;
 use sevferry::vcpu::Stop;
 use zerocopy::IntoBytes;
@@ -42,6 +43,9 @@ pub(crate) const PRIVATE: [u64; 6] = [0, 1, 2, 3, 40, 41];
 pub(crate) const FILLED: [u64; 3] = [8, 9, 200];
 
 pub(crate) const TRANSFER: Transfer = Transfer { vm: VmId([0xa5; 16]), epoch: 3 };
+
+/// The secret of no transfer.
+pub(crate) const NOBODYS: Secret = Secret([0xee; 16]);
 
 /// A good stream, and where it may be sent.
 pub(crate) struct Golden {
@@ -183,7 +187,8 @@ fn start_send(machine: &mut PausedMachine, identity: &Path) -> Sending {
 
 fn offer(machine: &PausedMachine) -> Offer {
     let machine = machine.offer().to_bytes().unwrap();
-    Offer { transfer: TRANSFER, session: 0x5e55_1011, connections: 2, machine }
+    let abandoned = Vec::new();
+    Offer { transfer: TRANSFER, session: 0x5e55_1011, connections: 2, abandoned, machine }
 }
 
 /// An SEV guest of this platform.
@@ -206,7 +211,7 @@ fn paused(platform: Option<PlatformKind>) -> PausedMachine {
         sev,
         devices: Vec::new(),
     };
-    let machine = Machine::build(&config, Box::new(sink())).unwrap();
+    let machine = Machine::build(&config, SerialOutput::nowhere()).unwrap();
     fs::remove_file(kernel).unwrap();
     let (events, _stops) = channel::<Stop>();
     machine.run(&events).unwrap().pause().unwrap()
@@ -250,27 +255,29 @@ pub(crate) fn pvh(name: &str, program: &[u8]) -> PathBuf {
 /// A good message of every kind.
 pub(crate) fn one_of_each() -> Vec<(Kind, Vec<u8>)> {
     let reason = Reason::new("no reason");
-    let transfer = TRANSFER;
+    let word = |say| Word::new(&NOBODYS, TRANSFER, say).into();
     let end = RoundDigest::default().end(1);
     let closing = |kind, bytes| Closing::new(kind, plain().script.offer.session, 2, bytes);
     let messages = [
         Message::Offer(plain().script.offer.clone()),
-        Message::Accept { platform: None },
+        Message::Accept { secret: NOBODYS, platform: None },
         Message::Refuse { reason: reason.clone() },
         Message::Start { encryption: None },
         Message::Started,
-        Message::Join { session: plain().script.offer.session, index: 0 },
+        Message::Join { session: plain().script.offer.session, index: 0, proof: Proof([1; 32]) },
         Message::RoundEnd(end),
         Message::RoundOk { round: 1 },
         Message::StatusList(closing(Kind::StatusList, regions(&[]))),
         Message::State(closing(Kind::State, plain().script.state.clone())),
-        Message::Prepared(transfer),
-        Message::Commit(transfer),
-        Message::Running(transfer),
-        Message::NotRunning { transfer, because: NotRunning::Unknown },
-        Message::Abandon { transfer, reason },
+        word(Say::Prepared),
+        word(Say::Commit { is_last: false }),
+        word(Say::Running),
+        word(Say::NotRunning(NotRunning::GivenBack)),
+        word(Say::Abandon(reason)),
+        word(Say::Released),
         Message::Inquiry(plain().script.offer.clone()),
         Message::Assessment(Assessment::default()),
+        Message::Building(Pinned { pages: 1, of: 2 }),
     ];
     let mut all: Vec<_> =
         messages.iter().map(|message| (message.kind(), message.encode().unwrap())).collect();
@@ -281,5 +288,5 @@ pub(crate) fn one_of_each() -> Vec<(Kind, Vec<u8>)> {
 }
 
 pub(crate) fn software(identity: Option<PathBuf>) -> PlatformKind {
-    PlatformKind::Software { identity, command_cost: Duration::ZERO, failure: None }
+    PlatformKind::Software { identity, model: Model::default() }
 }

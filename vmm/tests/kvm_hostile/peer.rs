@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs::create_dir_all;
-use std::io::{Error as IoError, ErrorKind, Read, Write, sink};
+use std::io::{Error as IoError, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process;
@@ -13,18 +13,21 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use sevferry::devices::SerialOutput;
 use sevferry::machine::config::PlatformKind;
 use sevferry::migration::destination::{Host, Received, receive};
-use sevferry::migration::frame::{FRAME_HEADER_LEN, FrameHeader};
-use sevferry::migration::journal::{Journal, Side};
-use sevferry::migration::message::Message;
-use sevferry::migration::progress::Progress;
+use sevferry::migration::handover::journal::{Journal, Side};
+use sevferry::migration::watch::{Sight, Wish};
+use sevferry::migration::wire::Message;
+use sevferry::migration::wire::Reason;
+use sevferry::migration::wire::Secret;
+use sevferry::migration::wire::{FRAME_HEADER_LEN, FrameHeader};
 use sevferry::migration::{Endpoint, Listener, Lobby};
 
-use super::script::{Channel, Step};
+use super::script::{Channel, Step, TO_FILL_IN};
 
 /// After this an attempt hangs. Far above every deadline of the destination's.
-const HANG: Duration = Duration::from_secs(180);
+pub(crate) const HANG: Duration = Duration::from_secs(180);
 
 /// How long a source may say nothing.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -36,6 +39,10 @@ static MEMORY: RwLock<()> = RwLock::new(());
 pub(crate) struct Bench {
     /// Somebody wants it to stop in this round.
     pub(crate) stop_at_round: u32,
+    /// Or after this time.
+    pub(crate) stop_after: Duration,
+    /// How long a source may say nothing.
+    pub(crate) silence: Duration,
     _memory: Option<RwLockReadGuard<'static, ()>>,
     path: PathBuf,
     listener: Listener,
@@ -44,10 +51,11 @@ pub(crate) struct Bench {
 
 /// How an attempt ended.
 pub(crate) struct Outcome {
-    /// The guest that arrived, or the error with its causes.
-    pub(crate) result: Result<Received, String>,
+    /// Whether a guest arrived, or the error with its causes.
+    pub(crate) result: Result<bool, String>,
     /// What the destination told the source, if it refused.
     pub(crate) refusal: Option<String>,
+    pub(crate) took: Duration,
 }
 
 impl Outcome {
@@ -76,7 +84,8 @@ impl Bench {
         let path = std::env::temp_dir().join(name);
         let endpoint: Endpoint = format!("unix:{}", path.display()).parse().unwrap();
         let listener = Listener::bind(&endpoint).unwrap();
-        Self { stop_at_round: u32::MAX, _memory: None, path, listener, platform }
+        let (stop_at_round, stop_after, silence) = (u32::MAX, HANG, SILENCE);
+        Self { stop_at_round, stop_after, silence, _memory: None, path, listener, platform }
     }
 
     /// Lets a source do `steps`, and the destination receive.
@@ -85,8 +94,8 @@ impl Bench {
         thread::scope(|scope| {
             let source = scope.spawn(move || Source::new(&self.path, over).play(steps));
             let began = Instant::now();
-            let first = Lobby::new().hear(&self.listener, HANG).unwrap();
-            let mut output = || -> Result<Box<dyn Write + Send>, IoError> { Ok(Box::new(sink())) };
+            let first = Lobby::new(self.silence).hear(&self.listener, HANG);
+            let output = &SerialOutput::nowhere();
             let directory = self.path.with_extension("journals");
             let mut journal = |vm| -> Result<Journal, IoError> {
                 create_dir_all(&directory)?;
@@ -95,22 +104,32 @@ impl Bench {
             let mut host = Host {
                 devices: &[],
                 platform: self.platform.as_ref(),
-                output: &mut output,
+                output,
                 journal: &mut journal,
-                silence: SILENCE,
+                silence: self.silence,
             };
-            let mut look_up = |progress: &Progress| {
-                began.elapsed() > HANG || progress.round >= self.stop_at_round
+            let mut watch = |sight: &Sight<'_>| {
+                let is_over =
+                    began.elapsed() > self.stop_after || sight.progress.round >= self.stop_at_round;
+                is_over.then(|| Wish::Cancel(Reason::new("the test has seen enough")))
             };
             let result = match first.expect("the source connects first") {
-                Ok(caller) => receive(caller, &self.listener, &mut host, &mut look_up),
+                Ok(caller) => receive(caller, &self.listener, &mut host, &mut watch),
                 Err(cause) => Err(cause.into()),
             };
             done.send(result.is_err()).unwrap();
             let refusal = source.join().unwrap();
             self.forget_waiting();
-            assert!(began.elapsed() < HANG, "an attempt hung");
-            Outcome { result: result.map_err(|cause| chain(&cause)), refusal }
+            let took = began.elapsed();
+            assert!(took < HANG, "an attempt hung");
+            let arrived = result.map(|received| match received {
+                Received::Guest(prepared) => {
+                    prepared.refuse("it was only tried");
+                    true
+                }
+                Received::Answered(..) | Received::Settled(_) | Received::Asked(..) => false,
+            });
+            Outcome { result: arrived.map_err(|cause| chain(&cause)), refusal, took }
         })
     }
 
@@ -131,6 +150,8 @@ struct Source<'a> {
     path: &'a PathBuf,
     streams: BTreeMap<Channel, UnixStream>,
     refusal: Option<String>,
+    /// What the destination has told.
+    secret: Option<Secret>,
     /// Whether the attempt is over, and was refused.
     ended: Option<bool>,
     over: Receiver<bool>,
@@ -138,7 +159,8 @@ struct Source<'a> {
 
 impl<'a> Source<'a> {
     fn new(path: &'a PathBuf, over: Receiver<bool>) -> Self {
-        Self { path, streams: BTreeMap::new(), refusal: None, ended: None, over }
+        let streams = BTreeMap::new();
+        Self { path, streams, refusal: None, secret: None, ended: None, over }
     }
 
     /// Does the steps, as far as the destination lets it, and stays until the attempt is over.
@@ -161,7 +183,10 @@ impl<'a> Source<'a> {
                 self.streams.insert(*channel, stream);
                 Ok(())
             }
-            Step::Send(channel, bytes) => self.stream(*channel)?.write_all(bytes),
+            Step::Send(channel, bytes) => {
+                let bytes = self.proven(bytes);
+                self.stream(*channel)?.write_all(&bytes)
+            }
             Step::Trickle(channel, bytes) => {
                 for byte in bytes {
                     self.stream(*channel)?.write_all(&[*byte])?;
@@ -187,6 +212,22 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// A join that has no proof yet gets one.
+    fn proven(&self, bytes: &[u8]) -> Vec<u8> {
+        let filled_in = || {
+            let (header, body) = bytes.split_first_chunk::<FRAME_HEADER_LEN>()?;
+            let header = FrameHeader::decode(header).ok()?;
+            match Message::decode(header, body.to_vec()) {
+                Ok(Message::Join { session, index, proof: TO_FILL_IN }) => {
+                    let proof = self.secret?.proof_of_join(session, index);
+                    Message::Join { session, index, proof }.encode().ok()
+                }
+                _ => None,
+            }
+        };
+        filled_in().unwrap_or_else(|| bytes.to_vec())
+    }
+
     fn stream(&mut self, channel: Channel) -> Result<&mut UnixStream, IoError> {
         self.streams.get_mut(&channel).ok_or(ErrorKind::NotConnected.into())
     }
@@ -203,6 +244,9 @@ impl<'a> Source<'a> {
         if let Message::Refuse { reason } = &message {
             self.refusal = Some(reason.to_string());
             return Err(ErrorKind::ConnectionRefused.into());
+        }
+        if let Message::Accept { secret, .. } = message {
+            self.secret = Some(secret);
         }
         Ok(message)
     }

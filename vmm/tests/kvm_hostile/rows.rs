@@ -1,10 +1,11 @@
 //! The lies of a source, one per row: what of the good stream is different, and what is said of it.
 
 use sevferry::machine::compatibility::MachineOffer;
-use sevferry::migration::frame::{FRAME_HEADER_LEN, Kind, PageKind, PayloadDigest};
-use sevferry::migration::message::{Message, Reason};
+use sevferry::migration::wire::Reason;
+use sevferry::migration::wire::{FRAME_HEADER_LEN, Kind, PageKind, PayloadDigest};
+use sevferry::migration::wire::{Say, Word};
 
-use super::golden::{FILLED, FRAMES, Golden, TRANSFER, content};
+use super::golden::{FILLED, FRAMES, Golden, NOBODYS, TRANSFER, content};
 use super::script::{Channel, Closes, PageFrame, Script, Step, say};
 
 /// A bad stream.
@@ -92,8 +93,8 @@ pub(crate) fn of_frames(golden: &Golden) -> Vec<Row> {
     let http = b"GET / HTTP/1.1\r\nHost: b\r\n\r\n".to_vec();
     let steps = vec![Step::Connect(0), Step::Send(0, http)];
     rows.add(2, "another protocol", steps, "does not speak this protocol");
-    for version in [0_u16, 1, u16::MAX] {
-        let said = format!("speaks version {version} of the protocol and this program version 2");
+    for version in [0_u16, 1, 2, u16::MAX] {
+        let said = format!("speaks version {version} of the protocol and this program version 3");
         let bytes = version.to_le_bytes();
         rows.damage((3, "another version", &said), OFFER, |frame| {
             frame[4..6].copy_from_slice(&bytes);
@@ -145,7 +146,7 @@ pub(crate) fn of_connections(golden: &Golden) -> Vec<Row> {
     let mut steps = golden.script.steps();
     steps.truncate(steps.len() - 4);
     let abandon =
-        || say(&Message::Abandon { transfer: TRANSFER, reason: Reason::new("tired\x07") });
+        || say(&Word::new(&NOBODYS, TRANSFER, Say::Abandon(Reason::new("tired\x07"))).into());
     rows.add(
         18,
         "abandoned, twice",

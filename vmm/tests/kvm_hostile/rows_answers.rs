@@ -1,9 +1,10 @@
 //! The lies of a destination: what of the good answers is different, and what the source says of it.
 
-use sevferry::migration::frame::{CERTIFICATES_BYTES_MAX, Kind};
-use sevferry::migration::message::{Message, NotRunning, PlatformBytes, Reason, Transfer, VmId};
+use sevferry::migration::wire::{CERTIFICATES_BYTES_MAX, Kind};
+use sevferry::migration::wire::{Message, NotRunning, PlatformBytes, Reason, Transfer, VmId};
+use sevferry::migration::wire::{Say, Secret, Word};
 
-use super::answers::{Step, answer, before, good, say};
+use super::answers::{Step, accept, answer, before, good, say, word};
 use super::golden::one_of_each;
 
 /// The answers of a good destination of a plain VM, in the order in which they are said.
@@ -122,7 +123,7 @@ pub(crate) fn of_frames() -> Vec<Row> {
         bytes.pop();
     });
     rows.damage(("D9", "neither yes nor no", "is 7, which is neither 0 nor 1"), ACCEPT, |bytes| {
-        bytes[12] = 7;
+        bytes[28] = 7;
     });
     rows.0
 }
@@ -150,6 +151,9 @@ pub(crate) fn of_order() -> Vec<Row> {
                 "no reason"
             } else if [Kind::Running, Kind::NotRunning].contains(&kind) && nth == PREPARED {
                 "before it was given"
+            } else if kind == Kind::Building && nth == ACCEPT {
+                // Of another guest: it is due, and no news.
+                "it does not get on"
             } else {
                 "the other host sent something else where"
             };
@@ -177,21 +181,25 @@ pub(crate) fn of_order() -> Vec<Row> {
     let other = |transfer: Transfer| Transfer { epoch: transfer.epoch - 1, ..transfer };
     let said = "the destination got ready for another migration";
     rows.instead(("D13", "ready for another attempt", said), PREPARED, move |transfer| {
-        vec![say(&Message::Prepared(other(transfer)))]
+        vec![say(&word(other(transfer), Say::Prepared))]
     });
     rows.instead(("D13", "ready for another guest", said), PREPARED, |transfer| {
-        vec![say(&Message::Prepared(Transfer { vm: VmId([0xee; 16]), ..transfer }))]
+        vec![say(&word(Transfer { vm: VmId([0xee; 16]), ..transfer }, Say::Prepared))]
+    });
+    let said = "cannot prove that it is ready";
+    rows.instead(("D13", "ready, without the secret", said), PREPARED, |transfer| {
+        vec![say(&Word::new(&Secret([0xee; 16]), transfer, Say::Prepared).into())]
     });
     let said = "before it was given";
     rows.instead(("D14", "it runs uncommitted", said), PREPARED, |transfer| {
-        vec![say(&Message::Running(transfer))]
+        vec![say(&word(transfer, Say::Running))]
     });
     rows.instead(("D14", "it was discarded uncommitted", said), PREPARED, |transfer| {
-        vec![say(&Message::NotRunning { transfer, because: NotRunning::Discarded })]
+        vec![say(&word(transfer, Say::NotRunning(NotRunning::Discarded)))]
     });
     let said = "certificates for a guest without SEV";
     rows.instead(("D15", "a platform for a plain VM", said), ACCEPT, |_| {
-        vec![say(&Message::Accept { platform: Some(Default::default()) })]
+        vec![say(&accept(Some(Default::default())))]
     });
     rows.0
 }

@@ -3,8 +3,8 @@
 use std::iter::repeat_with;
 
 use sevferry::machine::compatibility::MachineOffer;
-use sevferry::migration::frame::{PageKind, PayloadDigest};
-use sevferry::migration::message::SessionBytes;
+use sevferry::migration::wire::SessionBytes;
+use sevferry::migration::wire::{PageKind, PayloadDigest};
 
 use super::golden::{FILLED, FRAMES, Golden, PRIVATE, content, other_session, regions};
 use super::rows::{Row, Rows};

@@ -1,11 +1,13 @@
 //! What a source says, in order, as bytes: a good stream, and the places where a bad one differs.
 
-use sevferry::migration::closing::Closing;
-use sevferry::migration::frame::{Kind, PageKind, PagesHeader, PayloadDigest, RoundDigest};
-use sevferry::migration::message::{Message, Offer, SessionBytes};
+use sevferry::migration::wire::{
+    Closing, Kind, Message, Offer, PageKind, PagesHeader, PayloadDigest, Proof, RoundDigest,
+    SessionBytes,
+};
+pub(crate) use sevferry::page::PAGE_LEN;
 
-/// Bytes of a page.
-pub(crate) const PAGE_LEN: usize = 4096;
+/// A join with this is sent with the proof that the destination's secret makes.
+pub(crate) const TO_FILL_IN: Proof = Proof([0; 32]);
 
 /// Which connection: 0 is the control connection, then the page connections.
 pub(crate) type Channel = usize;
@@ -115,7 +117,10 @@ impl Script {
         for channel in 1..=connections {
             let index = u16::try_from(channel - 1).unwrap();
             steps.push(Step::Connect(channel));
-            steps.push(Step::Send(channel, Message::Join { session, index }.encode().unwrap()));
+            steps.push(Step::Send(
+                channel,
+                Message::Join { session, index, proof: TO_FILL_IN }.encode().unwrap(),
+            ));
         }
         let mut sequences = vec![0; connections];
         for (round, parts) in (1..).zip(&self.rounds) {

@@ -1,7 +1,7 @@
 //! The real source with a real guest, which every destination but a good one leaves running.
 
 use std::fs::{create_dir_all, remove_file};
-use std::io::{Error as IoError, Write};
+use std::io::{PipeReader, Read, pipe};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process;
@@ -10,15 +10,17 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
+use sevferry::devices::SerialOutput;
 use sevferry::machine::config::{Serial, VcpuCount};
 use sevferry::machine::{Config, Machine, RunningMachine};
 use sevferry::migration::convergence::{Goal, TimeoutStrategy};
-use sevferry::migration::handing_over::{Ended, send};
 use sevferry::migration::handover::Resolution;
-use sevferry::migration::journal::{Journal, Side};
-use sevferry::migration::message::{PlatformBytes, Reason, Transfer, VmId};
+use sevferry::migration::handover::journal::{Journal, Side};
 use sevferry::migration::progress::{Outcome, Summary};
-use sevferry::migration::source::{Look, Options, Wish};
+use sevferry::migration::source::Options;
+use sevferry::migration::source::{Ended, send};
+use sevferry::migration::watch::{Sight, Wish};
+use sevferry::migration::wire::{PlatformBytes, Reason, Transfer, VmId};
 use sevferry::page::{Frame, PageRange};
 use sevferry::sev::software::{Identity, SoftwareHost, vendor_chain};
 use sevferry::sev::target::PlatformCertificates;
@@ -56,18 +58,12 @@ pub(crate) struct Bench {
     pub(crate) silence: Duration,
 }
 
-/// Tells that something was written.
-struct Tell(Sender<()>);
-
-impl Write for Tell {
-    fn write(&mut self, bytes: &[u8]) -> Result<usize, IoError> {
+/// Tells each time that something was written, until the guest is gone: all that there was.
+fn tell(mut written: PipeReader, to: &Sender<()>) {
+    let mut all_of_a_pipe = vec![0; 1 << 20];
+    while let Ok(1..) = written.read(&mut all_of_a_pipe) {
         // Nobody may listen any more.
-        self.0.send(()).unwrap_or_default();
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> Result<(), IoError> {
-        Ok(())
+        to.send(()).unwrap_or_default();
     }
 }
 
@@ -82,7 +78,7 @@ impl Bench {
         listener.set_nonblocking(true).unwrap();
         let (write, written) = channel();
         let (events, stops) = channel();
-        let machine = boot(encrypted, Box::new(Tell(write)), &events);
+        let machine = boot(encrypted, write, &events);
         fill(&machine);
         let vm = VmId([u8::try_from(number).unwrap(); 16]);
         let platform = encrypted.then(certificates);
@@ -99,7 +95,10 @@ impl Bench {
     #[track_caller]
     pub(crate) fn assert_runs(&self) {
         while self.written.try_recv().is_ok() {}
-        self.written.recv_timeout(HANG).expect("the guest writes");
+        // What comes first may have been on its way already.
+        for _ in 0..2 {
+            self.written.recv_timeout(HANG).expect("the guest writes");
+        }
         assert!(self.stops.try_recv().is_err(), "the guest has stopped");
     }
 
@@ -123,14 +122,15 @@ impl Bench {
             goal: Goal { downtime, timeout, strategy: TimeoutStrategy::Cancel },
             silence: self.silence,
             transfer,
+            abandoned: Vec::new(),
             allow_unchecked: false,
             throttle: true,
         };
-        let mut wish = |look: Look<'_>| match user {
-            User::CancelsIn(round) if look.progress.round >= round => {
+        let mut watch = |sight: &Sight<'_>| match user {
+            User::CancelsIn(round) if sight.progress.round >= round => {
                 Some(Wish::Cancel(Reason::new("tired")))
             }
-            User::Decides(resolution) if look.in_doubt => Some(Wish::Resolve(resolution)),
+            User::Decides(resolution) if sight.in_doubt => Some(Wish::Resolve(resolution)),
             User::Patient | User::CancelsIn(_) | User::Decides(_) => None,
         };
         let machine = self.machine.take().expect("the guest is here");
@@ -138,7 +138,7 @@ impl Bench {
         let (listener, events) = (&self.listener, &self.events);
         let (end, played) = thread::scope(|scope| {
             let destination = scope.spawn(|| Destination::new(listener, over).play(&steps));
-            let end = send(machine, &options, &mut journal, events, &mut wish);
+            let end = send(machine, &options, &mut journal, events, &mut watch);
             // It may have ended by itself.
             ended.send(()).unwrap_or_default();
             (end.expect("no guest is lost"), destination.join().unwrap())
@@ -147,7 +147,7 @@ impl Bench {
         while self.listener.accept().is_ok() {}
         match end {
             Ended::Moved(summary) => (summary, played),
-            Ended::Stayed { machine, summary } => {
+            Ended::Stayed { machine, summary, .. } => {
                 self.machine = machine.map(|machine| *machine);
                 self.assert_runs();
                 (summary, played)
@@ -211,7 +211,7 @@ fn certificates() -> PlatformBytes {
     }
 }
 
-fn boot(encrypted: bool, output: Box<Tell>, events: &Sender<Stop>) -> RunningMachine {
+fn boot(encrypted: bool, written: Sender<()>, events: &Sender<Stop>) -> RunningMachine {
     let kernel = pvh("writes", &program(encrypted));
     let config = Config {
         kernel: kernel.clone(),
@@ -223,7 +223,9 @@ fn boot(encrypted: bool, output: Box<Tell>, events: &Sender<Stop>) -> RunningMac
         sev: encrypted.then(|| golden::sev_config(golden::software(None))),
         devices: Vec::new(),
     };
-    let machine = Machine::build(&config, output).unwrap();
+    let (reader, writer) = pipe().unwrap();
+    thread::spawn(move || tell(reader, &written));
+    let machine = Machine::build(&config, SerialOutput::to(writer)).unwrap();
     remove_file(kernel).unwrap();
     machine.run(events).unwrap()
 }

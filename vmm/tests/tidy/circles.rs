@@ -96,6 +96,19 @@ pub(crate) fn circles(graph: &Graph) -> Vec<Vec<&str>> {
     circles.into_iter().collect()
 }
 
+/// Every import that is part of a circle, one a line.
+pub(crate) fn described(graph: &Graph) -> String {
+    let mut lines = Vec::new();
+    for circle in circles(graph) {
+        for file in &circle {
+            let named = graph.get(*file).into_iter().flatten();
+            let within = named.filter(|other| circle.contains(&other.as_str()));
+            lines.extend(within.map(|other| format!("{file} names {other}")));
+        }
+    }
+    lines.join("\n")
+}
+
 fn reached<'a>(graph: &'a Graph, file: &str) -> BTreeSet<&'a str> {
     let (mut seen, mut open) = (BTreeSet::new(), vec![file]);
     while let Some(next) = open.pop() {

@@ -5,7 +5,7 @@ mod elf;
 
 use std::env::temp_dir;
 use std::error::Error;
-use std::fs::{remove_file, write};
+use std::fs::{File, remove_file, write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, id};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,9 +17,10 @@ use proptest::prelude::*;
 use sha2::{Digest, Sha256};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use super::gdt::Mode;
 use super::layout::{ACPI, COMMAND_LINE, GDT, IDENTITY_MAPPED, RESET_VECTOR};
 use super::*;
-use crate::page::{Frame, PAGE_SIZE};
+use crate::page::{Frame, PAGE_SIZE, PageRange, RamLayout};
 
 const MIB: u64 = 1 << 20;
 
@@ -172,6 +173,43 @@ fn measured_bytes_are_stable() {
     );
 }
 
+/// Memory is advised only where it helps: a guest that has plenty is told what the limit is.
+#[test]
+fn what_does_not_fit_names_the_limit_that_counts() {
+    let mut image = bz_image::image(0x3000);
+    let kernel = TestFile::new(&image);
+    bz_image::set_u32(&mut image, bz_image::INITRD_ADDR_MAX, 0x37ff_ffff);
+    let old = TestFile::new(&image);
+    bz_image::set_u32(&mut image, bz_image::INIT_SIZE, 0xc000_0000);
+    let huge = TestFile::new(&image);
+    let elf = TestFile::new(&elf::image());
+    let sparse = |bytes: u64| {
+        let file = TestFile::new(b"");
+        File::options().write(true).open(&file.0).unwrap().set_len(bytes).unwrap();
+        file
+    };
+    let (small, large) = (sparse(900 * MIB), sparse(3072 * MIB));
+    let hole = "nothing is loaded above 0xc0000000, where the hole for devices begins";
+    let reach = "reads an initramfs only below 0x38000000 (its initrd_addr_max)";
+    for (kernel, initramfs, ram, expected) in [
+        (&kernel, Some(&small), 128, "give the guest at least 917 MiB"),
+        (&elf, Some(&small), 128, "give the guest at least 905 MiB"),
+        (&old, Some(&small), 128, reach),
+        (&old, Some(&small), 8192, reach),
+        (&kernel, Some(&large), 8192, "only below 0x80000000 (its initrd_addr_max)"),
+        (&elf, Some(&large), 128, hole),
+        (&elf, Some(&large), 8192, hole),
+        (&huge, None, 128, hole),
+        (&huge, None, 8192, hole),
+    ] {
+        let initramfs = initramfs.map(|file| file.0.as_path());
+        let said = refusal(&BootConfig { initramfs, ..config(kernel, ram * MIB) });
+        assert!(said.contains(expected), "{ram} MiB: no '{expected}' in {said}");
+        let advised = said.contains("give the guest");
+        assert_eq!(advised, expected.starts_with("give"), "{said}");
+    }
+}
+
 /// Opening a pipe must not wait for somebody to write to it: signals do nothing by then.
 #[test]
 fn a_pipe_is_refused_at_once() {
@@ -269,8 +307,16 @@ proptest! {
                 prop_assert!(placed.range.start().0 + initramfs_bytes <= limit);
             }
             Err(BootError::KernelTooLarge { .. }) => prop_assert!(kernel_end > low_end),
-            Err(BootError::InitramfsTooLarge { .. }) => {
+            Err(BootError::InitramfsTooLarge { room, .. }) => {
                 prop_assert!(kernel_end + initramfs_bytes + PAGE_SIZE > limit);
+                // What is advised helps, and where nothing is, nothing does.
+                let (mib, helps) = match room {
+                    Room::Memory { mib } => (mib, true),
+                    Room::Hole | Room::Reach { .. } => (8 << 10, false),
+                };
+                let ram = RamLayout::new(mib * MIB).unwrap();
+                let (_memory, again) = load_fresh(&BootConfig { ram, ..config });
+                prop_assert_eq!(again.is_ok(), helps, "{:?}: {:?}", room, again);
             }
             Err(other) => prop_assert!(false, "{}", other),
         }

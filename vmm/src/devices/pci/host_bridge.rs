@@ -2,8 +2,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::PciFunction;
 use super::config_space::{ConfigSpace, Identity};
+use super::function::PciFunction;
 
 /// Red Hat's generic PCI host bridge, as QEMU's `gpex` and others say they are.
 const IDENTITY: Identity =

@@ -10,18 +10,19 @@
 //! ```
 
 mod config_space;
+mod function;
 mod host_bridge;
 mod in_process;
 mod msix;
 mod wires;
 
-use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use log::trace;
 
 pub use config_space::{COMMAND_MASTER, COMMAND_MEMORY, ConfigSpace, Identity};
+pub use function::PciFunction;
 use host_bridge::HostBridge;
 pub use in_process::InProcess;
 pub use msix::{BadMsix, MSIX_CAPABILITY, MSIX_ENTRY_BYTES, Msix, MsixState};
@@ -71,24 +72,6 @@ impl PciLayout {
         let end = base.checked_add(BAR_BYTES);
         base >= self.window.0 && end.is_some_and(|end| end <= self.window.0 + self.window_bytes)
     }
-}
-
-/// What is in a slot.
-pub trait PciFunction: Debug + Send + Sync {
-    /// The guest reads configuration space.
-    fn read_config(&self, offset: u16, data: &mut [u8]);
-
-    /// The guest writes configuration space.
-    fn write_config(&self, offset: u16, data: &[u8]);
-
-    /// Where BAR 0 answers, if it does now.
-    fn bar(&self) -> Option<u64>;
-
-    /// The guest reads in BAR 0.
-    fn read_bar(&self, offset: u64, data: &mut [u8]);
-
-    /// The guest writes in BAR 0.
-    fn write_bar(&self, offset: u64, data: &[u8]);
 }
 
 /// The bus.
@@ -146,10 +129,25 @@ impl PciBus {
         }
     }
 
-    /// The guest reads at an I/O port; false if it is none of the bus's.
-    pub fn read_port(&self, port: u16, data: &mut [u8]) -> bool {
-        let Some(offset) = port_offset(port) else { return false };
+    /// Whether an I/O port is the bus's.
+    #[must_use]
+    pub fn has_port(port: u16) -> bool {
+        port_offset(port).is_some()
+    }
+
+    /// The guest reads `size` bytes at an I/O port of the bus again and again, until `data` is full.
+    pub fn read_port(&self, port: u16, size: usize, data: &mut [u8]) {
+        data.chunks_mut(size.max(1)).for_each(|access| self.read_port_once(port, access));
+    }
+
+    /// The guest writes `size` bytes of `data` at an I/O port of the bus, then the next ones.
+    pub fn write_port(&self, port: u16, size: usize, data: &[u8]) {
+        data.chunks(size.max(1)).for_each(|access| self.write_port_once(port, access));
+    }
+
+    fn read_port_once(&self, port: u16, data: &mut [u8]) {
         data.fill(0xff);
+        let Some(offset) = port_offset(port) else { return };
         if let Some(register) = offset.checked_sub(4) {
             if let Some((function, base)) = self.addressed() {
                 function.read_config(base + register, data);
@@ -157,12 +155,10 @@ impl PciBus {
         } else if let (0, Ok(data)) = (offset, <&mut [u8; 4]>::try_from(data)) {
             *data = self.address().to_le_bytes();
         }
-        true
     }
 
-    /// The guest writes at an I/O port; false if it is none of the bus's.
-    pub fn write_port(&self, port: u16, data: &[u8]) -> bool {
-        let Some(offset) = port_offset(port) else { return false };
+    fn write_port_once(&self, port: u16, data: &[u8]) {
+        let Some(offset) = port_offset(port) else { return };
         if let Some(register) = offset.checked_sub(4) {
             if let Some((function, base)) = self.addressed() {
                 function.write_config(base + register, data);
@@ -170,7 +166,6 @@ impl PciBus {
         } else if let (0, Ok(data)) = (offset, data.try_into()) {
             self.set_address(u32::from_le_bytes(data));
         }
-        true
     }
 
     /// The function and the register that the address register names.
@@ -269,8 +264,12 @@ mod tests {
 
     fn inl(bus: &PciBus, port: u16) -> u32 {
         let mut data = [0; 4];
-        assert!(bus.read_port(port, &mut data));
+        bus.read_port(port, 4, &mut data);
         u32::from_le_bytes(data)
+    }
+
+    fn outl(bus: &PciBus, port: u16, value: u32) {
+        bus.write_port(port, 4, &value.to_le_bytes());
     }
 
     /// ECAM and ports show the same functions; slots, functions and buses that are not there read as
@@ -281,34 +280,49 @@ mod tests {
         for (slot, id) in [(0, 0x0008_1b36), (1, u32::MAX), (31, 0x0002_0001)] {
             assert_eq!(read(&bus, LAYOUT.ecam.0 + (slot << 15)), id);
             let address = 1 << 31 | u32::try_from(slot).unwrap() << 11;
-            bus.write_port(0xcf8, &address.to_le_bytes());
+            outl(&bus, 0xcf8, address);
             assert_eq!(inl(&bus, 0xcf8), address);
             assert_eq!(inl(&bus, 0xcfc), id);
             for elsewhere in [address | 1 << 8, address | 1 << 16, address & !(1 << 31)] {
-                bus.write_port(0xcf8, &elsewhere.to_le_bytes());
+                outl(&bus, 0xcf8, elsewhere);
                 assert_eq!(inl(&bus, 0xcfc), u32::MAX);
             }
         }
         assert_eq!(read(&bus, LAYOUT.ecam.0 + (31 << 15) + (1 << 12)), u32::MAX);
         assert_eq!(read(&bus, LAYOUT.ecam.0 + ECAM_BYTES), u32::MAX);
         assert_eq!(read(&bus, LAYOUT.ecam.0 + (31 << 15) + 0x100), 0);
-        assert!(!bus.read_port(0xcf7, &mut [0]) && !bus.write_port(0xd00, &[0]));
+        let ports = [0xcf7, 0xcf8, 0xcff, 0xd00].map(PciBus::has_port);
+        assert_eq!(ports, [false, true, true, false]);
     }
 
     /// Bytes and words of the data register are those of configuration space.
     #[test]
     fn the_data_register_has_bytes() {
         let (_fake, bus) = bus();
-        bus.write_port(0xcf8, &(1_u32 << 31 | 31 << 11 | 8).to_le_bytes());
+        outl(&bus, 0xcf8, 1 << 31 | 31 << 11 | 8);
         let mut class = [0; 2];
-        bus.read_port(0xcfe, &mut class);
+        bus.read_port(0xcfe, 2, &mut class);
         assert_eq!(class, [4, 4]);
         let mut revision = [0];
-        bus.read_port(0xcfc, &mut revision);
+        bus.read_port(0xcfc, 1, &mut revision);
         assert_eq!(revision, [5]);
         // A byte written to the address register is not an address: Linux probes with one.
-        bus.write_port(0xcfb, &[1]);
+        bus.write_port(0xcfb, 1, &[1]);
         assert_eq!(inl(&bus, 0xcf8), 1 << 31 | 31 << 11 | 8);
+    }
+
+    /// `rep insb` and `rep outsb` are as many accesses of one byte, all of them to one register.
+    #[test]
+    fn a_repeated_access_stays_at_its_port() {
+        let (_fake, bus) = bus();
+        outl(&bus, 0xcf8, 1 << 31 | 31 << 11 | 8);
+        let mut revisions = [0; 4];
+        bus.read_port(0xcfc, 1, &mut revisions);
+        assert_eq!(revisions, [5; 4]);
+        bus.write_port(0xcf8, 4, &[0, 0, 0, 0, 1, 2, 3, 4]);
+        assert_eq!(inl(&bus, 0xcf8), 0x0403_0201);
+        bus.write_port(0xcf8, 1, &[9; 4]);
+        assert_eq!(inl(&bus, 0xcf8), 0x0403_0201);
     }
 
     /// What is written in a BAR reaches its function, wherever the guest has moved it in the window.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
-use super::queue::Broken;
+use super::broken::Broken;
 use crate::memory::{DeviceSlice, DeviceView};
 
 /// A run of bytes in guest RAM.

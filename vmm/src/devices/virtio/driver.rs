@@ -12,9 +12,8 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use super::function::VirtioFunction;
+use super::function::{NoFunction, VirtioFunction};
 use super::function_core::{BELLS, COMMON, DEVICE, TABLE};
-use super::function_state::NoFunction;
 use super::{Segment, VirtioDevice};
 use crate::devices::pci::{
     COMMAND_MASTER, COMMAND_MEMORY, InProcess, PciBus, PciFunction, PciLayout, Wires,

@@ -11,17 +11,20 @@
 //! | 0x4000 | MSI-X table |
 //! | 0x5000 | MSI-X pending bits |
 
+use std::io::Error as IoError;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use log::{Level, debug, log};
+use thiserror::Error;
+use virtio_queue::Error as RingError;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::broken::Broken;
 use super::function_core::{
     BELL_BYTES, BELLS, COMMON, Core, DEVICE, ISR, PAGE, PENDING, QUEUES_MAX, TABLE,
 };
-use super::function_state::NoFunction;
-use super::queue::{Broken, Ring};
+use super::queue::Ring;
 use super::registers::Action;
 use super::worker::{Work, Worker};
 use super::{Queues, VirtioDevice};
@@ -322,4 +325,40 @@ impl PciFunction for VirtioFunction {
     fn write_bar(&self, offset: u64, data: &[u8]) {
         self.shared.write_part(&mut self.shared.lock(), offset, data);
     }
+}
+
+/// A device that cannot be put on the bus.
+#[derive(Debug, Error)]
+pub enum NoFunction {
+    /// Eventfd, irqfd or thread.
+    #[error("connecting the {name} in slot {slot}")]
+    Host {
+        /// What kind.
+        name: &'static str,
+        /// Which slot.
+        slot: u8,
+        /// Why not.
+        #[source]
+        cause: IoError,
+    },
+    /// Too many queues.
+    #[error("the {name} in slot {slot} has {count} queues; there can be {QUEUES_MAX}")]
+    Queues {
+        /// What kind.
+        name: &'static str,
+        /// Which slot.
+        slot: u8,
+        /// How many.
+        count: usize,
+    },
+    /// A queue of no size.
+    #[error("the {name} in slot {slot} has a queue with {cause}")]
+    Ring {
+        /// What kind.
+        name: &'static str,
+        /// Which slot.
+        slot: u8,
+        /// What is wrong.
+        cause: RingError,
+    },
 }

@@ -1,14 +1,11 @@
 //! What travels of a function, and how it is put in place elsewhere.
 
-use std::io::Error as IoError;
-
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use virtio_queue::Error as RingError;
 
+use super::broken::BadRing;
 use super::function::VirtioFunction;
-use super::function_core::QUEUES_MAX;
-use super::queue::{BadRing, Ring, RingState};
+use super::queue::{Ring, RingState};
 use super::registers::RegistersState;
 use super::{BadState, DeviceState};
 use crate::devices::pci::{BadMsix, MsixState};
@@ -104,42 +101,6 @@ impl FunctionState {
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         rmp_serde::from_slice(bytes).ok()
     }
-}
-
-/// A device that cannot be put on the bus.
-#[derive(Debug, Error)]
-pub enum NoFunction {
-    /// Eventfd, irqfd or thread.
-    #[error("connecting the {name} in slot {slot}")]
-    Host {
-        /// What kind.
-        name: &'static str,
-        /// Which slot.
-        slot: u8,
-        /// Why not.
-        #[source]
-        cause: IoError,
-    },
-    /// Too many queues.
-    #[error("the {name} in slot {slot} has {count} queues; there can be {QUEUES_MAX}")]
-    Queues {
-        /// What kind.
-        name: &'static str,
-        /// Which slot.
-        slot: u8,
-        /// How many.
-        count: usize,
-    },
-    /// A queue of no size.
-    #[error("the {name} in slot {slot} has a queue with {cause}")]
-    Ring {
-        /// What kind.
-        name: &'static str,
-        /// Which slot.
-        slot: u8,
-        /// What is wrong.
-        cause: RingError,
-    },
 }
 
 /// A state that is none of this function.

@@ -14,6 +14,7 @@
 //! a register. So a device must never block in a call.
 
 mod block;
+mod broken;
 mod chain;
 mod device_state;
 mod driver;
@@ -31,16 +32,17 @@ use std::error::Error;
 use std::fmt::Debug;
 use std::os::fd::RawFd;
 
+use thiserror::Error;
+
 pub use block::{Block, Disk, DiskOptions, NoDisk, QUEUES_MAX as DISK_QUEUES_MAX};
+pub use broken::{BadRing, Broken, CHAIN_MAX};
 pub use chain::{Chain, Request, Segment};
 pub use device_state::{BadState, DeviceState};
 pub use driver::{DRIVER_LAYOUT, DRIVER_SLOT, Driver, DriverError, DriverQueue, Returned};
-pub use function::VirtioFunction;
-pub use function_state::{FunctionState, Mismatch, NoFunction, NotRestored};
-pub use queue::{BadRing, Broken, CHAIN_MAX, Ring, RingState, Virtqueue};
+pub use function::{NoFunction, VirtioFunction};
+pub use function_state::{FunctionState, Mismatch, NotRestored};
+pub use queue::{Ring, RingState, Virtqueue};
 pub use rng::{NoSource, Rng};
-
-use thiserror::Error;
 
 use crate::memory::DeviceView;
 

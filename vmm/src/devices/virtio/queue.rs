@@ -7,17 +7,14 @@
 use std::mem::take;
 
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Error as RingError, Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
+use super::broken::{BadRing, Broken, CHAIN_MAX};
 use super::chain::Chain;
 use crate::memory::DeviceView;
-
-/// Most descriptors of a chain, in the ring and in an indirect table: what QEMU takes.
-pub const CHAIN_MAX: usize = 1024;
 
 /// A ring, as its driver has set it up.
 #[derive(Debug)]
@@ -249,73 +246,4 @@ pub struct RingState {
     used: u64,
     next_available: u16,
     next_used: u16,
-}
-
-/// Not a ring.
-#[derive(Debug, Error)]
-pub enum BadRing {
-    /// A size or an alignment.
-    #[error("a ring with {0}")]
-    Fields(RingError),
-    /// It leaves RAM.
-    #[error("a ring that is not in guest RAM")]
-    NotRam,
-}
-
-/// The driver has broken the rules; the device does nothing more until it is reset.
-#[derive(Debug, Error)]
-pub enum Broken {
-    /// The ring itself.
-    #[error("the ring: {0}")]
-    Ring(#[from] RingError),
-    /// A chain that starts nowhere.
-    #[error("a chain starts at descriptor {head} of {size}")]
-    Head {
-        /// Its head.
-        head: u16,
-        /// Entries of the ring.
-        size: u16,
-    },
-    /// A loop, an index that is none, a table that is none, more than 4 GiB.
-    #[error("the chain at {head} has no end")]
-    Chain {
-        /// Its head.
-        head: u16,
-    },
-    /// Too many descriptors.
-    #[error("the chain at {head} has more than {CHAIN_MAX} descriptors")]
-    TooLong {
-        /// Its head.
-        head: u16,
-    },
-    /// A buffer to read follows one to write.
-    #[error("the chain at {head} is not in order: what the device reads comes first")]
-    Order {
-        /// Its head.
-        head: u16,
-    },
-    /// A buffer that leaves RAM.
-    #[error("the chain at {head} names {bytes} bytes at {address:#x}, which are not guest RAM")]
-    NotRam {
-        /// Its head.
-        head: u16,
-        /// Where the buffer is.
-        address: u64,
-        /// How long it is.
-        bytes: u32,
-    },
-    /// A ring that cannot be enabled.
-    #[error("queue {index}: {cause}")]
-    Setup {
-        /// Which queue.
-        index: u16,
-        /// What is wrong with it.
-        cause: BadRing,
-    },
-    /// Steps of the initialisation in a wrong order.
-    #[error("{0}")]
-    Protocol(&'static str),
-    /// What a device says of its driver.
-    #[error("{0}")]
-    Request(String),
 }

@@ -11,7 +11,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::queue::{Broken, RingSetup};
+use super::broken::Broken;
+use super::queue::RingSetup;
 
 /// Bytes of the common configuration.
 pub(super) const COMMON_BYTES: u64 = 0x38;

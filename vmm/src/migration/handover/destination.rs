@@ -1,13 +1,17 @@
 //! The destination's half of a handover.
 
-use super::{Refusal, Resolution, Say, Step};
-use crate::migration::message::{NotRunning, Transfer};
+use super::step::{Refusal, Resolution, Step};
+use crate::migration::wire::{NotRunning, Say, Secret, Transfer, Word};
 
 /// The destination's half.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Destination {
     /// Which handover this is.
     pub transfer: Transfer,
+    /// What proves that a word is about it.
+    pub secret: Secret,
+    /// Whether the copy here is known to be the last: then nobody is there to give it back to.
+    pub is_last: bool,
     /// Where it stands.
     pub state: DestinationState,
 }
@@ -34,11 +38,14 @@ pub enum DestinationState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DestinationInput {
     /// The source said [`Say::Commit`].
-    Commit(Transfer),
-    /// The source said [`Say::Abandon`].
-    Abandon(Transfer),
-    /// The source offers the guest anew: so it has kept it.
-    Offered(Transfer),
+    Commit {
+        /// As in the commit.
+        is_last: bool,
+    },
+    /// The source said [`Say::Abandon`], by itself or with its next offer of the guest.
+    Abandon,
+    /// The source said [`Say::Released`].
+    Released,
     /// The last journal write is durable.
     JournalWritten,
     /// The last journal write failed, and the journal is as before.
@@ -59,6 +66,8 @@ pub enum DestinationOutput {
     RunGuest,
     /// Free the guest.
     TearDown,
+    /// Nobody will ask the journal about this transfer any more.
+    Forget,
     /// Tell who asked.
     Refuse(Refusal),
 }
@@ -66,107 +75,137 @@ pub enum DestinationOutput {
 type DestinationStep = (DestinationState, Vec<DestinationOutput>);
 
 impl Destination {
-    /// All is loaded and checked, `RECEIVE_FINISH` included.
+    /// All is loaded and checked, `RECEIVE_FINISH` included; the journal says `accepted`.
     #[must_use]
-    pub fn new(transfer: Transfer) -> (Self, Vec<DestinationOutput>) {
-        let prepared = DestinationOutput::Send(Say::Prepared(transfer));
-        (Self { transfer, state: DestinationState::Prepared }, vec![prepared])
+    pub fn new(transfer: Transfer, secret: Secret) -> (Self, Vec<DestinationOutput>) {
+        let state = DestinationState::Prepared;
+        let prepared = DestinationOutput::Send(Say::Prepared);
+        (Self { transfer, secret, is_last: false, state }, vec![prepared])
     }
 
-    /// After a crash, which has lost the guest: what to answer about a transfer whose last step in
-    /// the journal is `last`.
+    /// Without the guest, after a crash or once it is given back: what to answer about a transfer
+    /// whose last step in the journal is `last`. `None`: that is no destination's step.
     #[must_use]
-    pub fn recovered(transfer: Transfer, last: Option<Step>) -> Self {
+    pub fn recovered(transfer: Transfer, secret: Secret, last: Step) -> Option<Self> {
         let because = match last {
-            Some(Step::Owner) => NotRunning::Crashed,
-            Some(Step::Discarded) => NotRunning::Discarded,
-            Some(Step::Committed | Step::Kept | Step::Released) | None => NotRunning::Unknown,
+            Step::Accepted => NotRunning::GivenBack,
+            Step::Owner => NotRunning::Crashed,
+            Step::Discarded => NotRunning::Discarded,
+            Step::Committed | Step::Kept | Step::Released => return None,
         };
-        Self { transfer, state: DestinationState::Dropped(because) }
+        let state = DestinationState::Dropped(because);
+        Some(Self { transfer, secret, is_last: false, state })
+    }
+
+    /// What a word means to the destination: nothing, unless it is its source's on this transfer.
+    #[must_use]
+    pub fn hear(&self, word: &Word) -> Option<DestinationInput> {
+        if word.transfer != self.transfer || !word.is_proven(&self.secret) {
+            return None;
+        }
+        match word.say {
+            Say::Commit { is_last } => Some(DestinationInput::Commit { is_last }),
+            Say::Abandon(_) => Some(DestinationInput::Abandon),
+            Say::Released => Some(DestinationInput::Released),
+            // Our own, thrown back.
+            Say::Prepared | Say::Running | Say::NotRunning(_) => None,
+        }
+    }
+
+    /// What is said to the source, as it must travel to count.
+    #[must_use]
+    pub fn word(&self, say: Say) -> Word {
+        Word::new(&self.secret, self.transfer, say)
     }
 
     /// The next state, and what to do in this order.
     #[must_use]
     pub fn on(self, input: DestinationInput) -> (Self, Vec<DestinationOutput>) {
-        let transfer = self.transfer;
-        if let DestinationInput::Commit(named) = input
-            && named != transfer
-        {
-            let answer = Say::NotRunning(named, NotRunning::Unknown);
-            return (self, vec![DestinationOutput::Send(answer)]);
-        }
+        let is_last = self.is_last || says_last(input);
         let (state, outputs) = match self.state {
-            DestinationState::Prepared => prepared(transfer, &input),
-            DestinationState::Owning { commanded } => owning(transfer, commanded, &input),
-            DestinationState::Discarding => discarding(&input),
+            DestinationState::Prepared => prepared(input),
+            DestinationState::Owning { commanded } => owning(commanded, is_last, input),
+            DestinationState::Discarding => discarding(input),
             DestinationState::Running => {
-                let answer = Say::Running(transfer);
-                (self.state, answered(&input, answer, "the guest runs here"))
+                (self.state, answered(input, Say::Running, "the guest runs here"))
             }
             DestinationState::Dropped(because) => {
-                let answer = Say::NotRunning(transfer, because);
-                (self.state, answered(&input, answer, "the guest is not here any more"))
+                let answer = Say::NotRunning(because);
+                (self.state, answered(input, answer, "the guest is not here any more"))
             }
         };
-        (Self { transfer, state }, outputs)
+        (Self { is_last, state, ..self }, outputs)
     }
 }
 
-fn prepared(transfer: Transfer, input: &DestinationInput) -> DestinationStep {
+/// A person keeps the guest here only if the source has it no more.
+fn says_last(input: DestinationInput) -> bool {
+    matches!(
+        input,
+        DestinationInput::Commit { is_last: true } | DestinationInput::Resolve(Resolution::Keep)
+    )
+}
+
+fn prepared(input: DestinationInput) -> DestinationStep {
     let own = |commanded| {
         let outputs = vec![DestinationOutput::WriteJournal(Step::Owner)];
         (DestinationState::Owning { commanded }, outputs)
     };
-    let drop_guest = || {
-        let state = DestinationState::Dropped(NotRunning::Discarded);
-        (state, vec![DestinationOutput::TearDown])
-    };
-    match *input {
-        DestinationInput::Commit(_) => own(true),
+    match input {
+        DestinationInput::Commit { .. } => own(true),
         DestinationInput::Resolve(Resolution::Keep) => own(false),
         DestinationInput::Resolve(Resolution::Discard) => {
             let outputs = vec![DestinationOutput::WriteJournal(Step::Discarded)];
             (DestinationState::Discarding, outputs)
         }
-        // The source says that the guest is its own. It does so only of what it never committed.
-        DestinationInput::Abandon(named) if named == transfer => drop_guest(),
-        DestinationInput::Offered(anew) if anew.vm == transfer.vm && anew > transfer => {
-            drop_guest()
+        // The source says that the guest is its own, so it will never ask what became of it here.
+        DestinationInput::Abandon => {
+            let state = DestinationState::Dropped(NotRunning::GivenBack);
+            (state, vec![DestinationOutput::TearDown, DestinationOutput::Forget])
         }
-        DestinationInput::Abandon(_)
-        | DestinationInput::Offered(_)
+        DestinationInput::Released
         | DestinationInput::JournalWritten
         | DestinationInput::JournalFailed => (DestinationState::Prepared, Vec::new()),
     }
 }
 
-fn owning(transfer: Transfer, commanded: bool, input: &DestinationInput) -> DestinationStep {
+fn owning(commanded: bool, is_last: bool, input: DestinationInput) -> DestinationStep {
     match input {
         DestinationInput::JournalWritten => {
-            let running = DestinationOutput::Send(Say::Running(transfer));
+            let running = DestinationOutput::Send(Say::Running);
             (DestinationState::Running, vec![DestinationOutput::RunGuest, running])
         }
-        DestinationInput::JournalFailed => {
+        DestinationInput::JournalFailed if is_last => {
             let told = if commanded {
-                let answer = Say::NotRunning(transfer, NotRunning::JournalFailed);
-                DestinationOutput::Send(answer)
+                DestinationOutput::Send(Say::NotRunning(NotRunning::JournalFailed))
             } else {
                 DestinationOutput::Refuse(Refusal::Journal)
             };
             (DestinationState::Prepared, vec![told])
         }
+        DestinationInput::JournalFailed => give_back(),
         DestinationInput::Resolve(_) => {
             let over = Refusal::Over { over: "the guest is about to run here" };
             (DestinationState::Owning { commanded }, vec![DestinationOutput::Refuse(over)])
         }
-        DestinationInput::Commit(_) => (DestinationState::Owning { commanded: true }, Vec::new()),
-        DestinationInput::Abandon(_) | DestinationInput::Offered(_) => {
+        DestinationInput::Commit { .. } => {
+            (DestinationState::Owning { commanded: true }, Vec::new())
+        }
+        DestinationInput::Abandon | DestinationInput::Released => {
             (DestinationState::Owning { commanded }, Vec::new())
         }
     }
 }
 
-fn discarding(input: &DestinationInput) -> DestinationStep {
+/// The copy goes first: whoever hears that the guest is given back runs it. The journal says
+/// `accepted` still, which means the same to a source that asks once more.
+fn give_back() -> DestinationStep {
+    let because = NotRunning::GivenBack;
+    let said = DestinationOutput::Send(Say::NotRunning(because));
+    (DestinationState::Dropped(because), vec![DestinationOutput::TearDown, said])
+}
+
+fn discarding(input: DestinationInput) -> DestinationStep {
     match input {
         DestinationInput::JournalWritten => {
             let state = DestinationState::Dropped(NotRunning::Discarded);
@@ -180,22 +219,22 @@ fn discarding(input: &DestinationInput) -> DestinationStep {
             (DestinationState::Discarding, vec![DestinationOutput::Refuse(over)])
         }
         // The source says it again, and is answered then.
-        DestinationInput::Commit(_)
-        | DestinationInput::Abandon(_)
-        | DestinationInput::Offered(_) => (DestinationState::Discarding, Vec::new()),
+        DestinationInput::Commit { .. }
+        | DestinationInput::Abandon
+        | DestinationInput::Released => (DestinationState::Discarding, Vec::new()),
     }
 }
 
-/// In a state that nothing leaves: a commit is answered, a decision refused.
-fn answered(input: &DestinationInput, answer: Say, over: &'static str) -> Vec<DestinationOutput> {
+/// In a state that nothing leaves: a commit is answered, a decision refused, and a source that has
+/// no more to ask is taken at its word.
+fn answered(input: DestinationInput, answer: Say, over: &'static str) -> Vec<DestinationOutput> {
     match input {
-        DestinationInput::Commit(_) => vec![DestinationOutput::Send(answer)],
+        DestinationInput::Commit { .. } => vec![DestinationOutput::Send(answer)],
+        DestinationInput::Abandon if answer == Say::Running => Vec::new(),
+        DestinationInput::Abandon | DestinationInput::Released => vec![DestinationOutput::Forget],
         DestinationInput::Resolve(_) => {
             vec![DestinationOutput::Refuse(Refusal::Over { over })]
         }
-        DestinationInput::Abandon(_)
-        | DestinationInput::Offered(_)
-        | DestinationInput::JournalWritten
-        | DestinationInput::JournalFailed => Vec::new(),
+        DestinationInput::JournalWritten | DestinationInput::JournalFailed => Vec::new(),
     }
 }

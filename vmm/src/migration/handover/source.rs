@@ -1,13 +1,15 @@
 //! The source's half of a handover.
 
-use super::{Refusal, Resolution, Say, Step};
-use crate::migration::message::{NotRunning, Reason, Transfer};
+use super::step::{Refusal, Resolution, Step};
+use crate::migration::wire::{NotRunning, Reason, Say, Secret, Transfer, Word};
 
 /// The source's half.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Source {
     /// Which handover this is.
     pub transfer: Transfer,
+    /// What proves that a word is about it.
+    pub secret: Secret,
     /// Where it stands.
     pub state: SourceState,
 }
@@ -24,12 +26,21 @@ pub enum SourceState {
     },
     /// `committed` is on disk, and the destination has not said that it runs the guest.
     InDoubt(Doubt),
-    /// A person decided to keep the guest here; `kept` is being written.
-    Keeping(Doubt),
+    /// The guest stays here; `kept` is being written.
+    Keeping(Doubt, By),
     /// The guest runs here.
     Resumed,
-    /// The guest is the destination's.
-    Released,
+    /// Nothing of the guest is left here; `released` is being written, or was.
+    Released(By),
+}
+
+/// Who has ended the source's doubt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum By {
+    /// The destination has said what became of the guest.
+    Destination,
+    /// A person has decided; the destination may still have a question.
+    Person,
 }
 
 /// What a source in doubt knows.
@@ -47,11 +58,11 @@ pub struct Doubt {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum SourceInput {
     /// The destination said [`Say::Prepared`].
-    Prepared(Transfer),
+    Prepared,
     /// The destination said [`Say::Running`].
-    Running(Transfer),
+    Running,
     /// The destination said [`Say::NotRunning`].
-    NotRunning(Transfer, NotRunning),
+    NotRunning(NotRunning),
     /// There is a new connection to the destination.
     Connected,
     /// The connection broke, or nothing came before its deadline.
@@ -86,6 +97,8 @@ pub enum SourceOutput {
     SendFinish,
     /// Free the guest.
     TearDown,
+    /// Nobody will ask the journal about this transfer any more.
+    Forget,
     /// Tell who asked.
     Refuse(Refusal),
 }
@@ -93,58 +106,76 @@ pub enum SourceOutput {
 impl Source {
     /// The guest is paused and all of it is sent.
     #[must_use]
-    pub fn new(transfer: Transfer) -> Self {
-        Self { transfer, state: SourceState::Waiting }
+    pub fn new(transfer: Transfer, secret: Secret) -> Self {
+        Self { transfer, secret, state: SourceState::Waiting }
     }
 
     /// After a crash, which has lost the guest: what is left to do for a transfer whose last step
     /// in the journal is `last`. `None`: nothing.
     #[must_use]
-    pub fn recovered(transfer: Transfer, last: Step) -> Option<Self> {
+    pub fn recovered(transfer: Transfer, secret: Secret, last: Step) -> Option<Self> {
         let doubt = Doubt { connected: false, answer: None, guest_here: false };
         let state = SourceState::InDoubt(doubt);
-        (last == Step::Committed).then_some(Self { transfer, state })
+        (last == Step::Committed).then_some(Self { transfer, secret, state })
+    }
+
+    /// What a word means to the source: nothing, unless it is its destination's on this transfer.
+    #[must_use]
+    pub fn hear(&self, word: &Word) -> Option<SourceInput> {
+        if word.transfer != self.transfer || !word.is_proven(&self.secret) {
+            return None;
+        }
+        match word.say {
+            Say::Prepared => Some(SourceInput::Prepared),
+            Say::Running => Some(SourceInput::Running),
+            Say::NotRunning(because) => Some(SourceInput::NotRunning(because)),
+            // Our own, thrown back.
+            Say::Commit { .. } | Say::Abandon(_) | Say::Released => None,
+        }
+    }
+
+    /// What is said to the destination, as it must travel to count.
+    #[must_use]
+    pub fn word(&self, say: Say) -> Word {
+        Word::new(&self.secret, self.transfer, say)
     }
 
     /// Whether only the destination's answer, or a person, can tell who owns the guest.
     #[must_use]
     pub fn is_in_doubt(&self) -> bool {
-        matches!(self.state, SourceState::InDoubt(_) | SourceState::Keeping(_))
+        matches!(self.state, SourceState::InDoubt(_) | SourceState::Keeping(..))
     }
 
     /// The next state, and what to do in this order.
     #[must_use]
     pub fn on(self, input: SourceInput) -> (Self, Vec<SourceOutput>) {
-        let transfer = self.transfer;
         let (state, outputs) = match self.state {
-            SourceState::Waiting => waiting(transfer, input),
-            SourceState::Committing { connected } => committing(transfer, connected, &input),
-            SourceState::InDoubt(doubt) => in_doubt(transfer, doubt, &input),
-            SourceState::Keeping(doubt) => keeping(transfer, doubt, &input),
+            SourceState::Waiting => waiting(input),
+            SourceState::Committing { connected } => committing(connected, &input),
+            SourceState::InDoubt(doubt) => in_doubt(doubt, &input),
+            SourceState::Keeping(doubt, by) => keeping(doubt, by, &input),
             SourceState::Resumed => (self.state, over(&input, "the guest runs here")),
-            SourceState::Released => (self.state, over(&input, "the destination owns the guest")),
+            SourceState::Released(by) => (self.state, released(by, &input)),
         };
-        (Self { transfer, state }, outputs)
+        (Self { state, ..self }, outputs)
     }
 }
 
 type SourceStep = (SourceState, Vec<SourceOutput>);
 
-fn waiting(transfer: Transfer, input: SourceInput) -> SourceStep {
+fn waiting(input: SourceInput) -> SourceStep {
     match input {
-        SourceInput::Prepared(prepared) if prepared == transfer => {
+        SourceInput::Prepared => {
             let committing = SourceState::Committing { connected: true };
             (committing, vec![SourceOutput::WriteJournal(Step::Committed)])
         }
-        SourceInput::Abort(reason) => resume(transfer, reason),
-        SourceInput::ConnectionLost => resume(transfer, Reason::new("the connection was lost")),
+        SourceInput::Abort(reason) => resume(reason),
+        SourceInput::ConnectionLost => resume(Reason::new("the connection was lost")),
         SourceInput::Resolve(_) => {
             (SourceState::Waiting, vec![SourceOutput::Refuse(Refusal::NotInDoubt)])
         }
-        // Of another attempt, or repeated.
-        SourceInput::Prepared(_)
-        | SourceInput::Running(_)
-        | SourceInput::NotRunning(..)
+        SourceInput::Running
+        | SourceInput::NotRunning(_)
         | SourceInput::Connected
         | SourceInput::Retry
         | SourceInput::JournalWritten
@@ -152,97 +183,112 @@ fn waiting(transfer: Transfer, input: SourceInput) -> SourceStep {
     }
 }
 
-/// Nothing is committed: the guest is ours. It runs first; telling the destination can fail.
-fn resume(transfer: Transfer, reason: Reason) -> SourceStep {
+/// The guest is ours. It runs first; telling the destination can fail.
+fn resume(reason: Reason) -> SourceStep {
     let outputs = vec![
         SourceOutput::SendCancel,
         SourceOutput::ResumeGuest,
-        SourceOutput::Send(Say::Abandon(transfer, reason)),
+        SourceOutput::Send(Say::Abandon(reason)),
     ];
     (SourceState::Resumed, outputs)
 }
 
-fn committing(transfer: Transfer, connected: bool, input: &SourceInput) -> SourceStep {
+fn committing(connected: bool, input: &SourceInput) -> SourceStep {
     let stay = |connected| SourceState::Committing { connected };
     match input {
         SourceInput::JournalWritten => {
             let doubt = Doubt { connected, answer: None, guest_here: true };
-            let next = if connected {
-                SourceOutput::Send(Say::Commit(transfer))
-            } else {
-                SourceOutput::Reconnect
-            };
+            let next = if connected { commit(doubt) } else { SourceOutput::Reconnect };
             (SourceState::InDoubt(doubt), vec![next])
         }
-        SourceInput::JournalFailed => {
-            resume(transfer, Reason::new("the source could not write its journal"))
-        }
+        SourceInput::JournalFailed => resume(Reason::new("the source could not write its journal")),
         SourceInput::ConnectionLost => (stay(false), Vec::new()),
         SourceInput::Connected => (stay(true), Vec::new()),
         SourceInput::Abort(_) => (stay(connected), vec![SourceOutput::Refuse(Refusal::Committed)]),
         SourceInput::Resolve(_) => {
             (stay(connected), vec![SourceOutput::Refuse(Refusal::NotInDoubt)])
         }
-        SourceInput::Prepared(_)
-        | SourceInput::Running(_)
-        | SourceInput::NotRunning(..)
+        SourceInput::Prepared
+        | SourceInput::Running
+        | SourceInput::NotRunning(_)
         | SourceInput::Retry => (stay(connected), Vec::new()),
     }
 }
 
-fn in_doubt(transfer: Transfer, doubt: Doubt, input: &SourceInput) -> SourceStep {
+fn commit(doubt: Doubt) -> SourceOutput {
+    SourceOutput::Send(Say::Commit { is_last: !doubt.guest_here })
+}
+
+fn in_doubt(doubt: Doubt, input: &SourceInput) -> SourceStep {
     let stay = |doubt, outputs| (SourceState::InDoubt(doubt), outputs);
-    let commit = || vec![SourceOutput::Send(Say::Commit(transfer))];
     match input {
-        SourceInput::Running(running) if *running == transfer => release(doubt),
-        SourceInput::NotRunning(named, because) if *named == transfer => {
-            stay(Doubt { answer: Some(*because), ..doubt }, Vec::new())
-        }
-        SourceInput::Connected => stay(Doubt { connected: true, ..doubt }, commit()),
-        SourceInput::Retry if doubt.connected => stay(doubt, commit()),
+        SourceInput::Running => release(doubt, By::Destination),
+        SourceInput::NotRunning(because) => answered(doubt, *because),
+        SourceInput::Connected => stay(Doubt { connected: true, ..doubt }, vec![commit(doubt)]),
+        SourceInput::Retry if doubt.connected => stay(doubt, vec![commit(doubt)]),
         SourceInput::ConnectionLost => {
             stay(Doubt { connected: false, ..doubt }, vec![SourceOutput::Reconnect])
         }
         SourceInput::Abort(_) => stay(doubt, vec![SourceOutput::Refuse(Refusal::Committed)]),
-        SourceInput::Resolve(Resolution::Keep) if doubt.guest_here => {
-            (SourceState::Keeping(doubt), vec![SourceOutput::WriteJournal(Step::Kept)])
-        }
+        SourceInput::Resolve(Resolution::Keep) if doubt.guest_here => keep(doubt, By::Person),
         SourceInput::Resolve(Resolution::Keep) => {
             stay(doubt, vec![SourceOutput::Refuse(Refusal::GuestGone)])
         }
-        SourceInput::Resolve(Resolution::Discard) => release(doubt),
-        SourceInput::Running(_)
-        | SourceInput::NotRunning(..)
-        | SourceInput::Prepared(_)
+        SourceInput::Resolve(Resolution::Discard) => release(doubt, By::Person),
+        SourceInput::Prepared
         | SourceInput::Retry
         | SourceInput::JournalWritten
         | SourceInput::JournalFailed => stay(doubt, Vec::new()),
     }
 }
 
-/// The guest is the destination's. The journal comes last: who reads `released` must find that
+/// The destination does not run the guest.
+fn answered(doubt: Doubt, because: NotRunning) -> SourceStep {
+    let doubt = Doubt { answer: Some(because), ..doubt };
+    match because {
+        // It has no copy: ours is the last, and nothing newer has ever run.
+        NotRunning::GivenBack | NotRunning::Discarded if doubt.guest_here => {
+            keep(doubt, By::Destination)
+        }
+        // There is no copy anywhere.
+        NotRunning::GivenBack | NotRunning::Discarded => release(doubt, By::Destination),
+        NotRunning::Crashed if !doubt.guest_here => release(doubt, By::Destination),
+        // What is here is older than what ran there: that loss is for a person to see.
+        NotRunning::Crashed | NotRunning::JournalFailed => {
+            (SourceState::InDoubt(doubt), Vec::new())
+        }
+    }
+}
+
+fn keep(doubt: Doubt, by: By) -> SourceStep {
+    (SourceState::Keeping(doubt, by), vec![SourceOutput::WriteJournal(Step::Kept)])
+}
+
+/// The guest is not ours any more. The journal comes last: who reads `released` must find that
 /// nothing can run here any more, and without it the commit is only said once more.
-fn release(doubt: Doubt) -> SourceStep {
+fn release(doubt: Doubt, by: By) -> SourceStep {
     let mut outputs = Vec::new();
     if doubt.guest_here {
         outputs.extend([SourceOutput::SendFinish, SourceOutput::TearDown]);
     }
     outputs.push(SourceOutput::WriteJournal(Step::Released));
-    (SourceState::Released, outputs)
+    (SourceState::Released(by), outputs)
 }
 
-fn keeping(transfer: Transfer, doubt: Doubt, input: &SourceInput) -> SourceStep {
-    let stay = |doubt| (SourceState::Keeping(doubt), Vec::new());
+fn keeping(doubt: Doubt, by: By, input: &SourceInput) -> SourceStep {
+    let stay = |doubt| (SourceState::Keeping(doubt, by), Vec::new());
     match input {
         SourceInput::JournalWritten => {
-            (SourceState::Resumed, vec![SourceOutput::SendCancel, SourceOutput::ResumeGuest])
+            let (resumed, mut outputs) = resume(Reason::new("the source keeps the guest"));
+            outputs.push(SourceOutput::Forget);
+            (resumed, outputs)
         }
         SourceInput::JournalFailed => {
             (SourceState::InDoubt(doubt), vec![SourceOutput::Refuse(Refusal::Journal)])
         }
         // It runs there after all, and the guest has not been resumed here yet.
-        SourceInput::Running(running) if *running == transfer => {
-            let (state, mut outputs) = release(doubt);
+        SourceInput::Running => {
+            let (state, mut outputs) = release(doubt, By::Destination);
             let over = "the destination owns the guest";
             outputs.push(SourceOutput::Refuse(Refusal::Over { over }));
             (state, outputs)
@@ -250,12 +296,19 @@ fn keeping(transfer: Transfer, doubt: Doubt, input: &SourceInput) -> SourceStep 
         SourceInput::Connected => stay(Doubt { connected: true, ..doubt }),
         SourceInput::ConnectionLost => stay(Doubt { connected: false, ..doubt }),
         SourceInput::Abort(_) | SourceInput::Resolve(_) => {
-            (SourceState::Keeping(doubt), vec![SourceOutput::Refuse(Refusal::Committed)])
+            (SourceState::Keeping(doubt, by), vec![SourceOutput::Refuse(Refusal::Committed)])
         }
-        SourceInput::Running(_)
-        | SourceInput::NotRunning(..)
-        | SourceInput::Prepared(_)
-        | SourceInput::Retry => stay(doubt),
+        SourceInput::NotRunning(_) | SourceInput::Prepared | SourceInput::Retry => stay(doubt),
+    }
+}
+
+/// A destination that a person has decided about finds out by our journal.
+fn released(by: By, input: &SourceInput) -> Vec<SourceOutput> {
+    match (input, by) {
+        (SourceInput::JournalWritten, By::Destination) => {
+            vec![SourceOutput::Send(Say::Released), SourceOutput::Forget]
+        }
+        _ => over(input, "the destination owns the guest"),
     }
 }
 

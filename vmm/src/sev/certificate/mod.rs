@@ -180,7 +180,7 @@ impl Certificate {
         self.body.usage
     }
 
-    /// The firmware API version of whoever made it: major, minor.
+    /// The API version of the firmware that made it: major, minor.
     #[must_use]
     pub fn api(&self) -> (u8, u8) {
         (self.body.api_major, self.body.api_minor)
@@ -199,7 +199,7 @@ impl Certificate {
         self.key(PublicKeyUse::signing(self.usage()))
     }
 
-    /// Fills the first empty signature slot with the signature of `signer`, who is known by `usage`.
+    /// Fills the first empty signature slot with the signature of `signer`, whose key has this `usage`.
     ///
     /// # Errors
     /// [`BadCertificate::Full`] if both slots are in use; [`BadCertificate::Signing`].

@@ -8,9 +8,11 @@
 //!
 //! The guest goes on running while it is being sent.
 
+use kvm_bindings::kvm_enc_region;
 use thiserror::Error;
 use zerocopy::{FromZeros, IntoBytes};
 
+use super::Status;
 use super::abi;
 use super::certificate::Certificate;
 use super::command::{Command, CommandError, Vm, address_of_mut, blob};
@@ -19,12 +21,7 @@ use super::measurement::Measurement;
 use super::packet::HEADER_LEN;
 use super::session::{SESSION_LEN, Session};
 use super::target::PlatformCertificates;
-use crate::page::PAGE_SIZE;
-
-/// Bytes of a page, for buffers.
-pub const PAGE_LEN: usize = 4096;
-
-const _: () = assert!(PAGE_LEN as u64 == PAGE_SIZE);
+use crate::page::{PAGE_LEN, PAGE_SIZE};
 
 /// What the target's firmware needs to take the guest; goes to `RECEIVE_START`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,6 +104,8 @@ fn check_header_length(vm: &Vm) -> Result<(), SendError> {
     let mut query = abi::Packet::default();
     vm.query(Command::SEND_UPDATE_DATA, &mut query).map_err(SendError::Query)?;
     match query.hdr_len {
+        // A firmware that fills in nothing: the headers of all that are known have this length.
+        0 => Ok(()),
         len if len as usize == HEADER_LEN => Ok(()),
         len => Err(SendError::Length { what: "packet header", len }),
     }
@@ -154,6 +153,29 @@ impl Sending {
             .map_err(|cause| SendError::Seal { address, cause })
     }
 
+    /// Makes the kernel write back the caches of all CPUs that may have run the guest: it does so when
+    /// memory that was pinned for a guest is let go, so a page of ours is pinned for a moment.
+    ///
+    /// `SEND_UPDATE_DATA` is the one command that reads guest memory for which the kernel flushes
+    /// nothing, and before Milan caches are not coherent between the views of a page.
+    ///
+    /// # Errors
+    /// [`SendError::WriteBack`].
+    pub fn write_back_caches(&self) -> Result<(), SendError> {
+        let mut spare = vec![0_u8; 2 * PAGE_LEN];
+        let address = address_of_mut(spare.as_mut_slice()).next_multiple_of(PAGE_SIZE);
+        let region = kvm_enc_region { addr: address, size: PAGE_SIZE };
+        let refused =
+            |command, errno| SendError::WriteBack(CommandError { command, errno, status: None });
+        let platform = self.vm.platform.as_ref();
+        platform
+            .register_region(&region)
+            .map_err(|errno| refused("KVM_MEMORY_ENCRYPT_REG_REGION", errno))?;
+        platform
+            .unregister_region(&region)
+            .map_err(|errno| refused("KVM_MEMORY_ENCRYPT_UNREG_REGION", errno))
+    }
+
     /// `SEND_CANCEL`: the guest is as before `SEND_START`, and the target can open nothing more.
     ///
     /// # Errors
@@ -183,6 +205,23 @@ impl Sending {
     /// [`StatusError`].
     pub fn status(&self) -> Result<GuestStatus, StatusError> {
         guest_status(&self.vm)
+    }
+}
+
+impl SendError {
+    /// Whether the firmware does not know the command, which it will not learn.
+    #[must_use]
+    pub fn is_unknown_command(&self) -> bool {
+        let (Self::Start(cause)
+        | Self::Query(cause)
+        | Self::Seal { cause, .. }
+        | Self::WriteBack(cause)
+        | Self::Cancel(cause)
+        | Self::Finish(cause)) = self
+        else {
+            return false;
+        };
+        cause.status() == Some(Status::INVALID_COMMAND)
     }
 }
 
@@ -237,6 +276,9 @@ pub enum SendError {
         #[source]
         cause: CommandError,
     },
+    /// A page of ours, pinned and let go.
+    #[error("writing back the caches of all CPUs")]
+    WriteBack(#[source] CommandError),
     /// `SEND_CANCEL`.
     #[error("cancelling the transfer at the firmware")]
     Cancel(#[source] CommandError),

@@ -1,5 +1,6 @@
 //! A guest's pages from one software host to another.
 
+use std::error::Error as _;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -14,6 +15,7 @@ use crate::sev::abi::GuestState;
 use crate::sev::launch::Launched;
 use crate::sev::receive::{ReceiveError, Receiving};
 use crate::sev::software::fixture::{Fixture, RAM_LEN};
+use crate::sev::software::{Identity, Model};
 use crate::sev::target::verify_target;
 use crate::sev::{Errno, Platform, Policy, Status};
 
@@ -144,6 +146,8 @@ struct Script {
     /// Refused with `HW_PLATFORM`, once.
     refuse: Option<u32>,
     done: Vec<u32>,
+    /// Pinned, or let go.
+    regions: Vec<(bool, kvm_enc_region)>,
 }
 
 impl Platform for Unreliable {
@@ -161,12 +165,71 @@ impl Platform for Unreliable {
     }
 
     fn register_region(&self, region: &kvm_enc_region) -> Result<(), Errno> {
+        self.script.lock().unwrap().regions.push((true, *region));
         self.platform.register_region(region)
     }
 
     fn unregister_region(&self, region: &kvm_enc_region) -> Result<(), Errno> {
+        self.script.lock().unwrap().regions.push((false, *region));
         self.platform.unregister_region(region)
     }
+}
+
+/// The guest, whose commands are recorded from now on.
+fn recorded(mut launched: Launched) -> (Launched, Arc<Mutex<Script>>) {
+    let script = Arc::new(Mutex::new(Script::default()));
+    let Vm { platform, sev_fd } = launched.vm;
+    let platform = Box::new(Unreliable { platform, script: Arc::clone(&script) });
+    launched.vm = Vm { platform, sev_fd };
+    (launched, script)
+}
+
+/// Two hosts, the first of this kind.
+fn pair_from(model: Model) -> Pair {
+    let source = Fixture::modelled(Identity::ephemeral().unwrap(), model);
+    Pair { source, target: Fixture::new() }
+}
+
+/// A firmware that does not say how long packets are makes such as all others do, and the guest moves.
+#[test]
+fn a_firmware_that_tells_no_lengths_sends() {
+    let pair = pair_from(Model { tells_packet_lengths: false, ..Model::default() });
+    pair.source.guest_writes(0, &page_of(1));
+    let sending = pair.send(pair.source.launched(Policy::default()));
+    let receiving = pair.receive(&sending);
+    pair.open(&receiving, 0, &pair.seal(&sending, 0)).unwrap();
+    assert_eq!(pair.target.guest_sees(0, PAGE_LEN), page_of(1));
+}
+
+/// A firmware that does not know `SEND_CANCEL` is named, is told from one that fails once, and leaves a guest that
+/// may run.
+#[test]
+fn a_firmware_that_cannot_cancel_is_named() {
+    for (failure, unknown) in [("SEND_CANCEL:1:unknown", true), ("SEND_CANCEL:1", false)] {
+        let failure = Some(failure.parse().unwrap());
+        let pair = pair_from(Model { failure, ..Model::default() });
+        let sending = pair.send(pair.source.launched(Policy::default()));
+        let NotCancelled { sending, cause } = sending.cancel().unwrap_err();
+        assert_eq!(cause.is_unknown_command(), unknown);
+        let text = cause.source().unwrap().to_string();
+        let named =
+            text.contains("KVM_SEV_SEND_CANCEL") && text.contains("does not know the command");
+        assert_eq!(named, unknown, "{text}");
+        assert_eq!(sending.status().unwrap().state, GuestState::SendUpdate);
+        assert_eq!(sending.cancel().is_err(), unknown);
+    }
+}
+
+/// Caches are written back by pinning one page that is no guest's, and letting it go.
+#[test]
+fn caches_are_written_back_by_letting_a_page_go() {
+    let pair = Pair::new();
+    let (launched, script) = recorded(pair.source.launched(Policy::default()));
+    let sending = pair.send(launched);
+    sending.write_back_caches().unwrap();
+    let [(true, pinned), (false, gone)] = script.lock().unwrap().regions[..] else { panic!() };
+    assert_eq!((pinned, pinned.size, pinned.addr % PAGE_SIZE), (gone, PAGE_SIZE, 0));
+    assert!(!(pair.source.ram..pair.source.ram + RAM_LEN).contains(&pinned.addr));
 }
 
 /// A refusal at any step before the end leaves a guest that runs and can be sent again.
@@ -174,12 +237,8 @@ impl Platform for Unreliable {
 fn a_refusal_at_any_step_gives_the_guest_back() {
     let pair = Pair::new();
     let (own, to) = (pair.source.certificates(), pair.target.certificates());
-    let mut launched = pair.source.launched(Policy::default());
-    let script = Arc::new(Mutex::new(Script::default()));
-    let Vm { platform, sev_fd } = launched.vm;
-    let platform = Box::new(Unreliable { platform, script: Arc::clone(&script) });
-    launched.vm = Vm { platform, sev_fd };
-    let refuse = |id| *script.lock().unwrap() = Script { refuse: Some(id), done: Vec::new() };
+    let (launched, script) = recorded(pair.source.launched(Policy::default()));
+    let refuse = |id| *script.lock().unwrap() = Script { refuse: Some(id), ..Script::default() };
     let done = || script.lock().unwrap().done.clone();
 
     refuse(SEND_START);

@@ -1,19 +1,27 @@
 //! The software platform's `/dev/sev`.
 
 use std::fs::File;
+use std::io::Error as IoError;
+use std::mem::replace;
 use std::os::fd::AsRawFd;
 
 use zerocopy::IntoBytes;
 
 use crate::sev::abi::{self, BLOB_LEN_MAX, CHAIN_LEN, SevIssueCmd, device_command, length};
 use crate::sev::certificate::CERTIFICATE_LEN;
+use crate::sev::measurement::FirmwareVersion;
 use crate::sev::{Errno, SevDevice, Status};
 
-use super::firmware::VERSION;
+use super::host::{HostState, SoftwareHost};
 use super::identity::ID_LEN;
-use super::{HostState, SoftwareHost, user_memory};
+use super::model::Model;
+use super::user_memory;
 
-/// Platform states as `PLATFORM_STATUS` numbers them: no guest, or at least one.
+/// The first firmware API that knows `GET_ID2`; the kernel looks before it asks.
+const GET_ID2_API: (u8, u8) = (0, 16);
+
+/// Platform states as `PLATFORM_STATUS` numbers them: not initialised, no guest, or at least one.
+const STATE_UNINIT: u8 = 0;
 const STATE_INIT: u8 = 1;
 const STATE_WORKING: u8 = 2;
 
@@ -24,9 +32,15 @@ pub struct SoftwareDevice {
     placeholder: File,
 }
 
-impl SoftwareDevice {
-    pub(super) fn new(host: SoftwareHost, placeholder: File) -> Self {
-        Self { host, placeholder }
+impl SoftwareHost {
+    /// Opens this machine's `/dev/sev`.
+    ///
+    /// # Errors
+    /// If the process has no descriptor left: one is held so that its number is nobody else's.
+    pub fn open_device(&self) -> Result<SoftwareDevice, IoError> {
+        let placeholder = File::open("/dev/null")?;
+        self.lock().devices.insert(placeholder.as_raw_fd());
+        Ok(SoftwareDevice { host: self.clone(), placeholder })
     }
 }
 
@@ -39,10 +53,21 @@ impl Drop for SoftwareDevice {
 impl SevDevice for SoftwareDevice {
     fn issue(&self, command: &mut SevIssueCmd) -> Result<(), Errno> {
         self.host.mailbox.wait();
-        let host = self.host.lock();
+        let (mut host, model) = (self.host.lock(), &self.host.model);
+        host.firmware(self.fd())?;
+        let FirmwareVersion { major, minor, .. } = model.firmware;
         let answer = match command.cmd {
-            device_command::PLATFORM_STATUS => platform_status(&host, command.data),
-            device_command::PDH_CERT_EXPORT => export_pdh(&host, command.data),
+            device_command::PLATFORM_STATUS => platform_status(&host, model, command.data),
+            device_command::PDH_CERT_EXPORT => {
+                // The kernel initialises a platform to be told this.
+                let was_initialised = replace(&mut host.is_initialised, true);
+                let answer = export_pdh(&host, command.data);
+                host.is_initialised = was_initialised || !model.kernel.shuts_down_again();
+                answer
+            }
+            device_command::GET_ID2 if (major, minor) < GET_ID2_API => {
+                return Err(Errno::ENOTSUPP);
+            }
             device_command::GET_ID2 => export_id(&host, command.data),
             _ => return Err(Errno::EINVAL),
         };
@@ -64,7 +89,7 @@ impl SevDevice for SoftwareDevice {
     }
 }
 
-/// Who refused a command: only the firmware's word goes into `error`.
+/// What refused a command: only the firmware's word goes into `error`.
 enum Refusal {
     Kernel(Errno),
     Firmware(Status),
@@ -76,15 +101,20 @@ impl From<Errno> for Refusal {
     }
 }
 
-fn platform_status(host: &HostState, address: u64) -> Result<(), Refusal> {
+fn platform_status(host: &HostState, model: &Model, address: u64) -> Result<(), Refusal> {
     let guests = host.firmware.guest_count();
+    let FirmwareVersion { major: api_major, minor: api_minor, build } = model.firmware;
     let status = abi::PlatformStatus {
-        api_major: VERSION.major,
-        api_minor: VERSION.minor,
-        state: if guests == 0 { STATE_INIT } else { STATE_WORKING },
+        api_major,
+        api_minor,
+        state: match (host.is_initialised, guests) {
+            (false, _) => STATE_UNINIT,
+            (true, 0) => STATE_INIT,
+            (true, _) => STATE_WORKING,
+        },
         // Self-owned, without SEV-ES.
         flags: 0,
-        build: VERSION.build,
+        build,
         guest_count: u32::try_from(guests).unwrap_or(u32::MAX),
     };
     Ok(user_memory::write_value(address, &status)?)
@@ -131,7 +161,9 @@ mod tests {
     use crate::sev::certificate::Certificate;
     use crate::sev::command::address_of_mut;
     use crate::sev::device::{chip_id, export_pdh, platform_status};
-    use crate::sev::software::Identity;
+    use crate::sev::endorsement::cek_address;
+    use crate::sev::software::model::VERSION;
+    use crate::sev::software::{Identity, Model};
 
     const UNTOUCHED: u32 = 0xdead_beef;
     const BAD_ADDRESS: u64 = 0xdead_0000_0000;
@@ -191,6 +223,43 @@ mod tests {
         let mut export = good;
         assert_eq!(run(device_command::PDH_CERT_EXPORT, &mut export), (Ok(()), 0));
         Certificate::decode(&pdh).unwrap().diffie_hellman_key().unwrap();
+    }
+
+    fn device_of(model: Model) -> SoftwareDevice {
+        SoftwareHost::modelled(Identity::ephemeral().unwrap(), model).open_device().unwrap()
+    }
+
+    /// A firmware before API 0.16 has no `GET_ID2`, and the kernel's answer names what to do; the address of
+    /// the signed CEK is then told without the chip's identifier.
+    #[test]
+    fn an_old_firmware_has_no_chip_id() {
+        for (minor, has_id) in [(15, false), (16, true)] {
+            let firmware = FirmwareVersion { major: 0, minor, build: 1 };
+            let device = device_of(Model { firmware, ..Model::default() });
+            assert_eq!(platform_status(&device).unwrap().version, firmware);
+            match chip_id(&device) {
+                Ok(id) => assert!(has_id && id.len() == ID_LEN),
+                Err(refused) => {
+                    assert!(!has_id && refused.errno() == Errno(524), "{refused}");
+                    let text = refused.to_string();
+                    assert!(text.contains("ENOTSUPP") && text.contains("update"), "{text}");
+                    let address = cek_address(&device);
+                    assert!(address.ends_with("<the chip's identifier>"), "{address}");
+                }
+            }
+        }
+    }
+
+    /// Asking for certificates initialises a platform, and newer kernels shut it down again.
+    #[test]
+    fn exporting_initialises_a_platform() {
+        for (kernel, stays) in [("6.14", true), ("6.15", false)] {
+            let kernel = kernel.parse().unwrap();
+            let device = device_of(Model { is_initialised: false, kernel, ..Model::default() });
+            assert!(!platform_status(&device).unwrap().is_initialised);
+            export_pdh(&device).unwrap();
+            assert_eq!(platform_status(&device).unwrap().is_initialised, stays, "{kernel}");
+        }
     }
 
     /// Unknown commands and bad addresses are the kernel's to refuse.

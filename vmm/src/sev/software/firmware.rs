@@ -9,7 +9,7 @@ use zerocopy::FromBytes;
 
 use crate::sev::abi::{CHAIN_LEN, GuestState};
 use crate::sev::certificate::{CERTIFICATE_LEN, Certificate, Chain};
-use crate::sev::measurement::{AttestationReport, FirmwareVersion, REPORT_LEN};
+use crate::sev::measurement::{AttestationReport, REPORT_LEN};
 use crate::sev::session::{SESSION_LEN, Session, SharedSecret, TransportKeys};
 use crate::sev::target::{PlatformCertificates, RefusedTarget, Source, check_target};
 use crate::sev::vendor::{Root, VendorChain};
@@ -17,10 +17,8 @@ use crate::sev::{Policy, Status};
 
 use super::guest::Guest;
 use super::identity::Identity;
+use super::model::VERSION;
 use super::transfer::Transfer;
-
-/// The API version that this model follows; the newest for plain SEV.
-pub(super) const VERSION: FirmwareVersion = FirmwareVersion { major: 1, minor: 55, build: 1 };
 
 /// Most guests that the firmware keeps.
 const GUESTS_MAX: usize = 4096;

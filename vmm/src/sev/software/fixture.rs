@@ -10,7 +10,9 @@ use crate::sev::launch::{Initialised, Launched};
 use crate::sev::target::PlatformCertificates;
 use crate::sev::{Platform, Policy, SevDevice};
 
-use super::{Identity, SoftwareDevice, SoftwareHost, SoftwarePlatform, user_memory, vendor_chain};
+use super::{
+    Identity, Model, SoftwareDevice, SoftwareHost, SoftwarePlatform, user_memory, vendor_chain,
+};
 
 /// Bytes of RAM.
 pub(crate) const RAM_LEN: u64 = 8 * PAGE_SIZE;
@@ -46,22 +48,35 @@ impl Fixture {
         Self::with(Identity::of_api(oca, api).unwrap(), RAM_LEN)
     }
 
+    /// A host of another kind.
+    pub(crate) fn modelled(identity: Identity, model: Model) -> Self {
+        Self::modelled_with_ram(identity, model, RAM_LEN)
+    }
+
+    /// The same, whose guest has so many bytes of RAM.
+    pub(crate) fn modelled_with_ram(identity: Identity, model: Model, bytes: u64) -> Self {
+        Self::on(SoftwareHost::modelled(identity, model), bytes)
+    }
+
     fn with(identity: Identity, bytes: u64) -> Self {
-        let host = SoftwareHost::new(identity);
+        Self::on(SoftwareHost::new(identity), bytes)
+    }
+
+    fn on(host: SoftwareHost, bytes: u64) -> Self {
         let device = host.open_device().unwrap();
         let (memory, view) = GuestRam::split(RamLayout::new(bytes).unwrap(), 47).unwrap();
         let (ram, _len) = memory.mappings().next().unwrap();
         Self { host, device, ram, view, memory: Arc::new(memory) }
     }
 
-    /// A VM without SEV yet.
+    /// A VM without SEV yet; what is to fail does not.
     pub(crate) fn platform(&self) -> SoftwarePlatform {
         self.host.new_vm(self.view.clone())
     }
 
     /// [`Fixture::platform`] as launches take it.
     pub(crate) fn boxed(&self) -> Box<dyn Platform> {
-        Box::new(self.platform())
+        self.host.new_platform(self.view.clone())
     }
 
     pub(crate) fn fd(&self) -> i32 {

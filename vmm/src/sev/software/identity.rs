@@ -1,8 +1,8 @@
 //! A software platform's identity: its keys and certificates, kept in a directory or forgotten.
 
 use std::fmt::{Debug, Formatter, Result as FmtResult};
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{Error as IoError, ErrorKind, Read, Write};
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{Error as IoError, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process;
@@ -16,9 +16,10 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::sev::certificate::{BadCertificate, Certificate, Chain, PublicKeyUse, Usage};
 use crate::sev::rsa::WrongSignature;
-use crate::sev::session::random_secret_key;
+use crate::sev::session::{random, random_secret_key};
+use crate::stream::{PIPE_PATIENCE, read_file};
 
-use super::firmware::VERSION;
+use super::model::VERSION;
 use super::root::{sign_cek, vendor_chain};
 
 /// The file in an identity's directory.
@@ -92,7 +93,8 @@ impl Identity {
         };
         let (cek, pek, pdh) = (new_key()?, new_key()?, new_key()?);
         let mut cek_certificate = certificate(PublicKeyUse::signing(Usage::CEK), &cek, &[])?;
-        sign_cek(&mut cek_certificate)?;
+        let salt = random().map_err(IdentityError::Random)?;
+        sign_cek(&mut cek_certificate, &salt).map_err(IdentityError::Certificate)?;
         let oca_certificate =
             certificate(PublicKeyUse::signing(Usage::OCA), oca, &[(Usage::OCA, oca)])?;
         let pek_certificate = certificate(
@@ -180,10 +182,7 @@ impl Identity {
 
 /// The bytes at `path`; of a longer file than an identity has, too many by one.
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, IoError> {
-    let limit = size_of::<Stored>() as u64 + 1;
-    let mut bytes = Zeroizing::new(Vec::new());
-    File::open(path)?.take(limit).read_to_end(&mut bytes)?;
-    Ok(bytes)
+    read_file(path, size_of::<Stored>() + 1, PIPE_PATIENCE)
 }
 
 /// Puts `bytes` at `path`, whole or not at all, readable by this user only.

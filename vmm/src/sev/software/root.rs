@@ -7,10 +7,7 @@
 
 use crate::sev::certificate::{BadCertificate, Certificate, Usage};
 use crate::sev::rsa;
-use crate::sev::session::random;
 use crate::sev::vendor::VendorChain;
-
-use super::identity::IdentityError;
 
 /// ASK and ARK, 2,048 bits each.
 const CHAIN: [&[u8]; 2] = [include_bytes!("root/ask.cert"), include_bytes!("root/ark.cert")];
@@ -25,14 +22,12 @@ pub fn vendor_chain() -> VendorChain {
     VendorChain::decode(&CHAIN.concat()).expect("the software root is a chain")
 }
 
-/// Signs a software platform's CEK.
-pub(super) fn sign_cek(cek: &mut Certificate) -> Result<(), IdentityError> {
+/// Signs a software platform's CEK, with `salt` that is random.
+pub(super) fn sign_cek(cek: &mut Certificate, salt: &[u8; 32]) -> Result<(), BadCertificate> {
     let ask = vendor_chain().ask;
-    let salt = random().map_err(IdentityError::Random)?;
-    let signature = rsa::sign((ask.key().0, ASK_PRIVATE), cek.signed_bytes(), &salt)
-        .ok_or(IdentityError::Certificate(BadCertificate::VendorKey))?;
+    let signature = rsa::sign((ask.key().0, ASK_PRIVATE), cek.signed_bytes(), salt)
+        .ok_or(BadCertificate::VendorKey)?;
     cek.add_signature((Usage::ASK, ask.signature_form().1), &signature)
-        .map_err(IdentityError::Certificate)
 }
 
 #[cfg(test)]

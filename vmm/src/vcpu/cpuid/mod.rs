@@ -6,17 +6,21 @@
 
 mod comparison;
 #[cfg(test)]
+pub(crate) mod epyc;
+mod leaves;
+#[cfg(test)]
 mod tests;
 mod topology;
 mod xsave;
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
-use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
+use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 use thiserror::Error;
 
 pub use comparison::{Register, Shortfall, shortfalls};
+pub use leaves::GuestCpu;
+use leaves::{ADDRESS_SIZES, EXTENDED_FEATURES, Leaves};
 
 /// Where hypervisors describe themselves; KVM's own leaves start here.
 const KVM_SIGNATURE: u32 = 0x4000_0000;
@@ -24,10 +28,6 @@ const KVM_SIGNATURE: u32 = 0x4000_0000;
 const KVM_FEATURES: u32 = 0x4000_0001;
 /// `EAX`: the highest extended leaf.
 const EXTENDED: u32 = 0x8000_0000;
-/// Extended features.
-const EXTENDED_FEATURES: u32 = 0x8000_0001;
-/// `EAX[7:0]`: MAXPHYADDR.
-const ADDRESS_SIZES: u32 = 0x8000_0008;
 /// Nested virtualization on AMD.
 const SVM: u32 = 0x8000_000a;
 /// Memory encryption.
@@ -39,8 +39,6 @@ const MONITOR: u32 = 1 << 3;
 const VMX: u32 = 1 << 5;
 /// Leaf 1 `ECX`: the local APIC's timer can be set in TSC cycles.
 const TSC_DEADLINE: u32 = 1 << 24;
-/// Leaf 1 `ECX`: XSAVE and leaf 0xD.
-const XSAVE: u32 = 1 << 26;
 /// Leaf 1 `ECX`: the state of `CR4.OSXSAVE`, which KVM fills in as the guest sets it.
 const OSXSAVE: u32 = 1 << 27;
 /// Leaf 1 `ECX`: RDRAND.
@@ -69,19 +67,6 @@ const COHERENT: u32 = 1 << 10;
 
 /// Which C-bits can be: above every 32-bit address, and an address bit.
 const C_BITS: Range<u8> = 32..52;
-
-/// The vCPU that a table is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct GuestCpu {
-    /// Which vCPU, from 0; also its APIC id.
-    pub index: u8,
-    /// How many vCPUs; each is a core of one package.
-    pub count: u8,
-    /// The number of the C-bit; `None` for a plain VM.
-    pub c_bit: Option<u8>,
-    /// Whether KVM has `KVM_CAP_TSC_DEADLINE_TIMER`. Its CPUID never says so.
-    pub tsc_deadline: bool,
-}
 
 /// The CPUID of one vCPU, for `KVM_SET_CPUID2`; `supported` is from `KVM_GET_SUPPORTED_CPUID`.
 ///
@@ -115,7 +100,11 @@ pub fn software_c_bit(supported: &CpuId) -> Option<u8> {
 /// The C-bit of this host's processor; `None` if KVM cannot run SEV guests.
 #[must_use]
 pub fn hardware_c_bit(supported: &CpuId) -> Option<u8> {
-    let leaf = supported.as_slice().iter().find(|entry| entry.function == MEMORY_ENCRYPTION)?;
+    processor_c_bit(supported.as_slice().iter().find(|entry| entry.function == MEMORY_ENCRYPTION)?)
+}
+
+/// The C-bit in leaf 0x8000001F of a processor, if KVM may use SEV.
+fn processor_c_bit(leaf: &kvm_cpuid_entry2) -> Option<u8> {
     let [position, ..] = (leaf.ebx & 0x3f).to_le_bytes();
     (leaf.eax & SEV != 0).then_some(position).filter(|bit| C_BITS.contains(bit))
 }
@@ -177,7 +166,10 @@ fn features(leaves: &mut Leaves, cpu: &GuestCpu) {
 /// What an SEV guest sees besides.
 fn offer_sev(leaves: &mut Leaves, c_bit: u8) -> Result<(), CpuidError> {
     let [max_phys_addr, ..] = leaves.leaf(ADDRESS_SIZES).eax.to_le_bytes();
-    if !C_BITS.contains(&c_bit) || c_bit >= max_phys_addr {
+    // A processor may have its C-bit above the addresses that KVM reports (Milan: 51, of 48 bits); KVM
+    // takes that one out of the reserved bits wherever it is. Any other is an address bit or none.
+    let is_the_processors = processor_c_bit(leaves.leaf(MEMORY_ENCRYPTION)) == Some(c_bit);
+    if !C_BITS.contains(&c_bit) || (c_bit >= max_phys_addr && !is_the_processors) {
         return Err(CpuidError::CBit { c_bit, max_phys_addr });
     }
     leaves.leaf(KVM_FEATURES).eax |= PAGE_STATUS_FEATURES;
@@ -197,36 +189,10 @@ fn offer_sev(leaves: &mut Leaves, c_bit: u8) -> Result<(), CpuidError> {
     Ok(())
 }
 
-/// A CPUID table under construction, by function and sub-leaf: so its order is always the same.
-struct Leaves(BTreeMap<(u32, u32), kvm_cpuid_entry2>);
-
-impl Leaves {
-    fn find(&self, function: u32, index: u32) -> Option<&kvm_cpuid_entry2> {
-        self.0.get(&(function, index))
-    }
-
-    /// A leaf without sub-leaves, to change; zeros, if there was none.
-    fn leaf(&mut self, function: u32) -> &mut kvm_cpuid_entry2 {
-        self.0.entry((function, 0)).or_insert(kvm_cpuid_entry2 { function, ..Default::default() })
-    }
-
-    /// A sub-leaf, to change; zeros, if there was none.
-    fn sub_leaf(&mut self, function: u32, index: u32) -> &mut kvm_cpuid_entry2 {
-        let flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
-        let zeros = kvm_cpuid_entry2 { function, index, flags, ..Default::default() };
-        self.0.entry((function, index)).or_insert(zeros)
-    }
-
-    /// Removes `function` with all sub-leaves: the guest reads zeros.
-    fn remove(&mut self, function: u32) {
-        self.0.retain(|key, _| key.0 != function);
-    }
-}
-
 /// Why a guest cannot be given a CPUID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum CpuidError {
-    /// It must be within the addresses that the guest can form.
+    /// It must be within the addresses that the guest can form, or where the processor has it.
     #[error(
         "bit {c_bit} cannot be the C-bit of a guest with {max_phys_addr} physical address bits"
     )]

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::leaves::XSAVE;
 use super::*;
 
 fn entry(function: u32, index: u32, registers: [u32; 4]) -> kvm_cpuid_entry2 {
@@ -51,7 +52,7 @@ fn guest(entries: &[kvm_cpuid_entry2], cpu: &GuestCpu) -> CpuId {
     guest_cpuid(&table(entries), cpu).unwrap()
 }
 
-/// A hypervisor with a usable timer, and nothing of which the guest could make a hypervisor.
+/// A hypervisor with a usable timer, and nothing that a guest needs to be a hypervisor itself.
 #[test]
 fn every_guest_sees_kvm_and_no_nested_virtualization() {
     let cpuid = guest(&supported(), &cpu(0, 1, None));
@@ -88,6 +89,33 @@ fn hardware_says_itself_whether_caches_are_coherent() {
         assert_eq!(hardware_c_bit(&table(&entries)), Some(51));
         let cpuid = guest(&entries, &cpu(0, 1, Some(51)));
         assert_eq!(leaf(&cpuid, MEMORY_ENCRYPTION, 0), [SEV | coherent, 51 | 1 << 6, 0, 0]);
+    }
+}
+
+/// Every generation of EPYC can start a guest with its own C-bit, also Milan, which has it above all
+/// address bits; the software platform's, on the same processors, is the top address bit.
+#[test]
+fn every_epyc_has_guests_with_its_own_c_bit() {
+    for epyc in epyc::ALL {
+        let entries = epyc.of(&supported());
+        let c_bit = hardware_c_bit(&table(&entries));
+        assert_eq!(c_bit, Some(epyc.c_bit), "{}", epyc.name);
+        let cpuid = guest_cpuid(&table(&entries), &cpu(0, 1, c_bit));
+        let cpuid = cpuid.unwrap_or_else(|cause| panic!("{}: {cause}", epyc.name));
+        let coherent = if epyc.coherent { COHERENT } else { 0 };
+        let leaf_1f = leaf(&cpuid, MEMORY_ENCRYPTION, 0);
+        assert_eq!(leaf_1f, [SEV | coherent, u32::from(epyc.c_bit) | 1 << 6, 0, 0]);
+        assert_eq!(leaf(&cpuid, ADDRESS_SIZES, 0)[0] & 0xff, epyc.physical);
+
+        let software = software_c_bit(&table(&entries)).unwrap();
+        assert_eq!(u32::from(software), epyc.physical - 1, "{}", epyc.name);
+        guest(&entries, &cpu(0, 1, Some(software)));
+    }
+    // The processor's own bit may be there, and no other.
+    let milan = epyc::MILAN.of(&supported());
+    for c_bit in [48, 50, 52] {
+        let refused = guest_cpuid(&table(&milan), &cpu(0, 1, Some(c_bit))).unwrap_err();
+        assert_eq!(refused, CpuidError::CBit { c_bit, max_phys_addr: 48 });
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which processor this is, and how it relates to the others: every vCPU a core of one package.
 
-use super::{ADDRESS_SIZES, EXTENDED_FEATURES, GuestCpu, Leaves};
+use super::leaves::{ADDRESS_SIZES, EXTENDED_FEATURES, GuestCpu, Leaves};
 
 /// Leaf 1 `EDX`: the package has several logical processors.
 const HTT: u32 = 1 << 28;

@@ -3,7 +3,7 @@
 
 use kvm_bindings::kvm_cpuid_entry2;
 
-use super::{Leaves, XSAVE};
+use super::leaves::{Leaves, XSAVE};
 
 /// The leaf.
 const STATE: u32 = 0xd;

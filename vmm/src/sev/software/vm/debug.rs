@@ -21,6 +21,8 @@ impl Vm {
             let target = dst_uaddr.saturating_add(done.into());
             let piece = (len - done).min(left_in_page(source)).min(left_in_page(target));
             let mut bytes = vec![0; piece as usize];
+            // A page of each side.
+            self.lockable(2)?;
             if !self.ram.contains(if encrypt { target } else { source }, piece.into()) {
                 return Err(Errno::ENOMEM);
             }

@@ -1,5 +1,5 @@
-//! One VM's SEV ioctls as KVM answers them: its checks, in its order, with its errno (Linux 6.1,
-//! `arch/x86/kvm/svm/sev.c` is what this was compared with).
+//! One VM's SEV ioctls as KVM answers them: its checks, in its order, with its errno
+//! (`arch/x86/kvm/svm/sev.c` of Linux 6.1 to 6.17 is what this was compared with).
 
 mod debug;
 mod transfer;
@@ -17,8 +17,9 @@ use crate::sev::abi::{self, BLOB_LEN_MAX, GuestState, length};
 use crate::sev::measurement::{MEASUREMENT_LEN, REPORT_LEN};
 use crate::sev::{Errno, Platform, Status};
 
-use super::SoftwareHost;
-use super::firmware::{Firmware, VERSION};
+use super::firmware::Firmware;
+use super::host::SoftwareHost;
+use super::model::Model;
 use super::user_memory::{self, read_value, write_value};
 
 /// A VM whose SEV commands are answered in software. Dropping it is destroying the VM.
@@ -34,8 +35,12 @@ pub struct SoftwarePlatform {
 struct Vm {
     host: SoftwareHost,
     ram: GuestView,
+    /// Whether it has had a vCPU.
+    has_vcpu: bool,
     /// Set by `KVM_SEV_INIT`.
     sev: Option<SevVm>,
+    /// How often unregistering memory has made the kernel write back all caches.
+    write_backs: u64,
 }
 
 /// What KVM keeps about an SEV VM.
@@ -47,11 +52,33 @@ struct SevVm {
     /// The `/dev/sev` of `LAUNCH_START`, which later commands use; 0 before it.
     sev_fd: i32,
     regions: Vec<kvm_enc_region>,
+    /// Pages of those.
+    locked: u64,
+}
+
+impl SoftwareHost {
+    /// The SEV side of a new VM whose private memory is `ram`.
+    #[must_use]
+    pub fn new_vm(&self, ram: GuestView) -> SoftwarePlatform {
+        SoftwarePlatform::new(self.clone(), ram)
+    }
 }
 
 impl SoftwarePlatform {
-    pub(super) fn new(host: SoftwareHost, ram: GuestView) -> Self {
-        Self { vm: RwLock::new(Vm { host, ram, sev: None }) }
+    fn new(host: SoftwareHost, ram: GuestView) -> Self {
+        let vm = Vm { host, ram, has_vcpu: false, sev: None, write_backs: 0 };
+        Self { vm: RwLock::new(vm) }
+    }
+
+    /// The VM gets a vCPU, which KVM must hear of before `KVM_SEV_INIT`.
+    pub fn vcpu_created(&self) {
+        self.exclusive().has_vcpu = true;
+    }
+
+    /// How often unregistering memory has made the kernel write back all caches.
+    #[must_use]
+    pub fn write_backs(&self) -> u64 {
+        self.with_others().write_backs
     }
 
     fn exclusive(&self) -> RwLockWriteGuard<'_, Vm> {
@@ -78,20 +105,37 @@ impl Vm {
         self.host.call(sev.sev_fd, error, |firmware| command(firmware, sev.handle))
     }
 
-    /// Pins guest RAM, or says that it is none.
+    /// Pins guest RAM for a command, or says that it is none, or more than may be locked.
     fn pin(&self, address: u64, len: u32) -> Result<(), Errno> {
-        if len == 0 || address.checked_add(len.into()).is_none() {
-            return Err(Errno::EINVAL);
-        }
+        self.lockable(pages(address, len.into())?)?;
         if self.ram.contains(address, len.into()) { Ok(()) } else { Err(Errno::ENOMEM) }
     }
 
-    fn init(&mut self) -> Result<(), Errno> {
-        if self.sev.is_some() {
-            return Err(Errno::EBUSY);
+    /// Whether so many pages may be locked beside those that are: KVM counts for each VM.
+    fn lockable(&self, pages: u64) -> Result<(), Errno> {
+        let locked = self.sev.as_ref().map_or(0, |sev| sev.locked).saturating_add(pages);
+        match self.host.model.lock_limit {
+            Some(most) if locked > most / PAGE_SIZE => Err(Errno::ENOMEM),
+            _ => Ok(()),
         }
-        let asid = self.host.lock().free_asids.pop_first().ok_or(Errno::EBUSY)?;
-        self.sev = Some(SevVm { asid, handle: 0, sev_fd: 0, regions: Vec::new() });
+    }
+
+    fn init(&mut self) -> Result<(), Errno> {
+        let Model { kernel, asids, .. } = self.host.model;
+        if self.has_vcpu {
+            return Err(Errno::EINVAL);
+        }
+        if self.sev.is_some() {
+            return Err(if kernel.has_newer_errors() { Errno::EINVAL } else { Errno::EBUSY });
+        }
+        if asids == 0 && kernel.has_newer_errors() {
+            return Err(Errno::ENOTTY);
+        }
+        let mut host = self.host.lock();
+        let asid = host.free_asids.pop_first().ok_or(Errno::EBUSY)?;
+        host.is_initialised = true;
+        drop(host);
+        self.sev = Some(SevVm { asid, handle: 0, sev_fd: 0, regions: Vec::new(), locked: 0 });
         Ok(())
     }
 
@@ -146,9 +190,9 @@ impl Vm {
 
     fn launch_measure(&self, command: &mut kvm_sev_cmd) -> Result<(), Errno> {
         self.sev()?;
-        let buffer = command.data;
+        let (buffer, version) = (command.data, self.host.model.firmware);
         self.export(command, buffer, MEASUREMENT_LEN, |firmware, handle, room| {
-            let measurement = firmware.guest(handle)?.measure(VERSION, room)?;
+            let measurement = firmware.guest(handle)?.measure(version, room)?;
             Ok(measurement.to_bytes().to_vec())
         })
     }
@@ -257,13 +301,18 @@ impl Vm {
     }
 
     fn register_region(&mut self, region: &kvm_enc_region) -> Result<(), Errno> {
-        let sev = self.sev.as_mut().ok_or(Errno::ENOTTY)?;
-        if region.size == 0 || region.addr.checked_add(region.size).is_none() {
-            return Err(Errno::EINVAL);
-        }
-        if !self.ram.contains(region.addr, region.size) {
+        self.sev()?;
+        let pages = pages(region.addr, region.size)?;
+        self.lockable(pages)?;
+        let last = region.addr.saturating_add(region.size - 1);
+        let is_mapped = |address| user_memory::read(address, &mut [0]).is_ok();
+        let is_ram = self.ram.contains(region.addr, region.size);
+        if !is_ram && (!is_mapped(region.addr) || !is_mapped(last)) {
             return Err(Errno::ENOMEM);
         }
+        self.host.model.take_time_to_pin(region.size);
+        let sev = self.sev.as_mut().ok_or(Errno::ENOTTY)?;
+        sev.locked = sev.locked.saturating_add(pages);
         sev.regions.push(*region);
         Ok(())
     }
@@ -271,7 +320,9 @@ impl Vm {
     fn unregister_region(&mut self, region: &kvm_enc_region) -> Result<(), Errno> {
         let sev = self.sev.as_mut().ok_or(Errno::ENOTTY)?;
         let at = sev.regions.iter().position(|registered| registered == region);
-        sev.regions.swap_remove(at.ok_or(Errno::EINVAL)?);
+        let gone = sev.regions.swap_remove(at.ok_or(Errno::EINVAL)?);
+        sev.locked = sev.locked.saturating_sub(pages(gone.addr, gone.size)?);
+        self.write_backs += 1;
         Ok(())
     }
 }
@@ -320,6 +371,16 @@ fn blob(address: u64, len: u32) -> Result<Vec<u8>, Errno> {
 
 fn optional_blob(address: u64, len: u32) -> Result<Option<Vec<u8>>, Errno> {
     if address == 0 { Ok(None) } else { blob(address, len).map(Some) }
+}
+
+/// How many pages the kernel pins for so many bytes.
+fn pages(address: u64, len: u64) -> Result<u64, Errno> {
+    let last =
+        len.checked_sub(1).and_then(|rest| address.checked_add(rest)).ok_or(Errno::EINVAL)?;
+    if last == u64::MAX {
+        return Err(Errno::EINVAL);
+    }
+    Ok(last / PAGE_SIZE - address / PAGE_SIZE + 1)
 }
 
 /// Bytes from `address` to the end of its page.

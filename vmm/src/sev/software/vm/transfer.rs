@@ -5,16 +5,15 @@ use std::sync::Arc;
 use kvm_bindings::kvm_sev_cmd;
 use zerocopy::{FromZeros, IntoBytes};
 
-use crate::page::PAGE_SIZE;
+use crate::page::{PAGE_LEN, PAGE_SIZE};
 use crate::sev::abi::{self, BLOB_LEN_MAX, GuestState, length};
 use crate::sev::packet::{HEADER_LEN, Header};
-use crate::sev::send::PAGE_LEN;
 use crate::sev::session::SESSION_LEN;
 use crate::sev::{Errno, Status};
 
 use super::super::firmware::TargetBlobs;
 use super::super::guest::PacketShape;
-use super::super::refuse;
+use super::super::host::refuse;
 use super::super::transfer::Transfer;
 use super::super::user_memory::{read_argument, read_directly, write_directly};
 use super::{Vm, blob, left_in_page, read_value, user_memory, write_value};
@@ -70,7 +69,8 @@ impl Vm {
             let none = abi::Packet::default();
             let answer = self.transfer(command, &none, GuestState::SendUpdate).map(|_keys| ());
             let too_short = answer.is_err() && command.error == Status::INVALID_LEN.0;
-            packet.hdr_len = if too_short { length(HEADER_LEN) } else { 0 };
+            let tells = too_short && self.host.model.tells_packet_lengths;
+            packet.hdr_len = if tells { length(HEADER_LEN) } else { 0 };
             packet.trans_len = 0;
             write_value(command.data, &packet)?;
             return answer;

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod histories;
+mod kernels;
 mod transfer;
 mod transfer_arguments;
 
@@ -11,8 +12,8 @@ use crate::sev::command::{address_of, address_of_mut};
 use crate::sev::launch::Secret;
 use crate::sev::measurement::Measurement;
 use crate::sev::session::{OwnerSession, Session, TransportKeys};
-use crate::sev::software::ASID_MAX;
 use crate::sev::software::fixture::{Fixture, RAM_LEN};
+use crate::sev::software::model::ASID_MAX;
 use crate::sev::{Policy, SevDevice};
 use kvm::{
     sev_cmd_id_KVM_SEV_DBG_DECRYPT as DBG_DECRYPT, sev_cmd_id_KVM_SEV_DBG_ENCRYPT as DBG_ENCRYPT,
@@ -177,7 +178,7 @@ fn without_init_nothing_works() {
     assert_eq!(vm.platform.register_region(&region), Err(Errno::ENOTTY));
     assert_eq!(vm.platform.unregister_region(&region), Err(Errno::ENOTTY));
     assert_eq!(vm.plain(INIT), (Ok(()), UNTOUCHED));
-    assert_eq!(vm.plain(INIT), kernel(Errno::EBUSY));
+    assert_eq!(vm.plain(INIT), kernel(Errno::EINVAL));
     assert_eq!(vm.plain(LAUNCH_UPDATE_VMSA), kernel(Errno::ENOTTY));
 }
 

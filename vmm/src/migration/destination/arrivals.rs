@@ -1,0 +1,199 @@
+//! What has arrived at the destination: which pages, as what, and none twice in a round.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use thiserror::Error;
+use zerocopy::FromZeros;
+
+use crate::encryption::{Incomplete, PageStatus, Status};
+use crate::migration::wire::PageKind;
+use crate::page::{Frame, PageRange, RamLayout};
+
+/// Frames in a word of the round's bitmap.
+const WORD: usize = 64;
+
+/// What arrived for every frame of RAM, last and in this round: three bits per page, by its place
+/// among the frames of RAM. Memory that no frame was marked in is not used.
+#[derive(Debug)]
+pub(crate) struct Arrivals {
+    layout: RamLayout,
+    arrived: Vec<AtomicU64>,
+    /// Last as private.
+    private: Vec<AtomicU64>,
+    this_round: Vec<AtomicU64>,
+}
+
+impl Arrivals {
+    /// Nothing has arrived. `None` if this host has no memory to count a guest of this size.
+    pub(crate) fn new(layout: RamLayout) -> Option<Self> {
+        let words = usize::try_from(layout.pages()).ok()?.div_ceil(WORD);
+        let bitmap = || AtomicU64::new_vec_zeroed(words).ok();
+        Some(Self { layout, arrived: bitmap()?, private: bitmap()?, this_round: bitmap()? })
+    }
+
+    /// A page arrives; its place must be marked before it is written. True if it is the first that
+    /// arrives there.
+    pub(crate) fn mark(&self, frame: Frame, kind: PageKind) -> Result<bool, BadArrival> {
+        let index = self.index(frame).ok_or(BadArrival::NotRam { frame })?;
+        let words = (self.this_round.get(index / WORD), self.private.get(index / WORD));
+        let ((Some(this_round), Some(private)), Some(arrived)) =
+            (words, self.arrived.get(index / WORD))
+        else {
+            return Err(BadArrival::NotRam { frame });
+        };
+        let bit = 1 << (index % WORD);
+        if this_round.fetch_or(bit, Ordering::Relaxed) & bit != 0 {
+            return Err(BadArrival::Repeated { frame });
+        }
+        if kind == PageKind::Private {
+            private.fetch_or(bit, Ordering::Relaxed);
+        } else {
+            private.fetch_and(!bit, Ordering::Relaxed);
+        }
+        Ok(arrived.fetch_or(bit, Ordering::Relaxed) & bit == 0)
+    }
+
+    /// The next round begins; no connection may be placing pages.
+    pub(crate) fn end_round(&self) {
+        for word in &self.this_round {
+            word.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether every page of RAM has arrived, last as what `status` says it is. Without SEV
+    /// (`None`) all are shared.
+    pub(crate) fn check(&self, status: Option<&PageStatus>) -> Result<(), BadArrival> {
+        let mut shared_until = Frame(0);
+        let regions: &mut dyn Iterator<Item = PageRange> = match status {
+            Some(status) => &mut status.shared_regions()?,
+            None => &mut self.layout.ranges(),
+        };
+        let mut regions = regions.peekable();
+        for (index, frame) in self.layout.ranges().flat_map(PageRange::frames).enumerate() {
+            if regions.peek().is_some_and(|region| region.base() == frame) {
+                shared_until = regions.next().map_or(frame, PageRange::limit);
+            }
+            let wanted = if frame < shared_until { Status::Shared } else { Status::Private };
+            if !is_set(&self.arrived, index) {
+                return Err(BadArrival::Missing { frame });
+            }
+            let is_private = is_set(&self.private, index);
+            let arrived = if is_private { Status::Private } else { Status::Shared };
+            if arrived != wanted {
+                return Err(BadArrival::Contradiction { frame, arrived, wanted });
+            }
+        }
+        Ok(())
+    }
+
+    /// The place of `frame` among the frames of RAM.
+    fn index(&self, frame: Frame) -> Option<usize> {
+        usize::try_from(self.layout.index_of(frame)?).ok()
+    }
+}
+
+fn is_set(bitmap: &[AtomicU64], index: usize) -> bool {
+    let word = bitmap.get(index / WORD).map_or(0, |word| word.load(Ordering::Relaxed));
+    word & 1 << (index % WORD) != 0
+}
+
+/// A page that must not have come, or has not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum BadArrival {
+    /// Outside guest RAM.
+    #[error("the source sent frame {frame}, which is not guest RAM")]
+    NotRam {
+        /// The frame.
+        frame: Frame,
+    },
+    /// Twice in one round.
+    #[error("the source sent frame {frame} twice in one round")]
+    Repeated {
+        /// The frame.
+        frame: Frame,
+    },
+    /// Not at all.
+    #[error("the source never sent frame {frame}")]
+    Missing {
+        /// The frame.
+        frame: Frame,
+    },
+    /// Last as something else than the region list says.
+    #[error("the source sent frame {frame} as {arrived}, but its region list says {wanted}")]
+    Contradiction {
+        /// The frame.
+        frame: Frame,
+        /// As what it came last.
+        arrived: Status,
+        /// What the region list says.
+        wanted: Status,
+    },
+    /// The region list does not say.
+    #[error(transparent)]
+    Incomplete(#[from] Incomplete),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::encryption::{MapGpaRange, Overflow};
+
+    fn layout() -> RamLayout {
+        RamLayout::new(1 << 20).unwrap()
+    }
+
+    fn all_arrived_as(kind: PageKind) -> Arrivals {
+        let arrivals = Arrivals::new(layout()).unwrap();
+        for frame in 0..256 {
+            arrivals.mark(Frame(frame), kind).unwrap();
+        }
+        arrivals
+    }
+
+    /// A frame outside RAM, or the same frame twice in a round, is refused; a new round takes it.
+    #[test]
+    fn pages_arrive_inside_ram_and_once_a_round() {
+        let arrivals = Arrivals::new(layout()).unwrap();
+        let frame = Frame(256);
+        assert_eq!(arrivals.mark(frame, PageKind::Zero), Err(BadArrival::NotRam { frame }));
+        let frame = Frame(255);
+        arrivals.mark(frame, PageKind::Zero).unwrap();
+        assert_eq!(arrivals.mark(frame, PageKind::Private), Err(BadArrival::Repeated { frame }));
+        arrivals.end_round();
+        arrivals.mark(frame, PageKind::Private).unwrap();
+    }
+
+    /// RAM above the device hole follows RAM below it.
+    #[test]
+    fn the_device_hole_takes_no_place() {
+        let arrivals = Arrivals::new(RamLayout::new((3 << 30) + (1 << 20)).unwrap()).unwrap();
+        arrivals.mark(Frame(0x10_00ff), PageKind::Shared).unwrap();
+        arrivals.mark(Frame(0x10_0100), PageKind::Shared).unwrap_err();
+        arrivals.mark(Frame(0xf_ffff), PageKind::Shared).unwrap_err();
+        assert_eq!(arrivals.index(Frame(0x10_0000)), Some(0xc_0000));
+    }
+
+    /// A page that is missing, or came last as what it is not, is named.
+    #[test]
+    fn the_end_is_held_against_the_region_list() {
+        let mut status = PageStatus::new(layout(), Overflow::Promote);
+        let arrivals = Arrivals::new(layout()).unwrap();
+        let frame = Frame(0);
+        assert_eq!(arrivals.check(Some(&status)), Err(BadArrival::Missing { frame }));
+        let arrivals = all_arrived_as(PageKind::Private);
+        arrivals.check(Some(&status)).unwrap();
+        arrivals.check(None).unwrap_err();
+        all_arrived_as(PageKind::Zero).check(None).unwrap();
+
+        let range = PageRange::new(Frame(7), Frame(9)).unwrap();
+        status.apply(MapGpaRange { range, status: Status::Shared }, &mut |_| ());
+        let (arrived, wanted) = (Status::Private, Status::Shared);
+        let frame = Frame(7);
+        let contradiction = BadArrival::Contradiction { frame, arrived, wanted };
+        assert_eq!(arrivals.check(Some(&status)), Err(contradiction));
+        arrivals.end_round();
+        arrivals.mark(Frame(7), PageKind::Shared).unwrap();
+        arrivals.mark(Frame(8), PageKind::Zero).unwrap();
+        arrivals.check(Some(&status)).unwrap();
+    }
+}

@@ -1,0 +1,115 @@
+//! The one loop of a handover: an input, the outputs that follow from it, and what comes of them.
+
+use std::collections::VecDeque;
+
+use super::destination::{Destination, DestinationInput, DestinationOutput};
+use super::source::{Source, SourceInput, SourceOutput};
+
+/// One half of a handover, as a state machine.
+pub(crate) trait Half: Copy {
+    /// What happens to it.
+    type Input;
+    /// What it has its host do.
+    type Output;
+    /// The next state, and what to do in this order.
+    fn step(self, input: Self::Input) -> (Self, Vec<Self::Output>);
+}
+
+impl Half for Source {
+    type Input = SourceInput;
+    type Output = SourceOutput;
+
+    fn step(self, input: SourceInput) -> (Self, Vec<SourceOutput>) {
+        self.on(input)
+    }
+}
+
+impl Half for Destination {
+    type Input = DestinationInput;
+    type Output = DestinationOutput;
+
+    fn step(self, input: DestinationInput) -> (Self, Vec<DestinationOutput>) {
+        self.on(input)
+    }
+}
+
+/// Carries out one output; what comes of it is the next input.
+type Perform<'a, H, F> =
+    dyn FnMut(&H, <H as Half>::Output) -> Result<Option<<H as Half>::Input>, F> + 'a;
+
+/// Tells `half` its next input, and has `perform` carry out whatever follows, in order, until nothing does.
+///
+/// # Errors
+/// The first of `perform`; what would have followed is left.
+pub(crate) fn advance<H: Half, F>(
+    half: &mut H,
+    input: H::Input,
+    perform: &mut Perform<'_, H, F>,
+) -> Result<(), F> {
+    let (next, outputs) = half.step(input);
+    *half = next;
+    carry_out(half, outputs, perform)
+}
+
+/// [`advance`], from outputs: those that a half begins with.
+///
+/// # Errors
+/// As [`advance`].
+pub(crate) fn carry_out<H: Half, F>(
+    half: &mut H,
+    outputs: Vec<H::Output>,
+    perform: &mut Perform<'_, H, F>,
+) -> Result<(), F> {
+    let (mut outputs, mut inputs) = (outputs, VecDeque::new());
+    loop {
+        for output in outputs {
+            inputs.extend(perform(half, output)?);
+        }
+        let Some(input) = inputs.pop_front() else { return Ok(()) };
+        (*half, outputs) = half.step(input);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::migration::handover::{DestinationState, Step};
+    use crate::migration::wire::{Say, Secret, Transfer, VmId};
+
+    /// A commit leads to the journal, the journal to the guest, and that to the word, in this order.
+    #[test]
+    fn what_follows_from_an_input_is_carried_out_in_order() {
+        let transfer = Transfer { vm: VmId([1; 16]), epoch: 1 };
+        let (mut half, first) = Destination::new(transfer, Secret([2; 16]));
+        let mut done = Vec::new();
+        let mut perform = |_: &Destination, output: DestinationOutput| {
+            let is_write = matches!(output, DestinationOutput::WriteJournal(_));
+            done.push(output);
+            Ok::<_, ()>(is_write.then_some(DestinationInput::JournalWritten))
+        };
+        carry_out(&mut half, first, &mut perform).unwrap();
+        advance(&mut half, DestinationInput::Commit { is_last: false }, &mut perform).unwrap();
+        assert_eq!(half.state, DestinationState::Running);
+        let expected = [
+            DestinationOutput::Send(Say::Prepared),
+            DestinationOutput::WriteJournal(Step::Owner),
+            DestinationOutput::RunGuest,
+            DestinationOutput::Send(Say::Running),
+        ];
+        assert_eq!(done, expected);
+    }
+
+    /// What fails leaves the rest undone.
+    #[test]
+    fn a_failure_ends_the_loop() {
+        let transfer = Transfer { vm: VmId([1; 16]), epoch: 1 };
+        let (mut half, _) = Destination::new(transfer, Secret([2; 16]));
+        let mut count = 0;
+        let input = DestinationInput::Commit { is_last: false };
+        let failed = advance(&mut half, input, &mut |_, _| {
+            count += 1;
+            Err::<Option<DestinationInput>, _>("no disk")
+        });
+        assert_eq!((failed, count), (Err("no disk"), 1));
+    }
+}

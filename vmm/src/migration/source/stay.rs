@@ -1,0 +1,197 @@
+//! The way back from every phase: the guest runs on here, and the firmware and the destination know.
+
+use std::sync::mpsc::Sender;
+
+use log::warn;
+
+use super::attempt::{Attempt, Peer};
+use super::error::SourceError;
+use super::rounds::Rounds;
+use crate::machine::{PausedMachine, RunningMachine};
+use crate::migration::chain_of;
+use crate::migration::net::Link;
+use crate::migration::progress::{Outcome, Summary};
+use crate::migration::wire::{Abandoned, Message, Reason, Say, Secret, Word};
+use crate::sev::launch::Launched;
+use crate::sev::send::Sending;
+use crate::vcpu::{Stop, VcpuError};
+
+/// How an attempt ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// The guest runs at the destination, and nothing of it is left here.
+    Moved(Box<Summary>),
+    /// The guest runs here.
+    Stayed {
+        /// The guest; `None` if it ended by itself.
+        machine: Option<Box<RunningMachine>>,
+        /// What was done, and why it was not sent.
+        summary: Box<Summary>,
+        /// What the next offer of the guest says of this attempt.
+        abandoned: Option<Abandoned>,
+    },
+}
+
+/// A guest at the source, wherever an attempt has left it.
+#[derive(Debug)]
+pub(super) enum Kept {
+    Running(RunningMachine),
+    Paused(PausedMachine),
+    /// By itself.
+    Ended,
+}
+
+/// A guest, and what is to be undone before it runs on as if nothing had been tried.
+#[derive(Debug)]
+pub(super) struct Stay {
+    pub(super) guest: Kept,
+    /// The firmware's transfer, once it has begun.
+    pub(super) sending: Option<Sending>,
+    /// The log of what the guest writes, once it has begun.
+    pub(super) rounds: Option<Rounds>,
+    /// Whether the guest may have been slowed down.
+    pub(super) is_slowed: bool,
+}
+
+impl Stay {
+    /// Of a guest to which nothing was done yet.
+    pub(super) fn running(machine: RunningMachine) -> Self {
+        let guest = Kept::Running(machine);
+        Self { guest, sending: None, rounds: None, is_slowed: false }
+    }
+
+    /// No more log, `SEND_CANCEL`, full speed, and the vCPUs run. `None` if the guest has ended.
+    ///
+    /// # Errors
+    /// [`VcpuError`] if it could not be resumed: it is lost.
+    pub(super) fn resume<E>(self, events: &Sender<E>) -> Result<Option<RunningMachine>, VcpuError>
+    where
+        E: From<Stop> + Send + 'static,
+    {
+        let Self { guest, sending, rounds, is_slowed } = self;
+        if let Some(Err(cause)) = rounds.map(Rounds::stop) {
+            warn!("stopping to log the guest's writes: {cause}");
+        }
+        let launched = sending.and_then(cancelled);
+        let mut machine = match guest {
+            Kept::Running(mut machine) => {
+                if is_slowed && let Err(cause) = machine.throttle(0) {
+                    warn!("giving the guest its full speed back: {}", chain_of(&cause));
+                }
+                machine
+            }
+            Kept::Paused(paused) => paused.resume(events)?,
+            Kept::Ended => return Ok(None),
+        };
+        if let Some(launched) = launched {
+            machine.put_launched_back(launched);
+        }
+        Ok(Some(machine))
+    }
+
+    /// `SEND_FINISH`: from now on the guest is the destination's, whatever the firmware says.
+    pub(super) fn finish_sending(&mut self) {
+        if let Some(Err(cause)) = self.sending.take().map(Sending::finish) {
+            let cause = chain_of(&cause);
+            warn!("{cause}; the guest is the destination's all the same");
+        }
+    }
+}
+
+/// `SEND_CANCEL`; firmware that fails once may not fail again.
+fn cancelled(sending: Sending) -> Option<Launched> {
+    let again = match sending.cancel() {
+        Ok(launched) => return Some(launched),
+        Err(refused) if refused.cause.is_unknown_command() => Err(refused),
+        Err(refused) => {
+            warn!("{}; trying once more", chain_of(&refused.cause));
+            refused.sending.cancel()
+        }
+    };
+    again
+        .inspect_err(|refused| {
+            let cause = chain_of(&refused.cause);
+            warn!("{cause}; the guest runs on, but cannot be sent again");
+        })
+        .ok()
+}
+
+/// Whoever has to be told that the attempt is over.
+#[derive(Debug)]
+pub(super) enum Told {
+    /// Nobody was there.
+    Nobody,
+    /// A destination that has not accepted.
+    Asked(Link),
+    /// One that has.
+    Accepted(Link, Secret),
+}
+
+/// An attempt that has failed before the handover.
+pub(super) struct GivenUp<'a> {
+    attempt: Attempt<'a>,
+    stay: Stay,
+    told: Told,
+    cause: SourceError,
+}
+
+impl<'a> GivenUp<'a> {
+    pub(super) fn new(
+        attempt: Attempt<'a>,
+        stay: Stay,
+        told: Told,
+        cause: SourceError,
+    ) -> Box<Self> {
+        Box::new(Self { attempt, stay, told, cause })
+    }
+
+    /// After the destination has accepted.
+    pub(super) fn with(
+        attempt: Attempt<'a>,
+        stay: Stay,
+        peer: Peer,
+        cause: SourceError,
+    ) -> Box<Self> {
+        Self::new(attempt, stay, Told::Accepted(peer.link, peer.secret), cause)
+    }
+
+    /// The guest runs first; telling the destination can fail.
+    ///
+    /// # Errors
+    /// As [`Stay::resume`].
+    pub(super) fn end<E>(self, events: &Sender<E>) -> Result<Ended, VcpuError>
+    where
+        E: From<Stop> + Send + 'static,
+    {
+        let Self { attempt, stay, told, cause } = self;
+        let transfer = attempt.options.transfer;
+        let reason = chain_of(&cause);
+        let machine = stay.resume(events)?;
+        let for_people = Reason::new(&reason);
+        // It may be gone: then it gives up by itself.
+        let abandoned = match told {
+            Told::Nobody => None,
+            Told::Asked(mut link) => {
+                link.say(&Message::Refuse { reason: for_people }).unwrap_or_default();
+                None
+            }
+            Told::Accepted(mut link, secret) => {
+                let word = Word::new(&secret, transfer, Say::Abandon(for_people));
+                link.say(&word.into()).unwrap_or_default();
+                Some(Abandoned::new(&secret, transfer))
+            }
+        };
+        Ok(stayed(attempt, machine, reason, abandoned))
+    }
+}
+
+/// A guest that was not sent runs here, or ended while it was being sent.
+pub(super) fn stayed(
+    attempt: Attempt<'_>,
+    machine: Option<RunningMachine>,
+    reason: String,
+    abandoned: Option<Abandoned>,
+) -> Ended {
+    let outcome = if machine.is_some() { Outcome::Kept(reason) } else { Outcome::Failed(reason) };
+    Ended::Stayed { machine: machine.map(Box::new), summary: attempt.summary(outcome), abandoned }
+}
