@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use crate::boot::BootConfig;
+use crate::devices::virtio::DiskOptions;
 use crate::encryption::Design;
 use crate::page::{BadRange, PAGE_SIZE, RamLayout};
 use crate::sev::Policy;
@@ -56,6 +57,8 @@ pub enum DeviceConfig {
         /// Its path.
         source: PathBuf,
     },
+    /// A file or a block device.
+    Disk(DiskOptions),
 }
 
 impl Config {

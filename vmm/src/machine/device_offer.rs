@@ -93,18 +93,17 @@ pub(super) fn matching<'a>(
 
 /// What of the device that was offered is not so here, in words.
 fn unlike(offer: &DeviceOffer, here: &DeviceOffer) -> Option<String> {
-    let missing = offer.features & !here.features;
-    if missing != 0 {
-        return Some(format!("features {missing:#x}, which the one here lacks"));
+    // First what was configured: features follow from it, and are harder to read.
+    if let Some((key, value)) = offer.alike.iter().find(|pair| !here.alike.contains(pair)) {
+        let other = here.alike.iter().find(|(name, _)| name == key);
+        let other = other.map_or("none", |(_, value)| value.as_str());
+        return Some(format!("{key} {value:?}, and here {other:?}"));
     }
     if offer.queues != here.queues {
         return Some(format!("queues of {:?} entries, and here {:?}", offer.queues, here.queues));
     }
-    let differs = offer.alike.iter().find(|pair| !here.alike.contains(pair));
-    differs.map(|(key, value)| {
-        let other = here.alike.iter().find(|(name, _)| name == key);
-        format!("{key} {value:?}, and here {:?}", other.map(|(_, value)| value.as_str()))
-    })
+    let missing = offer.features & !here.features;
+    (missing != 0).then(|| format!("features {missing:#x}, which the one here lacks"))
 }
 
 /// One reason why a device cannot go on here.

@@ -3,6 +3,7 @@
 #[cfg(test)]
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
@@ -15,13 +16,18 @@ use crate::devices::pci::{KvmWires, PciBus, PciFunction, SLOTS, Wires};
 #[cfg(test)]
 use crate::devices::virtio::Driver;
 use crate::devices::virtio::{
-    FunctionState, NoFunction, NoSource, NotRestored, Rng, VirtioDevice, VirtioFunction,
+    Block, Disk, FunctionState, NoDisk, NoFunction, NoSource, NotHeld, NotRestored, Rng,
+    VirtioDevice, VirtioFunction,
 };
 use crate::memory::{DeviceMemory, GuestRam, RamError};
 use crate::page::FrameSet;
 
 /// Most devices of a machine: slot 0 is the host bridge's.
 pub const DEVICES_MAX: usize = SLOTS as usize - 1;
+
+/// How long devices may take to finish what they have begun, before the machine is paused. The guest
+/// runs meanwhile, without them.
+const QUIET_MAX: Duration = Duration::from_secs(5);
 
 /// The devices of a machine, by slot.
 #[derive(Debug, Default)]
@@ -36,6 +42,7 @@ impl DeviceConfig {
     pub(super) fn kind(&self) -> u16 {
         match self {
             Self::Rng { .. } => Rng::KIND.id,
+            Self::Disk(_) => Block::KIND.id,
         }
     }
 
@@ -46,6 +53,7 @@ impl DeviceConfig {
     pub(super) fn open(&self) -> Result<Box<dyn VirtioDevice>, DevicesError> {
         match self {
             Self::Rng { source } => Ok(Box::new(Rng::open(source)?)),
+            Self::Disk(options) => Ok(Box::new(Block::new(Disk::open(options.clone())?)?)),
         }
     }
 }
@@ -88,6 +96,38 @@ impl Devices {
             function.ask(|device| DeviceOffer::new(function.slot(), device))
         };
         self.functions.iter().map(offer).collect()
+    }
+
+    /// Takes what only one guest may have. The guest must not run before.
+    pub(super) fn hold(&self) -> Result<(), NotHeld> {
+        self.functions
+            .iter()
+            .try_for_each(|function| function.hold())
+            .inspect_err(|_| self.let_go())
+    }
+
+    /// Lets go of that.
+    pub(super) fn let_go(&self) {
+        self.functions.iter().for_each(|function| function.let_go());
+    }
+
+    /// What devices stand on may have changed.
+    pub(super) fn refresh(&self) {
+        self.functions.iter().for_each(|function| function.refresh());
+    }
+
+    /// Before the vCPUs are paused: what devices have begun is finished. If it takes too long, they
+    /// work on.
+    pub(super) fn quiesce(&self) -> Result<(), Unfinished> {
+        let deadline = Instant::now() + QUIET_MAX;
+        for function in &self.functions {
+            let left = function.quiesce(deadline);
+            if left > 0 {
+                self.resume();
+                return Err(Unfinished { name: function.name(), slot: function.slot(), left });
+            }
+        }
+        Ok(())
     }
 
     /// After the vCPUs: no device writes to RAM any more.
@@ -178,6 +218,27 @@ pub enum DevicesError {
     /// No random numbers.
     #[error(transparent)]
     Source(#[from] NoSource),
+    /// No disk.
+    #[error(transparent)]
+    Disk(#[from] NoDisk),
+    /// Another guest has it.
+    #[error(transparent)]
+    Held(#[from] NotHeld),
+}
+
+/// A device whose storage does not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error(
+    "the {name} in slot {slot} has {left} requests that its storage did not finish in {} s",
+    QUIET_MAX.as_secs()
+)]
+pub struct Unfinished {
+    /// Its kind.
+    pub name: &'static str,
+    /// Its slot.
+    pub slot: u8,
+    /// How many requests.
+    pub left: usize,
 }
 
 /// Devices that cannot go on here.

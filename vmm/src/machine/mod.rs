@@ -47,7 +47,7 @@ pub use audit::{Audit, Unaudited, Unreadable};
 pub use check::{HostCheck, NOT_PORTABLE};
 pub use clock::SavedBetween;
 pub use config::Config;
-pub use devices::{BadDevices, DEVICES_MAX, DevicesError};
+pub use devices::{BadDevices, DEVICES_MAX, DevicesError, Unfinished};
 pub use encrypted::{LaunchRecord, certificates_of, digest_of};
 pub use error::{EncryptedError, MachineError, VcpuSetupError};
 pub use finding::{Finding, Verdict};
@@ -142,6 +142,7 @@ impl Machine {
         });
         let (devices, bus) =
             Devices::build(&(1..).zip(&config.devices).collect::<Vec<_>>(), &vm, &ram)?;
+        devices.hold().map_err(DevicesError::from)?;
         let ports = Ports::new(Arc::clone(&serial));
         let board = Arc::new(Board { bus, ram, ports, pages });
         let (msrs, tsc_khz) = vcpus::facts(&host, &vcpus)?;

@@ -10,12 +10,13 @@ use thiserror::Error;
 
 use super::compatibility::{MachineOffer, PlatformName, SevOffer};
 use super::config::PlatformKind;
-use super::devices::{Devices, take_written};
+use super::devices::{Devices, Unfinished, take_written};
 use super::encrypted::{LaunchRecord, RunningGuest, vouch};
 use super::report::{PageReport, PageWatch, Report, SevReport};
 use super::state::{MachineState, SaveError};
 use super::wire::MACHINE_VERSION;
 use crate::devices::SerialPort;
+use crate::devices::virtio::NotHeld;
 use crate::encryption::{Doubt, NotMigratable, PageStatus};
 use crate::memory::{DeviceMemory, DirtyLog, GuestRam, Pages, RamError};
 use crate::page::FrameSet;
@@ -214,20 +215,28 @@ impl RunningMachine {
     /// Stops the vCPUs, then says how things stood at the end.
     pub fn stop(self) -> Report {
         self.vcpus.stop();
+        self.assembly.devices.let_go();
         self.assembly.describe()
     }
 
-    /// Pauses the vCPUs, then the devices; [`PausedMachine::resume`] undoes it, and the guest cannot tell.
+    /// Has the devices finish what they have begun, then pauses the vCPUs, then the devices;
+    /// [`PausedMachine::resume`] undoes it, and the guest cannot tell.
     ///
     /// # Errors
     /// [`Unpaused`].
     pub fn pause(mut self) -> Result<PausedMachine, Unpaused> {
+        if let Err(cause) = self.assembly.devices.quiesce() {
+            return Err(Unpaused::Unfinished(cause, Box::new(self)));
+        }
         match self.vcpus.pause() {
             Ok(vcpus) => {
                 self.assembly.devices.pause();
                 Ok(Started { vcpus, assembly: self.assembly })
             }
-            Err(PauseError::Busy) => Err(Unpaused::Busy(Box::new(self))),
+            Err(PauseError::Busy) => {
+                self.assembly.devices.resume();
+                Err(Unpaused::Busy(Box::new(self)))
+            }
             Err(PauseError::Stopped) => Err(Unpaused::Stopped(Box::new(self.assembly.describe()))),
             Err(PauseError::Resume(cause)) => {
                 Err(Unpaused::Lost(cause, Box::new(self.assembly.describe())))
@@ -257,6 +266,11 @@ impl RunningMachine {
     /// [`VcpuError::Thread`] if the host has no thread to give.
     pub fn throttle(&mut self, percent: u32) -> Result<(), VcpuError> {
         self.vcpus.throttle(percent)
+    }
+
+    /// What devices stand on may have changed, as the size of a disk: they look, and tell the guest.
+    pub fn refresh_devices(&self) {
+        self.assembly.devices.refresh();
     }
 
     /// Starts to log which frames the guest changes.
@@ -311,8 +325,22 @@ impl PausedMachine {
         MachineState::save(vm, &self.vcpus, msrs, (serial, devices), self.launch())
     }
 
+    /// Takes what only one guest may have, as the locks of its disks.
+    ///
+    /// # Errors
+    /// [`NotHeld`]; the guest must not go on here then.
+    pub fn hold(&self) -> Result<(), NotHeld> {
+        self.assembly.devices.hold()
+    }
+
+    /// Lets go of that: the guest may go on elsewhere from now on.
+    pub fn let_go(&self) {
+        self.assembly.devices.let_go();
+    }
+
     /// Gives up the machine: says how things stood.
     pub fn stop(self) -> Report {
+        self.assembly.devices.let_go();
         self.assembly.describe()
     }
 }
@@ -384,6 +412,9 @@ pub enum Unpaused {
     /// A vCPU does not come back from a device; the guest runs on.
     #[error("a vCPU did not pause: is the output of the guest's serial port blocked?")]
     Busy(Box<RunningMachine>),
+    /// A device is still at work; the guest runs on.
+    #[error("a device did not become quiet")]
+    Unfinished(#[source] Unfinished, Box<RunningMachine>),
     /// The guest had stopped by itself, which came as an event. How things stood.
     #[error("the guest stopped by itself")]
     Stopped(Box<Report>),

@@ -15,11 +15,14 @@ use log::{info, warn};
 use serde::{Deserialize, Serialize};
 
 use super::arena::Arena;
+use super::cache::Cache;
 use super::disk::{Disk, NoDisk};
-use super::engine::{DEPTH, Done, Engine, Task, start};
+use super::engine::{DEPTH, Done, Engine, Task};
 use super::flight::{Flight, Next};
-use super::layout::{self, CONFIG_WCE, FLUSH, QUEUE_SIZE, SEGMENTS_MAX, WRITEBACK};
+use super::layout::{self, QUEUE_SIZE, SEGMENTS_MAX, WRITEBACK};
 use super::request::{Asked, Limits, SERIAL_BYTES, Status, parse};
+use super::threads::Threads;
+use super::uring::Uring;
 use crate::devices::virtio::{
     BadState, Broken, Chain, DeviceState, Kind, NotHeld, Queues, Segment, VirtioDevice,
 };
@@ -27,6 +30,9 @@ use crate::memory::DeviceView;
 
 /// Version of [`BlockState`].
 const VERSION: u32 = 1;
+
+/// Pages of the arena: 4 MiB, most of which only large requests ever touch.
+const ARENA_PAGES: usize = 1024;
 
 /// The device.
 #[derive(Debug)]
@@ -48,13 +54,7 @@ pub struct Block {
     is_behind: bool,
     /// Whether nothing new begins.
     is_quiet: bool,
-    /// Whether what is written may wait in a cache until the driver flushes, if it chooses.
-    writeback: bool,
-    /// Counts changes of the disk; those up to `flushed` are durable.
-    changes: u64,
-    flushed: u64,
-    /// Whether a flush of our own has failed, of which the driver's next one must tell.
-    flush_failed: bool,
+    cache: Cache,
 }
 
 /// What a token stands for.
@@ -85,7 +85,16 @@ impl Block {
     /// # Errors
     /// [`NoDisk::Engine`].
     pub fn new(disk: Disk) -> Result<Self, NoDisk> {
-        let (arena, engine) = start(&disk)?;
+        let failed = |cause| NoDisk::Engine { path: disk.path().to_owned(), cause };
+        let arena = Arena::new(ARENA_PAGES).map_err(|cause| failed(IoError::other(cause)))?;
+        let engine: Box<dyn Engine> = match Uring::start(disk.file(), &arena) {
+            Ok(uring) => Box::new(uring),
+            // The kernel is old, or its administrator forbids it.
+            Err(cause) => {
+                info!("{}: no io_uring ({cause}), so threads", disk.path().display());
+                Box::new(Threads::start(disk.file()).map_err(failed)?)
+            }
+        };
         Ok(Self::on(disk, arena, engine))
     }
 
@@ -103,10 +112,7 @@ impl Block {
             orphans: 0,
             is_behind: false,
             is_quiet: false,
-            writeback: true,
-            changes: 0,
-            flushed: 0,
-            flush_failed: false,
+            cache: Cache::new(),
         }
     }
 
@@ -144,7 +150,7 @@ impl Block {
         let whose = (index, chain.head(), status);
         let asked = match asked {
             Err(refused) => return finish(queues, whose, 0, refused),
-            Ok(Asked::Flush) if take(&mut self.flush_failed) => {
+            Ok(Asked::Flush) if take(&mut self.cache.flush_failed) => {
                 return finish(queues, whose, 0, Status::Failed);
             }
             Ok(asked) => asked,
@@ -174,7 +180,7 @@ impl Block {
     /// Begins the next task of a request, or lets it wait for room.
     fn go_on(&mut self, token: u32, memory: &DeviceView) {
         let Some(Place::Taken(flight)) = self.places.get_mut(token as usize) else { return };
-        match flight.task(&self.arena, memory, self.changes) {
+        match flight.task(&self.arena, memory, self.cache.changes()) {
             Some(task) => self.begin(token, task),
             None => self.waiting.push_back(token),
         }
@@ -194,13 +200,13 @@ impl Block {
                 Some(Place::Orphan) => {
                     self.orphans = self.orphans.saturating_sub(1);
                     // It may have changed the disk, whoever asked for that.
-                    self.changes += 1;
+                    self.cache.changed();
                     self.give_back(done.token);
                 }
                 Some(&Place::Sync(changes)) => {
-                    self.flushed = self.flushed.max(changes);
+                    self.cache.flushed(changes);
                     if let Err(cause) = done.result {
-                        self.flush_failed = true;
+                        self.cache.flush_failed = true;
                         self.complain("flushing", &cause);
                     }
                     self.give_back(done.token);
@@ -233,8 +239,10 @@ impl Block {
                     continue;
                 }
                 Ok(Next::Over { changed }) => {
-                    self.changes += u64::from(changed);
-                    if changed && self.is_write_through(queues.features()) {
+                    if changed {
+                        self.cache.changed();
+                    }
+                    if changed && self.cache.is_write_through(queues.features()) {
                         flight.flush_first();
                         self.put(token, Place::Taken(flight));
                         self.go_on(token, queues.memory());
@@ -243,7 +251,7 @@ impl Block {
                     Status::Ok
                 }
                 Ok(Next::Flushed(changes)) => {
-                    self.flushed = self.flushed.max(changes);
+                    self.cache.flushed(changes);
                     Status::Ok
                 }
             };
@@ -252,11 +260,6 @@ impl Block {
             finish(queues, whose, flight.written, status)?;
         }
         Ok(())
-    }
-
-    /// Whether a change must be durable before the driver hears that it is done.
-    fn is_write_through(&self, features: u64) -> bool {
-        if features & CONFIG_WCE != 0 { !self.writeback } else { features & FLUSH == 0 }
     }
 
     /// Goes on with all that can be gone on with.
@@ -343,7 +346,7 @@ impl VirtioDevice for Block {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = layout::config(&self.disk, self.writeback);
+        let config = layout::config(&self.disk, self.cache.writeback);
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
         for (place, byte) in data.iter_mut().zip(config.iter().skip(from)) {
             *place = *byte;
@@ -352,7 +355,7 @@ impl VirtioDevice for Block {
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {
         if let (WRITEBACK, [byte]) = (offset, data) {
-            self.writeback = *byte != 0;
+            self.cache.writeback = *byte != 0;
         }
     }
 
@@ -386,12 +389,12 @@ impl VirtioDevice for Block {
     fn in_flight(&mut self, is_working: bool) -> usize {
         self.collect();
         let kept = if is_working { self.ended.len() + self.waiting.len() } else { 0 };
-        if self.flying + kept > 0 || self.changes == self.flushed || !self.is_quiet {
+        if self.flying + kept > 0 || self.cache.is_clean() || !self.is_quiet {
             return self.flying + kept;
         }
         // Another host reads what is on the storage, not what is in this one's cache.
         let Some(token) = self.free.pop() else { return 0 };
-        self.put(token, Place::Sync(self.changes));
+        self.put(token, Place::Sync(self.cache.changes()));
         self.begin(token, Task::Flush);
         self.engine.submit();
         self.flying
@@ -421,14 +424,14 @@ impl VirtioDevice for Block {
                 self.orphans += 1;
             }
         }
-        self.writeback = true;
+        self.cache.writeback = true;
     }
 
     fn state(&self) -> DeviceState {
         let state = BlockState {
             sectors: self.disk.sectors(),
-            writeback: self.writeback,
-            flush_failed: self.flush_failed,
+            writeback: self.cache.writeback,
+            flush_failed: self.cache.flush_failed,
         };
         DeviceState::new(&Self::KIND, VERSION, &state)
     }
@@ -440,7 +443,7 @@ impl VirtioDevice for Block {
             let what = format!("a disk of {sectors} sectors, and here it has {here}");
             return Err(BadState::Unlike(what));
         }
-        (self.writeback, self.flush_failed) = (writeback, flush_failed);
+        (self.cache.writeback, self.cache.flush_failed) = (writeback, flush_failed);
         Ok(())
     }
 }

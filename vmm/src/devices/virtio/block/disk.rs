@@ -61,9 +61,9 @@ impl Disk {
         let flags = if options.direct { libc::O_DIRECT } else { 0 };
         let opened =
             OpenOptions::new().read(true).write(!options.readonly).custom_flags(flags).open(&path);
-        let file = opened.map_err(|cause| match cause.kind() {
-            ErrorKind::InvalidInput if options.direct => NoDisk::Direct { path: path.clone() },
-            _ => failed(cause),
+        let file = opened.map_err(|cause| {
+            let is_refused = options.direct && cause.kind() == ErrorKind::InvalidInput;
+            if is_refused { NoDisk::Direct { path: path.clone() } } else { failed(cause) }
         })?;
         let kind = file.metadata().map_err(failed)?.file_type();
         if !kind.is_file() && !kind.is_block_device() {

@@ -2,21 +2,13 @@
 
 use std::fmt::Debug;
 use std::io::Error as IoError;
-use std::sync::Arc;
 
-use log::info;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::arena::{Arena, Slot};
-use super::disk::{Disk, NoDisk};
-use super::threads::Threads;
-use super::uring::Uring;
+use super::arena::Slot;
 
 /// Most tasks at a time: an engine takes so many, and counts them from 0.
 pub(super) const DEPTH: u32 = 256;
-
-/// Pages of an engine's arena: 4 MiB, most of which only large requests ever touch.
-const ARENA_PAGES: usize = 1024;
 
 /// Something to do with the storage. Places and lengths are in bytes.
 #[derive(Debug)]
@@ -57,18 +49,4 @@ pub(super) trait Engine: Debug + Send {
 
     /// A task that has ended.
     fn next(&mut self) -> Option<Done>;
-}
-
-/// The engine for `disk`: io_uring, or threads where the kernel does not let us have it.
-pub(super) fn start(disk: &Disk) -> Result<(Arc<Arena>, Box<dyn Engine>), NoDisk> {
-    let failed = |cause| NoDisk::Engine { path: disk.path().to_owned(), cause };
-    let arena = Arena::new(ARENA_PAGES).map_err(|cause| failed(IoError::other(cause)))?;
-    let engine: Box<dyn Engine> = match Uring::start(disk.file(), &arena) {
-        Ok(uring) => Box::new(uring),
-        Err(cause) => {
-            info!("{}: no io_uring ({cause}), so threads", disk.path().display());
-            Box::new(Threads::start(disk.file()).map_err(failed)?)
-        }
-    };
-    Ok((arena, engine))
 }

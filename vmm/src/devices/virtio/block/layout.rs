@@ -29,11 +29,8 @@ pub(super) fn features(disk: &Disk) -> u64 {
     let options = disk.options();
     let always = SEG_MAX | BLK_SIZE | TOPOLOGY;
     let queues = if options.queues > 1 { MANY_QUEUES } else { 0 };
-    let written = if options.readonly {
-        READONLY
-    } else {
-        FLUSH | CONFIG_WCE | DISCARD | WRITE_ZEROES
-    };
+    let written =
+        if options.readonly { READONLY } else { FLUSH | CONFIG_WCE | DISCARD | WRITE_ZEROES };
     always | queues | written
 }
 

@@ -1,8 +1,8 @@
 //! The lock on a disk's file: one writer, or readers.
 //!
 //! An open file description lock on all of the file, as Cloud Hypervisor takes one; QEMU's, on a few
-//! bytes, conflict with it. The kernel hands it to the file server where there is one (NFS 4, CephFS,
-//! GFS2, OCFS2), and so it holds between hosts. On a block device it holds within one host.
+//! bytes, conflict with it. The kernel hands it to the file server where there is one (NFS 4,
+//! `CephFS`, GFS2, OCFS2), and so it holds between hosts. On a block device it holds within one host.
 
 #![expect(unsafe_code, reason = "the one file that calls fcntl with a struct flock")]
 

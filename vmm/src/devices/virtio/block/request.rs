@@ -98,9 +98,9 @@ pub(super) fn parse(chain: &mut Chain<'_>, limits: &Limits) -> Option<Result<Ask
     }
     let (kind, sector) = (word(&header, 0), long(&header, 8));
     Some(match kind {
-        IN => limits
-            .span(sector, chain.writable_bytes())
-            .map(|(at, bytes)| Asked::Read { at, bytes }),
+        IN => {
+            limits.span(sector, chain.writable_bytes()).map(|(at, bytes)| Asked::Read { at, bytes })
+        }
         OUT if limits.readonly => Err(Status::Failed),
         OUT => limits
             .span(sector, chain.readable_bytes())

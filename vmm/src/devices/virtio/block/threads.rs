@@ -1,4 +1,4 @@
-//! A disk's work done by a few threads: where the kernel has no io_uring, or forbids it.
+//! A disk's work done by a few threads: where the kernel has no `io_uring`, or forbids it.
 
 use std::collections::VecDeque;
 use std::fs::File;

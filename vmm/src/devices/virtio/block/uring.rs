@@ -1,4 +1,4 @@
-//! A disk's work done by the kernel's io_uring, with the file and the front of the arena registered.
+//! A disk's work done by the kernel's `io_uring`, with the file and the front of the arena registered.
 
 #![expect(unsafe_code, reason = "the one file that hands memory to io_uring")]
 
