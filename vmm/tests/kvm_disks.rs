@@ -41,8 +41,8 @@ fn the_guest_reads_what_it_wrote() {
                 "--disk path={one},serial=FIRST,num_queues=2 --disk path={two},readonly=on,serial=SECOND"
             );
             let mut guest = run(&kernel, &format!("{platform} {disks}"));
-            guest.wait_for("disk_found=vda 16384 0 FIRST");
-            guest.wait_for("disk_found=vdb 2048 1 SECOND");
+            guest.wait_for("block=vda 16384 0 FIRST");
+            guest.wait_for("block=vdb 2048 1 SECOND");
             assert_eq!(pass(&mut guest), 1);
             assert_eq!(pass(&mut guest), 2);
             let bytes = read(&one).expect("the disk");
