@@ -104,7 +104,7 @@ fn a_waiting_destination_answers() {
     let status: Value = from_str(&ask("status --json", &api_socket).with_code(0).out).unwrap();
     let expected = json!({
         "state": "waiting", "process": destination.id(), "launch": null, "pages": null,
-        "migration": null,
+        "devices": [], "migration": null,
     });
     assert_eq!(status, expected);
     ask("cancel", &api_socket).with_code(1).saying("cancelled at its source");

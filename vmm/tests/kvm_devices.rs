@@ -59,6 +59,8 @@ fn the_device_moves_with_its_guest() {
         let mut guest = run(&kernel, &format!("{platform} --api-socket={socket}"));
         assert_found(&mut guest);
         let before = random(&mut guest);
+        let status = Sevferry::start(["status", "--api-socket", &socket]).end().with_code(0);
+        assert!(status.out.contains("device: rng in slot 1, used by the guest"), "{status}");
         let receive = |options: &str| {
             let both = platform.split_whitespace().chain(options.split_whitespace());
             let mut there =

@@ -8,11 +8,13 @@ use std::thread::spawn;
 use std::time::Instant;
 
 use sevferry::devices::SerialOutput;
+use sevferry::devices::virtio::Condition;
 use sevferry::encryption::{Overflow, PageStatus, Status};
 use sevferry::machine::compatibility::{HostOffer, MachineOffer, compare};
-use sevferry::machine::config::ram_layout;
+use sevferry::machine::config::{DeviceConfig, ram_layout};
 use sevferry::machine::{
-    Config, Machine, MachineState, PausedMachine, ReceivingMachine, SavedBetween, Unpaused,
+    Config, DEVICES_MAX, DevicesError, Machine, MachineError, MachineState, PausedMachine,
+    ReceivingMachine, SavedBetween, Unpaused,
 };
 use sevferry::page::PAGE_LEN;
 use sevferry::page::{Frame, FrameSet, PAGE_SIZE, PageRange};
@@ -21,14 +23,23 @@ use support::guest::{Console, as_sev, asset, firmware, software, type_line};
 use support::short_pipe::ShortPipe;
 
 /// The machine elsewhere: paused there, and gone here.
-fn moved(mut from: PausedMachine, console: &Console) -> PausedMachine {
+fn moved(from: PausedMachine, console: &Console) -> PausedMachine {
+    moved_with(from, &[], console)
+}
+
+/// The same, with devices there.
+fn moved_with(
+    mut from: PausedMachine,
+    devices: &[DeviceConfig],
+    console: &Console,
+) -> PausedMachine {
     let bytes = from.offer().to_bytes().expect("an offer can be encoded");
     let offer = MachineOffer::from_bytes(&bytes).expect("an offer can be decoded");
     let platform = from.launch().map(|_| software());
-    let here = HostOffer::read(platform.as_ref(), &[]).expect("KVM answers");
+    let here = HostOffer::read(platform.as_ref(), devices).expect("KVM answers");
     compare(&offer, &here).expect("a host is compatible with itself");
     let (output, platform) = (console.output(), platform.as_ref());
-    let mut to = ReceivingMachine::build(&offer, platform, &[], output, &mut |_pinned| false)
+    let mut to = ReceivingMachine::build(&offer, platform, devices, output, &mut |_pinned| false)
         .expect("the machine can be built");
 
     let status = from.page_status();
@@ -256,6 +267,45 @@ fn changes_are_logged_whatever_view_they_are_made_through() {
     }
 }
 
+/// Debian's older kernel, as a plain VM.
+fn linux(cmdline: &str, vcpus: u64) -> Config {
+    let kernel = ["vmlinuz-6.1", "vmlinuz-6.12"].map(asset).into_iter().find(|path| path.exists());
+    Config {
+        kernel: kernel.expect("a kernel among the assets: scripts/fetch gets them"),
+        initramfs: Some(asset("guest.cpio.gz")),
+        cmdline: cmdline.to_owned(),
+        ram: ram_layout(192 << 20).expect("a size of RAM"),
+        ..firmware("", vcpus, None)
+    }
+}
+
+/// Every slot of the PCI bus can have a device, and no more; Linux finds them all, and the last one
+/// works also where the guest is moved to.
+#[test]
+#[ignore = "needs KVM: scripts/test kvm_state"]
+fn a_bus_that_is_full_goes_on_elsewhere() {
+    let mut console = Console::new();
+    let mut config = linux("console=ttyS0 quiet sevferry.devices=yes", 1);
+    config.devices = vec![DeviceConfig::Rng { source: "/dev/urandom".into() }; DEVICES_MAX + 1];
+    let refused = Machine::build(&config, console.output()).expect_err("there is no slot 32");
+    assert!(matches!(refused, MachineError::Devices(DevicesError::TooMany)), "{refused}");
+    config.devices.pop();
+    let machine = console.boot(&config);
+    console.wait_for("pci=0000:00:1f.0 0x1af4 0x1044 virtio-pci");
+    console.wait_for("sevferry-guest: ready=");
+    let paused = machine.pause().expect("it pauses");
+    let machine = console.resume(moved_with(paused, &config.devices, &console));
+    type_line(
+        &machine,
+        "stty -echo; cd /sys/class/misc/hw_random; echo virtio_rng.30 >rng_current; \
+                         echo; echo current $(cat rng_current) $(dd if=/dev/hwrng bs=9 count=1 | wc -c)",
+    );
+    console.wait_for("current virtio_rng.30 9");
+    let report = machine.stop();
+    assert_eq!(report.devices.len(), DEVICES_MAX);
+    assert!(report.devices.iter().all(|device| device.condition == Condition::Used), "{report:?}");
+}
+
 /// Debian with two processors, moved while it prints its clocks: its lines neither repeat nor miss,
 /// its clocks go on with the host's, it still hears its serial port, and its kernel has nothing to
 /// complain of.
@@ -263,15 +313,7 @@ fn changes_are_logged_whatever_view_they_are_made_through() {
 #[ignore = "needs KVM: scripts/test kvm_state"]
 fn linux_goes_on_elsewhere_and_its_clocks_do_not_jump() {
     let mut console = Console::new();
-    let kernel = ["vmlinuz-6.1", "vmlinuz-6.12"].map(asset).into_iter().find(|path| path.exists());
-    let config = Config {
-        kernel: kernel.expect("a kernel among the assets: scripts/fetch gets them"),
-        initramfs: Some(asset("guest.cpio.gz")),
-        cmdline: "console=ttyS0".to_owned(),
-        ram: ram_layout(192 << 20).expect("a size of RAM"),
-        ..firmware("", 2, None)
-    };
-    let mut machine = console.boot(&config);
+    let mut machine = console.boot(&linux("console=ttyS0", 2));
     console.wait_for("sevferry-guest: ready=");
     // From here on no prompt and no echo, which would come between the lines.
     type_line(

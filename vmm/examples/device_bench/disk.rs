@@ -50,7 +50,13 @@ pub(crate) fn measure(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     println!("|---|---|---|---|---|---|");
     for is_direct in [true, false] {
         let loads = [
-            ("4 KiB, random, depth 32", 4 << 10, 32, if is_direct { 20_000 } else { 200_000 }, true),
+            (
+                "4 KiB, random, depth 32",
+                4 << 10,
+                32,
+                if is_direct { 20_000 } else { 200_000 },
+                true,
+            ),
             ("1 MiB, in order, depth 4", 1 << 20, 4, *mib, false),
         ];
         for (name, bytes, depth, count, is_random) in loads {
@@ -76,7 +82,7 @@ fn print(load: &Load, plain: Cost, disk: Cost) {
     let rate = |cost: Cost| {
         let per_second = load.count as f64 / cost.wall.as_secs_f64();
         if load.is_random {
-            format!("{:.0}/s", per_second)
+            format!("{per_second:.0}/s")
         } else {
             format!("{:.0} MiB/s", per_second * load.bytes as f64 / 1_048_576.0)
         }
@@ -118,7 +124,8 @@ fn places(load: &Load, file_bytes: u64) -> Vec<u64> {
         if !load.is_random {
             return at % blocks;
         }
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 24) % blocks
     };
     (0..load.count).map(|at| next(at) * load.bytes as u64).collect()

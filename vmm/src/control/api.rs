@@ -21,7 +21,7 @@ use serde_json::{Error as JsonError, Value, from_slice, to_vec};
 use thiserror::Error;
 use zerocopy::FromBytes;
 
-use crate::machine::{LaunchRecord, PageSummary};
+use crate::machine::{DeviceReport, LaunchRecord, PageSummary};
 use crate::migration::Endpoint;
 use crate::migration::convergence::Goal;
 pub use crate::migration::convergence::TimeoutStrategy;
@@ -63,6 +63,14 @@ pub enum Request {
     Cancel,
     /// Decide a handover that is in doubt, and answer when that is done.
     Resolve(Resolution),
+    /// Make this disk so many bytes, or look how large it is, and tell the guest.
+    ResizeDisk {
+        /// Its name.
+        id: String,
+        /// Its size in bytes, not below what it is; without it the host has changed it already.
+        #[serde(default)]
+        size: Option<u64>,
+    },
     /// End the guest and its process.
     Quit,
 }
@@ -284,6 +292,8 @@ pub struct StatusReply {
     pub launch: Option<LaunchReply>,
     /// Which pages are encrypted; `None` for a plain VM, and where there is no guest yet.
     pub pages: Option<PagesReply>,
+    /// What is on the PCI bus of a guest that runs.
+    pub devices: Vec<DeviceReport>,
     /// The migration that is under way, or was the last.
     pub migration: Option<Progress>,
 }

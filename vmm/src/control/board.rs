@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::api::{LaunchReply, PagesReply, Progress, Request, Response, State, StatusReply};
 use super::policy::{NOT_NOW, decide};
-use crate::machine::{LaunchRecord, PageWatch};
+use crate::machine::{DeviceWatch, LaunchRecord, PageWatch};
 
 /// The state, the page status and the progress of a migration; and the wish to cancel it.
 #[derive(Debug)]
@@ -19,11 +19,12 @@ pub struct StatusBoard {
     cancelled: AtomicBool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Shown {
     state: State,
     launch: Option<LaunchReply>,
     pages: Option<PageWatch>,
+    devices: DeviceWatch,
     migration: Option<Arc<Mutex<Progress>>>,
 }
 
@@ -31,7 +32,8 @@ impl StatusBoard {
     /// No guest yet, and no migration.
     #[must_use]
     pub fn new(state: State) -> Self {
-        let shown = Shown { state, launch: None, pages: None, migration: None };
+        let devices = DeviceWatch::default();
+        let shown = Shown { state, launch: None, pages: None, devices, migration: None };
         Self {
             shown: Mutex::new(shown),
             changed: Condvar::new(),
@@ -49,6 +51,11 @@ impl StatusBoard {
     /// What was launched, of a guest that is about to run.
     pub fn show_launch(&self, launch: Option<&LaunchRecord>) {
         self.shown().launch = launch.map(LaunchReply::from);
+    }
+
+    /// What is on the PCI bus of a guest that is about to run.
+    pub fn show_devices(&self, devices: DeviceWatch) {
+        self.shown().devices = devices;
     }
 
     /// The guest runs, and these are its pages.
@@ -74,6 +81,7 @@ impl StatusBoard {
             State::Running | State::Migrating | State::InDoubt => {}
             State::Starting | State::Paused | State::Waiting | State::Receiving | State::Moved => {
                 (shown.launch, shown.pages) = (None, None);
+                shown.devices = DeviceWatch::default();
             }
         }
         self.changed.notify_all();
@@ -115,6 +123,7 @@ impl StatusBoard {
             | Request::Migrate(_)
             | Request::Check(_)
             | Request::Resolve(_)
+            | Request::ResizeDisk { .. }
             | Request::Quit => Response::Refused { reason: NOT_NOW.to_owned() },
         }
     }
@@ -157,16 +166,14 @@ impl StatusBoard {
     /// Answers [`Request::Status`].
     #[must_use]
     pub fn status(&self) -> Response {
-        // The watch waits for the guest's hypercalls: not while the board is locked.
-        let (state, launch, pages, migration) = {
-            let shown = self.shown();
-            let (pages, migration) = (shown.pages.clone(), shown.migration.clone());
-            (shown.state, shown.launch.clone(), pages, migration)
-        };
+        // The watches wait for the guest's hypercalls and devices: not while the board is locked.
+        let Shown { state, launch, pages, devices, migration } = self.shown().clone();
         let pages = pages.and_then(|pages| pages.summary()).map(|pages| PagesReply::from(&pages));
         let migration = migration
             .map(|progress| progress.lock().unwrap_or_else(PoisonError::into_inner).clone());
-        Response::Status(Box::new(StatusReply { state, process: id(), launch, pages, migration }))
+        let (process, devices) = (id(), devices.devices());
+        let status = StatusReply { state, process, launch, pages, devices, migration };
+        Response::Status(Box::new(status))
     }
 
     fn shown(&self) -> MutexGuard<'_, Shown> {

@@ -6,18 +6,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::VmFd;
+use log::warn;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::config::DeviceConfig;
 use super::device_offer::DeviceOffer;
+use super::device_report::DeviceWatch;
 use crate::boot::layout::PCI;
 use crate::devices::pci::{KvmWires, PciBus, PciFunction, SLOTS, Wires};
 #[cfg(test)]
 use crate::devices::virtio::Driver;
 use crate::devices::virtio::{
-    Block, Disk, FunctionState, NoDisk, NoFunction, NoSource, NotHeld, NotRestored, Rng,
-    VirtioDevice, VirtioFunction,
+    Block, Disk, FunctionState, NoDisk, NoFunction, NoSource, NotHeld, NotResized, NotRestored,
+    Rng, VirtioDevice, VirtioFunction,
 };
 use crate::memory::{DeviceMemory, GuestRam, RamError};
 use crate::page::FrameSet;
@@ -56,6 +58,11 @@ impl DeviceConfig {
             Self::Disk(options) => Ok(Box::new(Block::new(Disk::open(options.clone())?)?)),
         }
     }
+}
+
+/// The slots of a new machine's devices: slot 0 is the host bridge's.
+pub(super) fn in_slots(configs: &[DeviceConfig]) -> Vec<(u8, &DeviceConfig)> {
+    (1..=u8::MAX).zip(configs).collect()
 }
 
 impl Devices {
@@ -111,9 +118,23 @@ impl Devices {
         self.functions.iter().for_each(|function| function.let_go());
     }
 
-    /// What devices stand on may have changed.
-    pub(super) fn refresh(&self) {
-        self.functions.iter().for_each(|function| function.refresh());
+    /// After the vCPUs have ended for good: lets go of all once nothing is on its way any more. What the
+    /// storage does late must not meet a guest that is started anew.
+    pub(super) fn end(&self) {
+        match self.quiesce() {
+            Ok(()) => self.let_go(),
+            Err(cause) => warn!("{cause}; it stays locked until this process ends"),
+        }
+    }
+
+    /// Gives the device with this name another size, or looks which it has.
+    pub(super) fn resize(&self, id: &str, bytes: Option<u64>) -> Result<(), NotResized> {
+        let is_named = |function: &&Arc<VirtioFunction>| {
+            function.ask(|device| device.id().is_some_and(|own| own == id))
+        };
+        let found = self.functions.iter().find(is_named);
+        let found = found.ok_or_else(|| NotResized::Nobody { id: id.to_owned() })?;
+        found.resize(bytes)
     }
 
     /// Before the vCPUs are paused: what devices have begun is finished. If it takes too long, they
@@ -128,6 +149,11 @@ impl Devices {
             }
         }
         Ok(())
+    }
+
+    /// Looks at them from any thread.
+    pub(super) fn watch(&self) -> DeviceWatch {
+        DeviceWatch::new(self.functions.clone())
     }
 
     /// After the vCPUs: no device writes to RAM any more.

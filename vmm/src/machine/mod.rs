@@ -17,6 +17,7 @@ pub mod compatibility;
 mod compatibility_tests;
 pub mod config;
 pub mod device_offer;
+mod device_report;
 mod devices;
 mod encrypted;
 mod error;
@@ -47,6 +48,7 @@ pub use audit::{Audit, Unaudited, Unreadable};
 pub use check::{HostCheck, NOT_PORTABLE};
 pub use clock::SavedBetween;
 pub use config::Config;
+pub use device_report::{DeviceReport, DeviceWatch};
 pub use devices::{BadDevices, DEVICES_MAX, DevicesError, Unfinished};
 pub use encrypted::{LaunchRecord, certificates_of, digest_of};
 pub use error::{EncryptedError, MachineError, VcpuSetupError};
@@ -71,7 +73,7 @@ use crate::sev::launch::Measured;
 pub(crate) use crate::text::chain_of;
 use crate::vcpu::cpuid::{CpuidError, GuestCpu, guest_cpuid, require_rdrand};
 use crate::vcpu::{Board, Stop};
-use devices::Devices;
+use devices::{Devices, in_slots};
 use encrypted::Encrypted;
 use pinned::Watch;
 use running::Assembly;
@@ -119,7 +121,9 @@ impl Machine {
         _ram_outlives_vm = Arc::clone(&ram);
         ram.register(&vm)?;
         let c_bit = encrypted.as_ref().map(Encrypted::c_bit);
-        // Before the launch, which takes long: a guest without CPUID must not get that far.
+        // Before the launch, which takes long: a guest without a device or CPUID must not get that far.
+        let (devices, bus) = Devices::build(&in_slots(&config.devices), &vm, &ram)?;
+        devices.hold().map_err(DevicesError::from)?;
         let cpuids = guest_cpuids(&host, &supported, config.vcpus.get(), c_bit)?;
         let loaded = load(ram.host(), &config.boot(c_bit))?;
         if c_bit.is_some() && matches!(loaded.entry, Entry::Linux64 { .. }) {
@@ -140,9 +144,6 @@ impl Machine {
             status.offer_migration();
             Mutex::new(Pages::new(status, Arc::clone(&ram)))
         });
-        let (devices, bus) =
-            Devices::build(&(1..).zip(&config.devices).collect::<Vec<_>>(), &vm, &ram)?;
-        devices.hold().map_err(DevicesError::from)?;
         let ports = Ports::new(Arc::clone(&serial));
         let board = Arc::new(Board { bus, ram, ports, pages });
         let (msrs, tsc_khz) = vcpus::facts(&host, &vcpus)?;

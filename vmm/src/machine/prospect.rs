@@ -1,7 +1,9 @@
 //! A guest that is not there: what it would be if it were started on this host.
 
 use super::compatibility::{HostOffer, MachineOffer, PlatformName, SevOffer};
-use super::config::{PlatformKind, VcpuCount};
+use super::config::{DeviceConfig, PlatformKind, VcpuCount};
+use super::device_offer::DeviceOffer;
+use super::devices::in_slots;
 use super::error::{EncryptedError, MachineError};
 use super::host::check_lockable;
 use super::wire::MACHINE_VERSION;
@@ -18,6 +20,8 @@ pub struct Prospect {
     pub ram: RamLayout,
     /// How many vCPUs.
     pub vcpus: VcpuCount,
+    /// What would be on its PCI bus, from slot 1 on.
+    pub devices: Vec<DeviceConfig>,
     /// `None` for a plain VM.
     pub sev: Option<SevProspect>,
 }
@@ -53,13 +57,17 @@ impl Prospect {
             let cpuid = guest_cpuid(&here.supported, &cpu)?;
             Ok(cpuid.as_slice().iter().copied().map(KernelStruct).collect())
         };
+        let device =
+            |(slot, config): (u8, &DeviceConfig)| Ok(DeviceOffer::new(slot, &*config.open()?));
+        let devices = in_slots(&self.devices).into_iter().map(device);
+        let devices = devices.collect::<Result<_, MachineError>>()?;
         Ok(MachineOffer {
             version: MACHINE_VERSION,
             ram_bytes: self.ram.bytes(),
             cpuid: (0..count).map(table).collect::<Result<_, MachineError>>()?,
             msrs: here.msrs.clone(),
             tsc_khz: here.tsc_khz,
-            devices: Vec::new(),
+            devices,
             sev: self.sev.as_ref().zip(c_bit).map(|(sev, c_bit)| SevOffer {
                 platform: PlatformName::from(&sev.platform),
                 policy: sev.policy.bits(),

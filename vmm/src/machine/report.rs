@@ -3,6 +3,7 @@
 use std::sync::{Arc, PoisonError};
 
 use super::LaunchRecord;
+use super::device_report::DeviceReport;
 use crate::encryption::{Counters, Doubt, Form, Incomplete, NotMigratable, PageStatus};
 use crate::page::{PageRange, RamLayout};
 use crate::sev::launch::GuestStatus;
@@ -18,6 +19,8 @@ pub struct Report {
     pub ram: RamLayout,
     /// How many vCPUs it has.
     pub vcpus: usize,
+    /// What is on its PCI bus, by slot.
+    pub devices: Vec<DeviceReport>,
     /// The rest, for an SEV guest.
     pub sev: Option<SevReport>,
 }

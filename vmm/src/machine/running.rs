@@ -10,13 +10,14 @@ use thiserror::Error;
 
 use super::compatibility::{MachineOffer, PlatformName, SevOffer};
 use super::config::PlatformKind;
+use super::device_report::DeviceWatch;
 use super::devices::{Devices, Unfinished, take_written};
 use super::encrypted::{LaunchRecord, RunningGuest, vouch};
 use super::report::{PageReport, PageWatch, Report, SevReport};
 use super::state::{MachineState, SaveError};
 use super::wire::MACHINE_VERSION;
 use crate::devices::SerialPort;
-use crate::devices::virtio::NotHeld;
+use crate::devices::virtio::{NotHeld, NotResized};
 use crate::encryption::{Doubt, NotMigratable, PageStatus};
 use crate::memory::{DeviceMemory, DirtyLog, GuestRam, Pages, RamError};
 use crate::page::FrameSet;
@@ -54,7 +55,8 @@ impl Assembly {
                 pages: PageReport::new(pages.status()),
             }
         });
-        Report { ram: self.board.ram.layout(), vcpus: self.cpuid.len(), sev }
+        let devices = self.devices.watch().devices();
+        Report { ram: self.board.ram.layout(), vcpus: self.cpuid.len(), devices, sev }
     }
 
     /// What was launched; `None` for a plain VM.
@@ -198,6 +200,12 @@ impl RunningMachine {
         PageWatch::new(&self.assembly.board)
     }
 
+    /// Looks at the devices from any thread, for as long as it is kept.
+    #[must_use]
+    pub fn watch_devices(&self) -> DeviceWatch {
+        self.assembly.devices.watch()
+    }
+
     /// Starts the vCPUs.
     pub(super) fn start<E>(
         vcpus: Vec<VcpuFd>,
@@ -215,7 +223,7 @@ impl RunningMachine {
     /// Stops the vCPUs, then says how things stood at the end.
     pub fn stop(self) -> Report {
         self.vcpus.stop();
-        self.assembly.devices.let_go();
+        self.assembly.devices.end();
         self.assembly.describe()
     }
 
@@ -268,9 +276,12 @@ impl RunningMachine {
         self.vcpus.throttle(percent)
     }
 
-    /// What devices stand on may have changed, as the size of a disk: they look, and tell the guest.
-    pub fn refresh_devices(&self) {
-        self.assembly.devices.refresh();
+    /// Makes the disk with this name so many bytes, or looks how large it is, and tells the guest.
+    ///
+    /// # Errors
+    /// [`NotResized`]; it is as it was.
+    pub fn resize_disk(&self, id: &str, bytes: Option<u64>) -> Result<(), NotResized> {
+        self.assembly.devices.resize(id, bytes)
     }
 
     /// Starts to log which frames the guest changes.
@@ -340,7 +351,7 @@ impl PausedMachine {
 
     /// Gives up the machine: says how things stood.
     pub fn stop(self) -> Report {
-        self.assembly.devices.let_go();
+        self.assembly.devices.end();
         self.assembly.describe()
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::devices::DeviceArguments;
 use super::values::{self, PLATFORM, PlatformArgument};
 use crate::control::api::{Connections, MigrateRequest, TimeoutStrategy};
 use crate::machine::config::{PlatformKind, VcpuCount};
@@ -48,6 +49,7 @@ pub(crate) enum CheckTask {
 
 /// What `check` checks.
 #[derive(Debug, Args)]
+#[command(mut_group("DeviceArguments", |given| given.requires("to").conflicts_with("api_socket")))]
 pub(crate) struct CheckArguments {
     /// The platform that must be usable for exit code 0 [default: sev=software]; with --to, of the
     /// guest [default: a plain VM]
@@ -84,6 +86,8 @@ pub(crate) struct CheckArguments {
         conflicts_with = "api_socket"
     )]
     memory: RamLayout,
+    #[command(flatten)]
+    devices: DeviceArguments,
     /// With --to: take also a guest whose policy lets the firmware send it to any destination
     #[arg(long, requires = "to")]
     allow_unchecked: bool,
@@ -103,8 +107,8 @@ pub(crate) struct CheckArguments {
 
 impl CheckArguments {
     pub(crate) fn task(self) -> CheckTask {
-        let Self { platform, to, api_socket, cpus, memory, allow_unchecked, silence_s, json } =
-            self;
+        let Self { platform, to, api_socket, cpus: vcpus, memory: ram, devices, .. } = self;
+        let (allow_unchecked, silence_s, json) = (self.allow_unchecked, self.silence_s, self.json);
         let Some(to) = to else {
             let platform = platform.map(|platform| platform.kind);
             return CheckTask::Host(CheckOptions { platform, json });
@@ -112,7 +116,8 @@ impl CheckArguments {
         let sev = platform.map(|PlatformArgument { kind: platform, policy, status, .. }| {
             SevProspect { platform, policy, status }
         });
-        let new = || PreflightGuest::New(Prospect { ram: memory, vcpus: cpus, sev });
+        let devices = devices.devices();
+        let new = || PreflightGuest::New(Prospect { ram, vcpus, devices, sev });
         let guest = api_socket.map_or_else(new, PreflightGuest::Running);
         let request = MigrateRequest {
             to,

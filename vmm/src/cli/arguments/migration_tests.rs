@@ -127,6 +127,14 @@ fn small_commands_are_requests() {
         ("audit --api-socket s", Request::Audit),
         ("cancel --api-socket s", Request::Cancel),
         ("quit --api-socket s", Request::Quit),
+        (
+            "resize-disk --id a --api-socket s",
+            Request::ResizeDisk { id: "a".to_owned(), size: None },
+        ),
+        (
+            "resize-disk --id a --size 2M --api-socket s",
+            Request::ResizeDisk { id: "a".to_owned(), size: Some(2 << 20) },
+        ),
         ("resolve keep --api-socket s", Request::Resolve(Resolution::Keep)),
         ("resolve --api-socket s discard", Request::Resolve(Resolution::Discard)),
     ] {
@@ -159,8 +167,11 @@ fn a_check_is_of_this_host_or_of_a_migration() {
     let PreflightGuest::New(prospect) = options.guest else { panic!("a guest that runs") };
     assert_eq!((prospect.vcpus.get(), prospect.ram.bytes()), (2, 64 << 20));
     assert_eq!(prospect.sev.map(|sev| sev.policy.bits()), Some(0x31));
+    let PreflightGuest::New(with) = check("--rng src=/dev/random").guest else { panic!("it runs") };
+    assert_eq!(with.devices, [DeviceConfig::Rng { source: "/dev/random".into() }]);
     let PreflightGuest::New(plain) = check("").guest else { panic!("a guest that runs") };
     assert_eq!((plain.vcpus.get(), plain.ram.bytes(), plain.sev), (1, 512 << 20, None));
+    assert_eq!(plain.devices, []);
 
     assert!(matches!(parse("check --json").unwrap(), Task::Check(_)));
     for (line, said) in [
@@ -168,6 +179,8 @@ fn a_check_is_of_this_host_or_of_a_migration() {
         ("check --allow-unchecked", "--to"),
         ("check --silence-s 5", "--to"),
         ("check --memory size=64M", "--to"),
+        ("check --rng src=/dev/random", "--to"),
+        ("check --to unix:/b --api-socket s --rng src=/dev/random", "cannot be used with"),
         ("check --to unix:/b --api-socket s --cpus boot=2", "cannot be used with"),
         ("check --to unix:/b --api-socket s --platform sev=software", "cannot be used with"),
         ("check --to b --api-socket s", "names no kind of connection"),

@@ -10,6 +10,7 @@ use crate::control::Event;
 use crate::control::api::{Request, Response, State};
 use crate::control::policy::NOT_NOW;
 use crate::machine::{Report, RunningMachine};
+use crate::text::chain_of;
 use crate::vcpu::Stop;
 
 /// How a guest ended, and what could be said about it last; nothing if it is gone.
@@ -24,6 +25,7 @@ pub(crate) fn run_until_end(
     mut machine: RunningMachine,
 ) -> Result<Ended, ProcessError> {
     process.board.show_launch(machine.launch());
+    process.board.show_devices(machine.watch_devices());
     process.board.show_running(machine.watch_pages());
     let outcome = loop {
         match process.inbox.next() {
@@ -47,6 +49,12 @@ pub(crate) fn run_until_end(
             }
             Event::Request(Request::Check(request), answer) => {
                 check_guest(&mut machine, &request, &answer, process)?;
+            }
+            Event::Request(Request::ResizeDisk { id, size }, answer) => {
+                answer.give(match machine.resize_disk(&id, size) {
+                    Ok(()) => Response::Accepted,
+                    Err(cause) => Response::Error { message: chain_of(&cause) },
+                });
             }
             Event::Request(Request::Audit, answer) => audit_guest(&mut machine, &answer)?,
             Event::Request(Request::Report, answer) => {

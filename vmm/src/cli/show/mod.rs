@@ -1,5 +1,6 @@
-//! How facts are shown: a guest's launch, pages, report and status, and the progress of its migration.
+//! How facts are shown: a guest's launch, pages, devices, report and status, and the progress of its migration.
 
+mod devices;
 mod launch;
 mod pages;
 mod progress;

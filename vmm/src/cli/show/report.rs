@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json, to_value};
 
+use super::devices::device_lines;
 use super::launch::launch_facts;
 use super::pages::{page_facts, readiness};
 use crate::cli::arguments::ReportFormat;
@@ -34,6 +35,9 @@ fn text(report: &Report) -> String {
     let (vcpus, mib) = (report.vcpus, report.ram.bytes() >> 20);
     let plural = if vcpus == 1 { "" } else { "s" };
     let mut out = format!("machine: {vcpus} vCPU{plural}, {mib} MiB\n");
+    for line in device_lines(&report.devices) {
+        out.push_str(&format!("{line}\n"));
+    }
     match &report.sev {
         None => out.push_str("plain VM: no page is encrypted\n"),
         Some(sev) => {
@@ -94,6 +98,7 @@ pub(crate) fn report_json(report: &Report) -> Value {
     json!({
         "vcpus": report.vcpus,
         "memory_bytes": report.ram.bytes(),
+        "devices": report.devices,
         "sev": report.sev.as_ref().map(sev_json),
     })
 }

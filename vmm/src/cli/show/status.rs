@@ -1,5 +1,6 @@
 //! A status for people; programs get the reply itself.
 
+use super::devices::device_lines;
 use super::launch::launch_facts;
 use super::pages::{page_facts, readiness};
 use crate::control::api::{PagesReply, State, StatusReply};
@@ -15,6 +16,7 @@ pub(crate) fn status_text(status: &StatusReply) -> String {
     if let Some(pages) = &status.pages {
         lines.extend(page_lines(pages));
     }
+    lines.extend(device_lines(&status.devices));
     if let Some(migration) = &status.migration {
         let which = if migration.phase == Phase::Done { "last migration" } else { "migration" };
         lines.push(format!("{which}: {migration}"));

@@ -17,6 +17,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use log::{Level, debug, log};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use virtio_queue::Error as RingError;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -28,9 +29,21 @@ use super::function_core::{
 use super::queue::Ring;
 use super::registers::Action;
 use super::worker::{Work, Worker};
-use super::{NotHeld, Queues, VirtioDevice};
+use super::{NotHeld, NotResized, Queues, VirtioDevice};
 use crate::devices::pci::{COMMAND_MEMORY, Msix, PciFunction, PciLayout, Wires};
 use crate::memory::DeviceMemory;
+
+/// How things stand between a device and its driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Condition {
+    /// The guest has no driver for it, or none that is ready.
+    Unused,
+    /// A driver uses it.
+    Used,
+    /// The driver has broken the rules, and has not reset it yet.
+    Broken,
+}
 
 /// A device in its slot.
 #[derive(Debug)]
@@ -117,6 +130,17 @@ impl VirtioFunction {
         question(&*self.shared.lock().device)
     }
 
+    /// How things stand between it and its driver.
+    #[must_use]
+    pub fn condition(&self) -> Condition {
+        let core = self.shared.lock();
+        match (core.registers.is_broken(), core.registers.is_running()) {
+            (true, _) => Condition::Broken,
+            (false, true) => Condition::Used,
+            (false, false) => Condition::Unused,
+        }
+    }
+
     /// Its slot.
     #[must_use]
     pub fn slot(&self) -> u8 {
@@ -161,9 +185,19 @@ impl VirtioFunction {
         self.shared.lock().device.let_go();
     }
 
-    /// What the device stands on may have changed.
-    pub fn refresh(&self) {
-        self.shared.work(&mut self.shared.lock(), |device, queues| device.refresh(queues));
+    /// Gives what it stands on another size, or looks which it has, and tells the driver.
+    ///
+    /// # Errors
+    /// [`NotResized`].
+    pub fn resize(&self, bytes: Option<u64>) -> Result<(), NotResized> {
+        let mut core = self.shared.lock();
+        if core.device.resize(bytes)? {
+            core.registers.count_generation();
+            if core.registers.is_running() {
+                core.interrupt_config();
+            }
+        }
+        Ok(())
     }
 
     /// After the vCPUs are paused: the device writes no guest memory until it is resumed.

@@ -34,12 +34,12 @@ use std::os::fd::RawFd;
 
 use thiserror::Error;
 
-pub use block::{Block, Disk, DiskOptions, NoDisk, QUEUES_MAX as DISK_QUEUES_MAX};
+pub use block::{Block, Disk, DiskOptions, NoDisk, NotResized, QUEUES_MAX as DISK_QUEUES_MAX};
 pub use broken::{BadRing, Broken, CHAIN_MAX};
 pub use chain::{Chain, Request, Segment};
 pub use device_state::{BadState, DeviceState};
 pub use driver::{DRIVER_LAYOUT, DRIVER_SLOT, Driver, DriverError, DriverQueue, Returned};
-pub use function::{NoFunction, VirtioFunction};
+pub use function::{Condition, NoFunction, VirtioFunction};
 pub use function_state::{FunctionState, Mismatch, NotRestored};
 pub use queue::{Ring, RingState, Virtqueue};
 pub use rng::{NoSource, Rng};
@@ -112,12 +112,18 @@ pub trait VirtioDevice: Debug + Send {
         Ok(())
     }
 
-    /// What it stands on may have changed at the host: looks, and tells the driver.
+    /// Its name, if it has one that people ask for it by.
+    fn id(&self) -> Option<&str> {
+        None
+    }
+
+    /// Gives what it stands on so many bytes, or looks how many it has; returns whether the configuration
+    /// is another now.
     ///
     /// # Errors
-    /// [`Broken`].
-    fn refresh(&mut self, _queues: &mut Queues<'_>) -> Result<(), Broken> {
-        Ok(())
+    /// [`NotResized`]; it is as it was.
+    fn resize(&mut self, _bytes: Option<u64>) -> Result<bool, NotResized> {
+        Err(NotResized::NoDisk)
     }
 
     /// The machine is about to be paused, its vCPUs run still: nothing new is begun.

@@ -121,6 +121,11 @@ impl Registers {
         self.now.status & (DRIVER_OK | NEEDS_RESET) == DRIVER_OK
     }
 
+    /// Whether only a reset helps.
+    pub(super) fn is_broken(&self) -> bool {
+        self.now.status & NEEDS_RESET != 0
+    }
+
     /// What device and driver have in common.
     pub(super) fn features(&self) -> u64 {
         self.now.accepted & self.offered

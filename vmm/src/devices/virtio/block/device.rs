@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::arena::Arena;
 use super::cache::Cache;
-use super::disk::{Disk, NoDisk};
+use super::disk::{Disk, NoDisk, NotResized};
 use super::engine::{DEPTH, Done, Engine, Task};
 use super::flight::{Flight, Next};
 use super::layout::{self, QUEUE_SIZE, SEGMENTS_MAX, WRITEBACK};
@@ -370,16 +370,16 @@ impl VirtioDevice for Block {
         self.catch_up(queues)
     }
 
-    fn refresh(&mut self, queues: &mut Queues<'_>) -> Result<(), Broken> {
-        match self.disk.measure() {
-            Ok(true) => {
-                info!("{}: it has {} sectors now", self.name(), self.disk.sectors());
-                queues.config_changed();
-            }
-            Ok(false) => {}
-            Err(cause) => warn!("{}: looking for its size: {cause}", self.name()),
+    fn id(&self) -> Option<&str> {
+        Some(&self.disk.options().id)
+    }
+
+    fn resize(&mut self, bytes: Option<u64>) -> Result<bool, NotResized> {
+        let is_new = self.disk.resize(bytes)?;
+        if is_new {
+            info!("{}: it has {} sectors now", self.name(), self.disk.sectors());
         }
-        Ok(())
+        Ok(is_new)
     }
 
     fn quiesce(&mut self) {

@@ -137,9 +137,23 @@ impl Disk {
         self.block
     }
 
-    /// Looks how large it is now; returns whether that is new.
-    pub(super) fn measure(&mut self) -> Result<bool, IoError> {
+    /// Makes a file so many bytes, not fewer than it has; then, or without a number, looks how large it
+    /// is. Returns whether that is new.
+    pub(super) fn resize(&mut self, bytes: Option<u64>) -> Result<bool, NotResized> {
+        if let Some(bytes) = bytes {
+            let metadata = self.file.metadata()?;
+            if self.options.readonly || !metadata.is_file() {
+                return Err(NotResized::NotOurs);
+            }
+            if bytes < metadata.len() || !bytes.is_multiple_of(u64::from(self.block)) {
+                return Err(NotResized::Bytes { bytes, now: metadata.len(), block: self.block });
+            }
+            self.file.set_len(bytes)?;
+        }
         let sectors = sectors_of(&self.file, self.block)?;
+        if sectors < self.sectors {
+            return Err(NotResized::Shrunk { sectors, before: self.sectors });
+        }
         Ok(std::mem::replace(&mut self.sectors, sectors) != sectors)
     }
 }
@@ -228,4 +242,45 @@ pub enum NoDisk {
         #[source]
         cause: IoError,
     },
+}
+
+/// A disk keeps its size.
+#[derive(Debug, Error)]
+pub enum NotResized {
+    /// No such disk.
+    #[error("there is no disk {id:?}; their names are what id= says, or disk0, disk1 and so on")]
+    Nobody {
+        /// Who was asked for.
+        id: String,
+    },
+    /// Something else.
+    #[error("it is no disk")]
+    NoDisk,
+    /// A block device, or a disk that is only read.
+    #[error(
+        "only a file that the guest may write is made larger here; change what is below the disk, then \
+         leave out the size"
+    )]
+    NotOurs,
+    /// Fewer bytes, or no whole blocks.
+    #[error("{bytes} bytes: a disk of {now} bytes can only grow, by whole blocks of {block} bytes")]
+    Bytes {
+        /// Asked for.
+        bytes: u64,
+        /// What it has.
+        now: u64,
+        /// Of its blocks.
+        block: u32,
+    },
+    /// The host has taken something away from it.
+    #[error("it has {sectors} sectors now, and had {before}: give it its size back")]
+    Shrunk {
+        /// Now.
+        sectors: u64,
+        /// Before.
+        before: u64,
+    },
+    /// The host does not.
+    #[error("the size of the disk")]
+    Host(#[from] IoError),
 }

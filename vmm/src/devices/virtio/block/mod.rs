@@ -29,4 +29,4 @@ mod threads;
 mod uring;
 
 pub use device::Block;
-pub use disk::{Disk, DiskOptions, NoDisk, QUEUES_MAX};
+pub use disk::{Disk, DiskOptions, NoDisk, NotResized, QUEUES_MAX};

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::super::driver::Driver;
-use super::super::{CHAIN_MAX, Segment};
+use super::super::{CHAIN_MAX, Condition, Segment};
 use super::{CONFIG, EVENT_INDEX, INDIRECT, NEEDS_RESET, RAM_BYTES, driver, echo, started};
 use crate::page::{FrameSet, Gpa, RamLayout};
 
@@ -64,6 +64,7 @@ fn chains_that_break_the_rules_break_the_device() {
             driver.write(0x14, &[15]);
             driver.ring(0);
             assert_eq!(driver.status() & NEEDS_RESET, NEEDS_RESET, "{what}");
+            assert_eq!(driver.function().condition(), Condition::Broken);
             driver.start(features).unwrap();
             echo(&mut driver, what.as_bytes());
         }

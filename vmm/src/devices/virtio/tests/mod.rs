@@ -11,7 +11,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::driver::{DRIVER_LAYOUT, DRIVER_SLOT, Driver, DriverError};
-use super::{FunctionState, Rng};
+use super::{Condition, FunctionState, Rng};
 use crate::devices::pci::PciFunction;
 use crate::memory::GuestRam;
 use crate::page::{Frame, FrameSet, Gpa, PageRange, RamLayout};
@@ -184,7 +184,9 @@ fn a_reset_begins_anew() {
     let mut driver = started(EVENT_INDEX);
     echo(&mut driver, b"one");
     driver.add(0, &[b"lost"], &[4]).unwrap();
+    assert_eq!(driver.function().condition(), Condition::Used);
     driver.write(0x14, &[0]);
+    assert_eq!(driver.function().condition(), Condition::Unused);
     assert_eq!((driver.status(), driver.read(0x1c, 2)), (0, 0));
     driver.ring(0);
     driver.start(0).unwrap();

@@ -71,22 +71,47 @@ fn nothing_happens_without_the_lock() {
     assert_eq!(image.bytes()[..512], [7; 512]);
 }
 
-/// A disk that has grown says so, and its new end can be used.
+/// A disk that has grown, or is made larger, says so, and its new end can be used.
 #[test]
 fn a_disk_can_grow() {
     let image = Image::of(16);
     let mut guest = Guest::on(&image);
-    guest.driver.wires().clear();
-    let generation = guest.driver.read(0x15, 1);
-    guest.driver.function().refresh();
-    assert_eq!(guest.driver.read(0x15, 1), generation, "nothing has changed");
+    let generation = |guest: &Guest| guest.driver.read(0x15, 1);
+    let before = generation(&guest);
+    guest.driver.function().resize(None).unwrap();
+    assert_eq!(generation(&guest), before, "nothing has changed");
     assert_eq!(guest.request(OUT, 16, &[7; 512], &[]).0, IOERR);
     OpenOptions::new().write(true).open(&image.0).unwrap().set_len(32 * 512).unwrap();
-    guest.driver.function().refresh();
-    assert_ne!(guest.driver.read(0x15, 1), generation);
+    guest.driver.wires().clear();
+    guest.driver.function().resize(None).unwrap();
+    assert!(guest.driver.wires().wait(std::time::Duration::from_secs(10)), "an interrupt");
+    assert_ne!(generation(&guest), before);
     assert_eq!(guest.config(0, 8), 32);
     guest.write(31, &[7; 512]);
     assert_eq!(image.bytes()[31 * 512..], [7; 512]);
+    guest.driver.function().resize(Some(64 * 512)).unwrap();
+    assert_eq!((guest.config(0, 8), image.bytes().len()), (64, 64 * 512));
+}
+
+/// A disk does not shrink, nor end in the middle of a block; what is only read is not made larger here.
+#[test]
+fn a_disk_does_not_shrink() {
+    let image = Image::of(16);
+    let refused = |options: DiskOptions, bytes| {
+        let guest = Guest::with(options);
+        let why = guest.driver.function().resize(Some(bytes)).unwrap_err().to_string();
+        assert_eq!(guest.config(0, 8), 16);
+        why
+    };
+    for bytes in [0, 15 * 512, 16 * 512 + 1] {
+        assert!(refused(image.options(), bytes).contains("can only grow"));
+    }
+    let readonly = DiskOptions { readonly: true, ..image.options() };
+    assert!(refused(readonly, 32 * 512).contains("may write"));
+    let guest = Guest::on(&image);
+    OpenOptions::new().write(true).open(&image.0).unwrap().set_len(8 * 512).unwrap();
+    let why = guest.driver.function().resize(None).unwrap_err().to_string();
+    assert!(why.contains("it has 8 sectors now, and had 16"), "{why}");
 }
 
 /// A disk goes on elsewhere: what the driver has chosen goes along. One of another size is refused.
