@@ -31,6 +31,8 @@ pub(super) struct Uring {
     event: EventFd,
     /// Bytes of the arena that are registered, from its start.
     registered: usize,
+    /// Entries that the kernel has not been told of.
+    unsubmitted: usize,
     /// The slots of tasks that the kernel has, by token: nobody else may have them.
     slots: Vec<Option<Slot>>,
     /// Keeps what the ring has registered.
@@ -71,7 +73,8 @@ impl Uring {
         };
         let slots = (0..DEPTH).map(|_| None).collect();
         let (arena, file) = (Arc::clone(arena), Arc::clone(file));
-        Ok(Self { ring, event, registered, slots, _arena: arena, _file: file })
+        let unsubmitted = 0;
+        Ok(Self { ring, event, registered, unsubmitted, slots, _arena: arena, _file: file })
     }
 
     /// The entry for a task, and the slot to keep until it is done.
@@ -127,17 +130,21 @@ impl Engine for Uring {
             // There are as many places as tokens: what is full has only not been handed over.
             self.submit();
         }
+        self.unsubmitted += 1;
     }
 
     fn submit(&mut self) {
-        match self.ring.submit() {
-            Ok(_) => {}
-            Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
-            // The host has no memory, or completions wait to be taken: both pass.
-            Err(cause) => {
-                warn!("io_uring does not take a disk's requests, and is asked again: {cause}");
-                if let Err(cause) = self.event.write(1) {
-                    debug!("a disk's event: {cause}");
+        while self.unsubmitted > 0 {
+            match self.ring.submit() {
+                Ok(count) => self.unsubmitted = self.unsubmitted.saturating_sub(count.max(1)),
+                Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
+                // The host has no memory: that passes.
+                Err(cause) => {
+                    warn!("io_uring does not take a disk's requests, and is asked again: {cause}");
+                    if let Err(cause) = self.event.write(1) {
+                        debug!("a disk's event: {cause}");
+                    }
+                    return;
                 }
             }
         }
