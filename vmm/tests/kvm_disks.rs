@@ -1,9 +1,11 @@
 //! Debian with a disk, as a plain VM and as an SEV guest: written, read back, and moved while it is in use.
 
-use std::fs::{metadata, read};
+use std::fs::{OpenOptions, metadata, read};
+use std::time::Duration;
 
+use rustix::fs::{FlockOperation, fcntl_lock};
 use rustix::process::Signal;
-use support::process::{Sevferry, asset, kernels};
+use support::process::{Ended, Sevferry, asset, kernels};
 use support::scratch::Scratch;
 
 const PLATFORMS: [&str; 2] = ["", "--platform=sev=software"];
@@ -15,9 +17,22 @@ fn run(kernel: &str, options: &str) -> Sevferry {
     let initramfs = asset("guest.cpio.gz");
     let cmdline = "console=ttyS0 quiet panic=-1 sevferry.devices=yes sevferry.then=disk";
     let guest = ["run", "--kernel", kernel, "--initramfs", &initramfs, "--cmdline", cmdline];
-    let more = "--memory=size=192M --cpus=boot=2 --rng=src=/dev/urandom";
+    let more = "--memory=size=128M --rng=src=/dev/urandom";
     let options = more.split_whitespace().chain(options.split_whitespace());
-    Sevferry::start(guest.into_iter().chain(options))
+    Sevferry::start(guest.into_iter().chain(options)).within(Duration::from_secs(400))
+}
+
+/// Waits for a guest at `listen`.
+fn receive(listen: &str, options: &str) -> Sevferry {
+    let all = format!("receive --listen {listen} --rng=src=/dev/urandom {options}");
+    let mut there = Sevferry::start(all.split_whitespace()).within(Duration::from_secs(400));
+    there.wait_for("waiting for a guest");
+    there
+}
+
+fn migrate(socket: &str, listen: &str) -> Ended {
+    let to = format!("migrate --api-socket {socket} --to {listen} --timeout-s=90");
+    Sevferry::start(to.split_whitespace().chain(["--timeout-strategy=stop"])).end()
 }
 
 /// How often the guest has read back what it wrote; nothing was wrong so far.
@@ -66,37 +81,25 @@ fn a_disk_moves_with_its_guest() {
         let option = format!("--disk path={disk}");
         let mut guest = run(&kernel, &format!("{platform} {option} --api-socket={socket}"));
         pass(&mut guest);
-        let receive = |options: &str| {
-            let all = format!("{platform} --rng=src=/dev/urandom {options}");
-            let start = ["receive", "--listen", &listen].into_iter().chain(all.split_whitespace());
-            let mut there = Sevferry::start(start);
-            there.wait_for("waiting for a guest");
-            there
-        };
-        let migrate = || {
-            let to = ["migrate", "--api-socket", &socket, "--to", &listen, "--timeout-s=150"];
-            Sevferry::start(to.into_iter().chain(["--timeout-strategy=stop"])).end()
-        };
         // A second guest does not get it.
         run(&kernel, &option).end().with_code(1).saying("is in use");
         // What the destination cannot open, or has otherwise, is named, and the guest stays.
-        let other = scratch.zeros("other.raw", 4 * MIB);
         for (options, why) in [
             (String::new(), "it has a disk in slot 2, and none was given here"),
             ("--disk path=/nowhere/disk.raw".to_owned(), "opening /nowhere/disk.raw"),
-            (format!("--disk path={other}"), "size in sectors \"16384\", and here \"8192\""),
             (format!("{option},readonly=on"), "readonly \"off\", and here \"on\""),
-            (format!("{option},id=data"), "id \"disk0\", and here \"data\""),
         ] {
-            let there = receive(&options);
-            let stayed = migrate().with_code(10);
-            assert!(stayed.out.contains(why), "{stayed}");
-            there.signal(Signal::TERM);
-            there.end().with_code(0);
+            if platform.is_empty() {
+                let there = receive(&listen, &format!("{platform} {options}"));
+                let stayed = migrate(&socket, &listen).with_code(10);
+                assert!(stayed.out.contains(why), "{stayed}");
+                there.signal(Signal::TERM);
+                there.end().with_code(0);
+            }
         }
         let before = pass(&mut guest);
-        let mut there = receive(&option);
-        migrate().with_code(0);
+        let mut there = receive(&listen, &format!("{platform} {option}"));
+        migrate(&socket, &listen).with_code(0);
         guest.end().with_code(0);
         let after = pass(&mut there);
         assert!(after > before, "{before} then {after}");
@@ -118,15 +121,10 @@ fn a_guest_stays_where_its_disk_can_be_locked() {
     let mut guest = run(&kernel, &format!("--disk path={here} --api-socket={socket}"));
     pass(&mut guest);
     // Somebody has the other one.
-    let mut holder = run(&kernel, &format!("--disk path={there}"));
-    pass(&mut holder);
-    let all = format!("--rng=src=/dev/urandom --disk path={there}");
-    let start = ["receive", "--listen", &listen].into_iter().chain(all.split_whitespace());
-    let mut destination = Sevferry::start(start);
-    destination.wait_for("waiting for a guest");
-    let to = ["migrate", "--api-socket", &socket, "--to", &listen, "--timeout-s=150"];
-    let stayed = Sevferry::start(to.into_iter().chain(["--timeout-strategy=stop"])).end();
-    stayed.with_code(10);
+    let held = OpenOptions::new().read(true).write(true).open(&there).expect("the file");
+    fcntl_lock(&held, FlockOperation::NonBlockingLockExclusive).expect("a lock");
+    let mut destination = receive(&listen, &format!("--disk path={there}"));
+    migrate(&socket, &listen).with_code(10);
     destination.wait_for("is in use");
     let before = pass(&mut guest);
     assert!(pass(&mut guest) > before);
