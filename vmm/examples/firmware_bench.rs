@@ -153,7 +153,7 @@ fn on_hardware(arguments: &Arguments, layout: RamLayout) -> Result<Bench, Box<dy
     let vm_type =
         host.vm_type(Some(&PlatformKind::Hardware { endorsement: files, write_back: false }));
     let end = || -> Result<End, Box<dyn Error>> {
-        let vm = Arc::new(host.create_vm_of(vm_type)?);
+        let vm = Arc::new(host.create_bare_vm(vm_type)?);
         let platform = Shared(Arc::new(HardwarePlatform::new(Arc::clone(&vm))?));
         Ok(End { ram: GuestRam::pinned(layout)?, platform, vm: Some(vm), vm_type })
     };

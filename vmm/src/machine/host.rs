@@ -61,25 +61,38 @@ impl Host {
         }
     }
 
-    /// An empty VM with in-kernel interrupt controllers and timer.
+    /// A VM of KVM's own type, with in-kernel interrupt controllers and timer and without RAM.
     ///
     /// # Errors
     /// [`HostError::Vm`] with the step that KVM refused.
     pub fn create_vm(&self) -> Result<VmFd, HostError> {
-        self.create_vm_of(VmType::Default)
+        let vm = self.create_bare_vm(VmType::Default)?;
+        Self::add_interrupts(&vm)?;
+        Ok(vm)
     }
 
-    /// The same, of a type that this KVM has.
+    /// A VM with nothing in it, of a type that this KVM has.
     ///
     /// # Errors
     /// [`HostError::Vm`] with the step that KVM refused.
-    pub fn create_vm_of(&self, vm_type: VmType) -> Result<VmFd, HostError> {
+    pub fn create_bare_vm(&self, vm_type: VmType) -> Result<VmFd, HostError> {
         let vm = self.kvm.create_vm_with_type(vm_type.number()).map_err(step("creating a VM"))?;
         vm.set_tss_address(TSS_ADDRESS).map_err(step("setting the TSS address"))?;
+        Ok(vm)
+    }
+
+    /// Gives the VM its interrupt controllers and timer: after its RAM, before its vCPUs.
+    ///
+    /// KVM frees the VM's old table of devices when a grace period of its readers is over, and adds a memory
+    /// slot only after the grace periods that have begun: 4 to 10 ms for RAM that comes later, 0.1 ms for RAM
+    /// that is there (`kvm_io_bus_register_dev` and `kvm_set_memslot` in `virt/kvm/kvm_main.c`).
+    ///
+    /// # Errors
+    /// [`HostError::Vm`] with the step that KVM refused.
+    pub fn add_interrupts(vm: &VmFd) -> Result<(), HostError> {
         vm.create_irq_chip().map_err(step("creating the interrupt controllers"))?;
         let timer = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..kvm_pit_config::default() };
-        vm.create_pit2(timer).map_err(step("creating the timer"))?;
-        Ok(vm)
+        vm.create_pit2(timer).map_err(step("creating the timer"))
     }
 
     /// The type of VM for a guest on `platform`: KVM's own for SEV guests, if KVM answers its commands

@@ -111,8 +111,7 @@ impl Machine {
         let vm_type = host.vm_type(platform);
         // Older than the VM, and so dropped after it whatever fails.
         let _ram_outlives_vm;
-        let vm = Arc::new(host.create_vm_of(vm_type)?);
-        let serial = serial_port(&vm, output).map_err(MachineError::Interrupt)?;
+        let vm = Arc::new(host.create_bare_vm(vm_type)?);
         if config.sev.is_some() {
             host.trap_page_status(&vm)?;
         }
@@ -120,6 +119,8 @@ impl Machine {
             Encrypted::prepare(platform, config.ram, (&vm, vm_type), &supported, watch)?;
         _ram_outlives_vm = Arc::clone(&ram);
         ram.register(&vm)?;
+        Host::add_interrupts(&vm)?;
+        let serial = serial_port(&vm, output).map_err(MachineError::Interrupt)?;
         let c_bit = encrypted.as_ref().map(Encrypted::c_bit);
         // Before the launch, which takes long: a guest without a device or CPUID must not get that far.
         let (devices, bus) = Devices::build(&in_slots(&config.devices), &vm, &ram)?;

@@ -77,8 +77,7 @@ impl ReceivingMachine {
         let vm_type = host.vm_type(platform);
         // Older than the VM, and so dropped after it whatever fails.
         let _ram_outlives_vm;
-        let vm = Arc::new(host.create_vm_of(vm_type)?);
-        let serial = serial_port(&vm, output).map_err(MachineError::Interrupt)?;
+        let vm = Arc::new(host.create_bare_vm(vm_type)?);
         if offer.sev.is_some() {
             host.trap_page_status(&vm)?;
         }
@@ -87,6 +86,8 @@ impl ReceivingMachine {
             Encrypted::prepare(platform, layout, (&vm, vm_type), &supported, watch)?;
         _ram_outlives_vm = Arc::clone(&ram);
         ram.register(&vm)?;
+        Host::add_interrupts(&vm)?;
+        let serial = serial_port(&vm, output).map_err(MachineError::Interrupt)?;
         let here: Vec<_> = devices.iter().map(DeviceHere::look).collect();
         let matching = matching(&offer.devices, &here).map_err(MachineError::offered_devices)?;
         let (devices, bus) = Devices::build(&matching, &vm, &ram)?;

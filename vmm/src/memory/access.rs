@@ -37,6 +37,23 @@ impl GuestRam {
         Ok(())
     }
 
+    /// Whether `range` is all zeros now, looking no further than it must.
+    ///
+    /// # Errors
+    /// [`RamError::NotRam`] if the range is not inside one run of RAM.
+    pub fn is_zero(&self, range: PageRange) -> Result<bool, RamError> {
+        let pages = self.slice(range)?;
+        let mut step = [0; ZERO_STEP];
+        for offset in (0..pages.len()).step_by(ZERO_STEP) {
+            let here = pages.subslice(offset, ZERO_STEP);
+            here.map_err(|_not_whole_pages| RamError::NotRam { range })?.copy_to(&mut step);
+            if !is_zero(&step) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Copies `bytes`, which is as long as `range`, into it.
     ///
     /// # Errors
@@ -121,6 +138,7 @@ mod tests {
         ram.read_pages(pages(6, 4), &mut seen).unwrap();
         let expected: Vec<u8> = [0_u8, 5, 5, 0].iter().flat_map(|&b| [b; PAGE_LEN]).collect();
         assert_eq!(seen, expected);
+        assert!(!ram.is_zero(pages(6, 2)).unwrap() && ram.is_zero(pages(9, 1)).unwrap());
         ram.zero_pages(pages(0, 8)).unwrap();
         ram.read_pages(pages(6, 4), &mut seen).unwrap();
         assert!(is_zero(&seen[..2 * PAGE_LEN]));

@@ -243,6 +243,19 @@ impl RamLayout {
         None
     }
 
+    /// The frame with this number among the frames of RAM; `None` if there are not so many.
+    #[must_use]
+    pub fn frame_of(&self, index: u64) -> Option<Frame> {
+        let mut left = index;
+        for ram in self.ranges() {
+            if left < ram.pages() {
+                return Some(Frame(ram.base().0 + left));
+            }
+            left -= ram.pages();
+        }
+        None
+    }
+
     /// The parts of `range` that are RAM, ascending.
     pub fn clip(&self, range: PageRange) -> impl Iterator<Item = PageRange> + use<> {
         self.ranges().filter_map(move |ram| ram.intersection(range))
@@ -280,5 +293,12 @@ mod tests {
         let clipped: Vec<_> = layout.clip(range(0xb_fff0, 0x10_0010)).collect();
         assert_eq!(clipped, [range(0xb_fff0, 0xc_0000), range(0x10_0000, 0x10_0010)]);
         assert_eq!(layout.clip(range(0xc_0000, 0x10_0000)).count(), 0);
+        for (index, frame) in
+            [(0, Some(0)), (0xb_ffff, Some(0xb_ffff)), (0xc_0000, Some(0x10_0000))]
+        {
+            assert_eq!(layout.frame_of(index), frame.map(Frame));
+            assert_eq!(frame.and_then(|frame| layout.index_of(Frame(frame))), Some(index));
+        }
+        assert_eq!(layout.frame_of(0x10_0000), None);
     }
 }

@@ -1,5 +1,6 @@
 //! What has arrived at the destination: which pages, as what, and none twice in a round.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use thiserror::Error;
@@ -55,33 +56,61 @@ impl Arrivals {
 
     /// The next round begins; no connection may be placing pages.
     pub(crate) fn end_round(&self) {
-        for word in &self.this_round {
+        // Storing everywhere would use memory for every frame of a guest of whom few have changed.
+        for word in self.this_round.iter().filter(|word| word.load(Ordering::Relaxed) != 0) {
             word.store(0, Ordering::Relaxed);
         }
     }
 
     /// Whether every page of RAM has arrived, last as what `status` says it is. Without SEV
-    /// (`None`) all are shared.
+    /// (`None`) all are shared. The guest stands still meanwhile, so this goes by whole words.
     pub(crate) fn check(&self, status: Option<&PageStatus>) -> Result<(), BadArrival> {
-        let mut shared_until = Frame(0);
         let regions: &mut dyn Iterator<Item = PageRange> = match status {
             Some(status) => &mut status.shared_regions()?,
             None => &mut self.layout.ranges(),
         };
-        let mut regions = regions.peekable();
-        for (index, frame) in self.layout.ranges().flat_map(PageRange::frames).enumerate() {
-            if regions.peek().is_some_and(|region| region.base() == frame) {
-                shared_until = regions.next().map_or(frame, PageRange::limit);
-            }
-            let wanted = if frame < shared_until { Status::Shared } else { Status::Private };
-            if !is_set(&self.arrived, index) {
-                return Err(BadArrival::Missing { frame });
-            }
-            let is_private = is_set(&self.private, index);
-            let arrived = if is_private { Status::Private } else { Status::Shared };
-            if arrived != wanted {
+        let mut next = 0;
+        for shared in regions.flat_map(|region| self.layout.clip(region)) {
+            let (Some(from), Some(pages)) =
+                (self.index(shared.base()), usize::try_from(shared.pages()).ok())
+            else {
+                return Err(BadArrival::NotRam { frame: shared.base() });
+            };
+            self.check_span(next..from, Status::Private)?;
+            next = from + pages;
+            self.check_span(from..next, Status::Shared)?;
+        }
+        let all = usize::try_from(self.layout.pages()).unwrap_or(usize::MAX);
+        self.check_span(next..all, Status::Private)
+    }
+
+    /// Whether all frames with these places have arrived, last as `wanted`.
+    fn check_span(&self, places: Range<usize>, wanted: Status) -> Result<(), BadArrival> {
+        let mut place = places.start;
+        while place < places.end {
+            let (word, first) = (place / WORD, place % WORD);
+            let count = (WORD - first).min(places.end - place);
+            let mask = u64::MAX >> (WORD - count) << first;
+            let arrived = word_of(&self.arrived, word);
+            let as_wanted = match wanted {
+                Status::Private => word_of(&self.private, word),
+                Status::Shared => !word_of(&self.private, word),
+            };
+            let wrong = mask & !(arrived & as_wanted);
+            if wrong != 0 {
+                let bit = wrong.trailing_zeros();
+                let at = (word * WORD) as u64 + u64::from(bit);
+                let frame = self.layout.frame_of(at).unwrap_or(Frame(u64::MAX));
+                if arrived & 1 << bit == 0 {
+                    return Err(BadArrival::Missing { frame });
+                }
+                let arrived = match wanted {
+                    Status::Private => Status::Shared,
+                    Status::Shared => Status::Private,
+                };
                 return Err(BadArrival::Contradiction { frame, arrived, wanted });
             }
+            place += count;
         }
         Ok(())
     }
@@ -92,9 +121,8 @@ impl Arrivals {
     }
 }
 
-fn is_set(bitmap: &[AtomicU64], index: usize) -> bool {
-    let word = bitmap.get(index / WORD).map_or(0, |word| word.load(Ordering::Relaxed));
-    word & 1 << (index % WORD) != 0
+fn word_of(bitmap: &[AtomicU64], word: usize) -> u64 {
+    bitmap.get(word).map_or(0, |word| word.load(Ordering::Relaxed))
 }
 
 /// A page that must not have come, or has not.
@@ -135,6 +163,8 @@ pub enum BadArrival {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::encryption::{MapGpaRange, Overflow};
 
@@ -195,5 +225,53 @@ mod tests {
         arrivals.mark(Frame(7), PageKind::Shared).unwrap();
         arrivals.mark(Frame(8), PageKind::Zero).unwrap();
         arrivals.check(Some(&status)).unwrap();
+    }
+
+    /// What [`Arrivals::check`] says, frame by frame.
+    fn check_plainly(arrivals: &Arrivals, shared: &[PageRange]) -> Result<(), BadArrival> {
+        let is_set = |bitmap: &[AtomicU64], index: usize| {
+            bitmap[index / WORD].load(Ordering::Relaxed) >> (index % WORD) & 1 == 1
+        };
+        let frames = arrivals.layout.ranges().flat_map(PageRange::frames);
+        for (index, frame) in frames.enumerate() {
+            let of = |is_private| if is_private { Status::Private } else { Status::Shared };
+            let wanted = of(!shared.iter().any(|region| region.contains(frame)));
+            if !is_set(&arrivals.arrived, index) {
+                return Err(BadArrival::Missing { frame });
+            }
+            let arrived = of(is_set(&arrivals.private, index));
+            if arrived != wanted {
+                return Err(BadArrival::Contradiction { frame, arrived, wanted });
+            }
+        }
+        Ok(())
+    }
+
+    proptest! {
+        /// Whatever is shared, and whatever page is missing or came as something else: by whole words the
+        /// same frame is named as frame by frame.
+        #[test]
+        fn checking_words_finds_what_checking_frames_finds(
+            reported in prop::collection::vec((0_u64..256, 1_u64..80), 0..6),
+            other in prop::option::of(0_u64..256),
+            missing in prop::option::of(0_u64..256),
+        ) {
+            let mut status = PageStatus::new(layout(), Overflow::Promote);
+            for (base, pages) in reported {
+                let range = PageRange::new(Frame(base), Frame((base + pages).min(256))).unwrap();
+                status.apply(MapGpaRange { range, status: Status::Shared }, &mut |_| ());
+            }
+            let shared: Vec<_> = status.shared_regions().unwrap().collect();
+            let arrivals = Arrivals::new(layout()).unwrap();
+            for frame in (0..256).filter(|&frame| Some(frame) != missing) {
+                let is_shared = shared.iter().any(|region| region.contains(Frame(frame)));
+                let kind = match is_shared == (Some(frame) != other) {
+                    true => PageKind::Shared,
+                    false => PageKind::Private,
+                };
+                arrivals.mark(Frame(frame), kind).unwrap();
+            }
+            prop_assert_eq!(arrivals.check(Some(&status)), check_plainly(&arrivals, &shared));
+        }
     }
 }

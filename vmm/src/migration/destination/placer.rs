@@ -191,23 +191,20 @@ impl PagePlacer {
         if header.kind == PageKind::Zero {
             place_zeros(target, frames)?;
         } else {
-            if header.round == 1 {
-                populate(target, frames, header.kind);
+            let run = run_of(frames);
+            if header.round == 1
+                && let Some(run) = run
+            {
+                populate(target, run, header.kind);
             }
-            let at_a_time = self.pages.len() / PAGE_LEN;
-            let packets = packet_headers.chunks(at_a_time);
-            for (frames, packets) in frames.chunks(at_a_time).zip(packets) {
-                self.fill_pages(frames.len(), wait)?;
-                let (pages, _) = self.pages.as_chunks::<PAGE_LEN>();
-                for ((&frame, page), packet) in frames.iter().zip(pages).zip(packets) {
-                    digest = digest.and(page);
-                    target.arrivals.mark(frame, header.kind)?;
-                    match header.kind {
-                        PageKind::Private => open(target, frame, packet, page)?,
-                        PageKind::Shared | PageKind::Zero => write(target, frame, page)?,
-                    }
+            digest = match run {
+                Some(run) if header.kind == PageKind::Shared => {
+                    self.place_run(digest, run, target, wait)?
                 }
-            }
+                _ => {
+                    self.place_each(digest, (header.kind, frames, &packet_headers), target, wait)?
+                }
+            };
         }
         if digest.value() != header.digest {
             return Err(PlacerError::Damaged { sequence: header.sequence });
@@ -215,6 +212,56 @@ impl PagePlacer {
         let bytes = PAGES_HEAD_LEN + header.payload().total();
         target.tally.count(header.kind, header.count, bytes);
         Ok(())
+    }
+
+    /// Shared pages that are one run: read to where they belong, without another copy.
+    fn place_run(
+        &mut self,
+        digest: PayloadDigest,
+        run: PageRange,
+        target: &PageTarget<'_>,
+        wait: &mut Wait<'_>,
+    ) -> Result<PayloadDigest, PlacerError> {
+        for frame in run.frames() {
+            target.arrivals.mark(frame, PageKind::Shared)?;
+        }
+        let memory = target.ram.slice(run)?;
+        let cut = PlacerError::Cut { round: self.round };
+        if !self.stream.fill_memory(&memory, wait)? {
+            return Err(cut);
+        }
+        let (mut digest, mut page) = (digest, [0; PAGE_LEN]);
+        for offset in (0..memory.len()).step_by(PAGE_LEN) {
+            let here = memory.subslice(offset, PAGE_LEN);
+            here.map_err(|_never| IoError::from(ErrorKind::InvalidData))?.copy_to(&mut page);
+            digest = digest.and(&page);
+        }
+        Ok(digest)
+    }
+
+    /// Pages that are opened, or belong here and there.
+    fn place_each(
+        &mut self,
+        digest: PayloadDigest,
+        (kind, frames, packets): (PageKind, &[Frame], &[[u8; PACKET_HEADER_LEN]]),
+        target: &PageTarget<'_>,
+        wait: &mut Wait<'_>,
+    ) -> Result<PayloadDigest, PlacerError> {
+        let at_a_time = self.pages.len() / PAGE_LEN;
+        let mut digest = digest;
+        for (frames, packets) in frames.chunks(at_a_time).zip(packets.chunks(at_a_time)) {
+            self.fill_pages(frames.len(), wait)?;
+            let (pages, _) = self.pages.as_chunks::<PAGE_LEN>();
+            for ((&frame, page), packet) in frames.iter().zip(pages).zip(packets) {
+                digest = digest.and(page);
+                target.arrivals.mark(frame, kind)?;
+                match kind {
+                    PageKind::Private => open(target, frame, packet, page)?,
+                    PageKind::Shared | PageKind::Zero => write(target, frame, page)?,
+                }
+            }
+        }
+        Ok(digest)
     }
 
     fn end_round(
@@ -250,19 +297,19 @@ enum Placed {
     End,
 }
 
+/// All of `frames`, which ascend, if they are one run.
+fn run_of(frames: &[Frame]) -> Option<PageRange> {
+    let (first, last) = frames.first().zip(frames.last())?;
+    let run = PageRange::new(*first, Frame(last.0.checked_add(1)?)).ok()?;
+    (run.pages() == frames.len() as u64).then_some(run)
+}
+
 /// A run of pages comes that the host has not mapped yet: it had better be mapped at once.
-fn populate(target: &PageTarget<'_>, frames: &[Frame], kind: PageKind) {
-    let status = match kind {
-        PageKind::Zero => return,
-        PageKind::Shared => Status::Shared,
-        PageKind::Private => Status::Private,
-    };
-    let Some((first, last)) = frames.first().zip(frames.last()) else { return };
-    let run = PageRange::new(*first, Frame(last.0.saturating_add(1)));
-    if let Ok(run) = run
-        && run.pages() == frames.len() as u64
-    {
-        target.ram.populate(run, status);
+fn populate(target: &PageTarget<'_>, run: PageRange, kind: PageKind) {
+    match kind {
+        PageKind::Zero => {}
+        PageKind::Shared => target.ram.populate(run, Status::Shared),
+        PageKind::Private => target.ram.populate(run, Status::Private),
     }
 }
 

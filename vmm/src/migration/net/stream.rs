@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice};
 
 use super::endpoint::Endpoint;
 use super::not_taken::not_taken;
@@ -211,6 +212,39 @@ impl Stream {
         Ok(true)
     }
 
+    /// Fills guest memory as [`Stream::fill`] fills a buffer.
+    ///
+    /// # Errors
+    /// As [`Stream::fill`].
+    pub(crate) fn fill_memory(
+        &mut self,
+        memory: &VolatileSlice<'_>,
+        wait: &mut Wait<'_>,
+    ) -> Result<bool, IoError> {
+        let mut done = 0;
+        while done < memory.len() {
+            let mut rest = memory.offset(done).map_err(|_never| ErrorKind::InvalidInput)?;
+            let read = match self {
+                Self::Tcp(stream) => stream.read_volatile(&mut rest),
+                Self::Unix(stream) => stream.read_volatile(&mut rest),
+            };
+            match read.map_err(io_error) {
+                Ok(0) if done == 0 => return Ok(false),
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(count) => {
+                    done += count;
+                    wait.moved(count);
+                }
+                Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
+                Err(cause) if cause.kind() == ErrorKind::WouldBlock => {
+                    self.wait(PollFlags::IN, wait)?;
+                }
+                Err(cause) => return Err(cause),
+            }
+        }
+        Ok(true)
+    }
+
     /// Writes all of `parts`, in order.
     ///
     /// # Errors
@@ -325,6 +359,11 @@ fn connect_unix(path: &str, patience: Duration) -> Result<UnixStream, IoError> {
         }
         Err(cause) => Err(cause.into()),
     }
+}
+
+/// What the system call said.
+fn io_error(cause: VolatileMemoryError) -> IoError {
+    if let VolatileMemoryError::IOError(cause) = cause { cause } else { IoError::other(cause) }
 }
 
 fn ready(descriptor: BorrowedFd<'_>, what: PollFlags, patience: Duration) -> Result<bool, IoError> {

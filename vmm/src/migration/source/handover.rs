@@ -2,10 +2,10 @@
 
 use std::error::Error;
 use std::sync::mpsc::Sender;
-use std::thread::park_timeout;
+use std::thread::{Builder, park_timeout};
 use std::time::{Duration, Instant};
 
-use log::{info, warn};
+use log::{debug, info, warn};
 
 use super::attempt::{Attempt, Peer};
 use super::error::SourceError;
@@ -243,7 +243,9 @@ impl<'a> Handing<'a> {
                 None
             }
             SourceOutput::TearDown => {
-                self.copy = None;
+                if let Some(copy) = self.copy.take() {
+                    tear_down(copy);
+                }
                 None
             }
             SourceOutput::Forget => {
@@ -313,6 +315,16 @@ impl<'a> Handing<'a> {
                 None
             }
         }
+    }
+}
+
+/// Ends what is left of a guest that runs elsewhere, on a thread of its own: giving memory back takes the
+/// kernel longer than the guest stood still. A process that ends meanwhile gives it back as well.
+fn tear_down(copy: Stay) {
+    let spawned = Builder::new().name("tear-down".to_owned()).spawn(move || drop(copy));
+    // Without a thread it has been dropped by now.
+    if let Err(cause) = spawned {
+        debug!("no thread to tear a guest down: {cause}");
     }
 }
 

@@ -9,22 +9,18 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use crate::memory::{GuestRam, RamError, is_zero};
+use crate::memory::{GuestRam, RamError};
 use crate::migration::account::Tally;
 use crate::migration::net::{Stream, Wait};
 use crate::migration::wire::{
     Malformed, Message, PACKET_HEADER_LEN, PAGES_MAX, PageKind, PagesHeader, Payload,
     PayloadDigest, RoundDigest, RoundEnd, Secret, encode_numbers,
 };
-use crate::page::{Frame, FrameSet, PAGE_SIZE, PageRange, RamLayout};
+use crate::page::{Frame, FrameSet, PAGE_LEN, PageRange, RamLayout};
 use crate::sev::send::{SendError, Sending};
 
 /// Frames that a sender takes at a time: 2 MiB, enough that taking costs nothing.
 const WINDOW_FRAMES: u64 = 512;
-
-/// Bytes of a page.
-const PAGE_LEN: usize = 4096;
-const _: () = assert!(PAGE_LEN as u64 == PAGE_SIZE);
 
 /// One round, as all its senders share it.
 #[derive(Debug)]
@@ -113,8 +109,9 @@ impl PageSender {
             }
             let mut rest = Some(window);
             while let Some(run) = rest.and_then(|rest| round.frames.first_run(rest)) {
-                for frame in run.frames() {
-                    self.add(frame, round)?;
+                match round.sending {
+                    None => self.add_shared(run, round)?,
+                    Some(sending) => self.add_either(run, sending, round)?,
                 }
                 rest = PageRange::new(run.limit(), window.limit()).ok();
             }
@@ -128,28 +125,70 @@ impl PageSender {
         Ok(end)
     }
 
-    /// Puts a page into the batch of its kind, and sends the batch when it is full.
-    fn add(&mut self, frame: Frame, round: &Round<'_>) -> Result<(), SenderError> {
-        let one = PageRange::new(frame, Frame(frame.0 + 1))
-            .map_err(|_last_frame| SenderError::Read { frame })?;
-        let private = round.sending.filter(|_| !round.shared.contains(frame));
-        let batch = if let Some(sending) = private {
-            let (header, page) = self.private.slot().ok_or(SenderError::Read { frame })?;
-            let address = round.ram.user_address(one)?;
-            let begun = Instant::now();
-            sending
-                .seal(address, header, page)
-                .map_err(|cause| SenderError::Seal { frame, cause })?;
-            round.tally.sealed(begun.elapsed());
-            &mut self.private
-        } else {
-            let (_, page) = self.shared.slot().ok_or(SenderError::Read { frame })?;
-            round.ram.read_pages(one, page)?;
-            if is_zero(page) { &mut self.zero } else { &mut self.shared }
-        };
-        batch.frames.push(frame);
-        let kind = batch.kind;
-        if batch.frames.len() == PAGES_MAX { self.flush(kind, round) } else { Ok(()) }
+    /// Pages of an SEV guest, each as what it is.
+    fn add_either(
+        &mut self,
+        run: PageRange,
+        sending: &Sending,
+        round: &Round<'_>,
+    ) -> Result<(), SenderError> {
+        for frame in run.frames() {
+            let one = PageRange::one(frame).map_err(|_last_frame| SenderError::Read { frame })?;
+            if round.shared.contains(frame) {
+                self.add_shared(one, round)?;
+            } else {
+                let (header, page) = self.private.slot().ok_or(SenderError::Read { frame })?;
+                let address = round.ram.user_address(one)?;
+                let begun = Instant::now();
+                sending
+                    .seal(address, header, page)
+                    .map_err(|cause| SenderError::Seal { frame, cause })?;
+                round.tally.sealed(begun.elapsed());
+                self.private.frames.push(frame);
+                self.flush_if_full(PageKind::Private, round)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Pages that the host may see. What is not zero is copied in runs: page by page the copying takes twice
+    /// as long, because the processor fetches ahead only inside of one copy.
+    fn add_shared(&mut self, run: PageRange, round: &Round<'_>) -> Result<(), SenderError> {
+        let mut rest = Some(run);
+        while let Some(here) = rest {
+            let room = here.base().0.saturating_add(self.shared.room());
+            let mut filled = here.base();
+            // Most pages show in their first bytes that they are not zero. One that the guest writes meanwhile is
+            // sent again.
+            while filled.0 < here.limit().0.min(room) && !is_zero(filled, round)? {
+                filled = Frame(filled.0 + 1);
+            }
+            if let Ok(filled) = PageRange::new(here.base(), filled) {
+                let pages =
+                    self.shared.slots(filled).ok_or(SenderError::Read { frame: here.base() })?;
+                round.ram.read_pages(filled, pages)?;
+                self.shared.frames.extend(filled.frames());
+                self.flush_if_full(PageKind::Shared, round)?;
+            } else {
+                self.zero.frames.push(filled);
+                filled = Frame(filled.0 + 1);
+                self.flush_if_full(PageKind::Zero, round)?;
+            }
+            rest = PageRange::new(filled, here.limit()).ok();
+        }
+        Ok(())
+    }
+
+    fn flush_if_full(&mut self, kind: PageKind, round: &Round<'_>) -> Result<(), SenderError> {
+        if self.batch(kind).frames.len() == PAGES_MAX { self.flush(kind, round) } else { Ok(()) }
+    }
+
+    fn batch(&mut self, kind: PageKind) -> &mut Batch {
+        match kind {
+            PageKind::Shared => &mut self.shared,
+            PageKind::Zero => &mut self.zero,
+            PageKind::Private => &mut self.private,
+        }
     }
 
     fn flush(&mut self, kind: PageKind, round: &Round<'_>) -> Result<(), SenderError> {
@@ -180,6 +219,11 @@ impl PageSender {
         batch.frames.clear();
         Ok(())
     }
+}
+
+fn is_zero(frame: Frame, round: &Round<'_>) -> Result<bool, SenderError> {
+    let one = PageRange::one(frame).map_err(|_last_frame| SenderError::Read { frame })?;
+    Ok(round.ram.is_zero(one)?)
 }
 
 /// Sends a frame, unless the round is given up meanwhile.
@@ -218,6 +262,17 @@ impl Batch {
             packet_headers: vec![[0; PACKET_HEADER_LEN]; places],
             pages: vec![[0; PAGE_LEN]; places],
         }
+    }
+
+    /// How many more pages have a place.
+    fn room(&self) -> u64 {
+        self.pages.len().saturating_sub(self.frames.len()) as u64
+    }
+
+    /// The places of the next pages, as many as `run` has.
+    fn slots(&mut self, run: PageRange) -> Option<&mut [u8]> {
+        let (next, count) = (self.frames.len(), usize::try_from(run.pages()).ok()?);
+        Some(self.pages.get_mut(next..next + count)?.as_flattened_mut())
     }
 
     /// The place of the next page.
