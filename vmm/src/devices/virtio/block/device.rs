@@ -301,6 +301,15 @@ impl Block {
     }
 }
 
+impl Drop for Block {
+    fn drop(&mut self) {
+        self.collect();
+        if self.flying > 0 {
+            self.disk.stay_locked();
+        }
+    }
+}
+
 /// Gives a request back to the driver, of whose data `written` bytes were written.
 fn finish(
     queues: &mut Queues<'_>,

@@ -110,6 +110,13 @@ impl Disk {
         }
     }
 
+    /// Keeps the lock until the process ends, whatever becomes of this: the storage may write late.
+    pub(super) fn stay_locked(&mut self) {
+        if std::mem::take(&mut self.is_locked) {
+            std::mem::forget(Arc::clone(&self.file));
+        }
+    }
+
     /// Whether it is locked.
     pub(super) fn is_locked(&self) -> bool {
         self.is_locked

@@ -109,6 +109,24 @@ fn what_is_late_after_a_reset_harms_nobody() {
     assert_eq!(guest.driver.function().quiesce(later()), 0);
 }
 
+/// A device that goes while its storage stalls leaves the disk locked: what is written late must not meet
+/// the next guest. One that is done leaves it free.
+#[test]
+fn what_is_on_its_way_keeps_the_lock() {
+    let image = Image::of(64);
+    let next = || Block::new(Disk::open(image.options()).unwrap()).unwrap().hold();
+    let (mut guest, _script) = Script::guest(&image, u64::MAX);
+    guest.write(0, &[5; 512]);
+    drop(guest);
+    next().unwrap();
+    let (mut guest, script) = Script::guest(&image, u64::MAX);
+    script.stall();
+    guest.begin(OUT, 0, &[6; 512], &[]);
+    script.wait_for(1);
+    drop(guest);
+    assert!(next().unwrap_err().to_string().contains("is in use"));
+}
+
 /// Errors of the storage are the guest's to know; the disk works on.
 #[test]
 fn errors_reach_the_guest() {
