@@ -5,6 +5,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`stream`] | reading and writing what may be slow, full or a pipe: [`stream::write_all`] |
+//! | [`socket_file`] | a unix socket in the file system: [`socket_file::SocketFile`] |
 //! | `text` | an error with its causes in a line, bytes as digits |
 //! | [`saved`] | how state is written down: [`saved::KernelStruct`], [`saved::at_most`] |
 //! | [`page`] | page arithmetic: [`page::Gpa`], [`page::Frame`], [`page::PageRange`], [`page::RamLayout`] |
@@ -19,16 +20,10 @@
 //! | [`control`] | the API socket: [`control::api`], [`control::policy`], [`control::Server`] |
 //! | [`cli`] | the command line: [`cli::run`] |
 //!
-//! The ways through it that matter most:
-//! - a page-status hypercall: `vcpu/exit.rs` (the KVM exit), `memory/pages.rs`,
-//!   `encryption/request.rs` (parsed), `encryption/page_status.rs` (recorded),
-//!   `memory/view.rs` (what the guest sees without the C-bit);
-//! - a launch: `cli/commands/run.rs`, `machine/mod.rs` (the boot sequence), `boot/mod.rs` (what is loaded),
-//!   `machine/encrypted.rs`, `sev/launch.rs` (the commands), `sev/software/` or `sev/hardware.rs`;
-//! - a command: `cli/arguments/` (what is asked), `cli/commands/` (a file each), `control/client.rs`,
-//!   `control/server.rs`, `cli/process/inbox.rs`, `control/policy.rs` (whether it can be done now),
-//!   `cli/process/running.rs` (where it is done);
-//! - a page, from KVM's dirty log to the other host: `migration/mod.rs` has its way.
+//! `docs/design.md` has the files, in order, that a page-status hypercall, a page on its way to another host, and a
+//! command go through. A launch goes through `cli/commands/run.rs`, `machine/mod.rs` (the boot sequence),
+//! `boot/mod.rs` (what is loaded), `machine/encrypted.rs`, `sev/launch.rs` (the commands), and `sev/software/` or
+//! `sev/hardware.rs`.
 
 pub mod boot;
 pub mod cli;
@@ -41,6 +36,7 @@ pub mod migration;
 pub mod page;
 pub mod saved;
 pub mod sev;
+pub mod socket_file;
 pub mod stream;
 mod text;
 pub mod vcpu;

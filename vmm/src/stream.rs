@@ -1,8 +1,8 @@
-//! Files and streams that others may hold too: pipes and terminals that are slow, full, or not there yet.
+//! Reads and writes files and streams that other processes may share: pipes and terminals that are slow or full.
 //!
-//! Several processes may hold one terminal or pipe, and each can make it blocking or non-blocking for all of
-//! them. So nothing here relies on either: a call that would block, or that says `EAGAIN`, is made again when
-//! the stream is ready. Opening a pipe does not wait for its other end.
+//! Several processes may hold one terminal or pipe, and each can make it blocking or non-blocking for all of them. So
+//! nothing here relies on either: a call that would block, or that returns `EAGAIN`, is made again when the stream is
+//! ready. Opening a pipe does not wait for its other end.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Error as IoError, ErrorKind, Result as IoResult};
@@ -19,14 +19,14 @@ use zeroize::Zeroizing;
 /// `PIPE_BUF`: what a pipe that can be written to takes without blocking.
 const AT_ONCE: usize = 4096;
 
-/// How long a stream that says it has room, and takes nothing, is left alone: a terminal may have less
-/// room than a line feed needs.
+/// How long to wait for a stream that reports room but takes nothing: a terminal may have less room than a line feed
+/// needs.
 const REST: Duration = Duration::from_millis(5);
 
-/// How long a pipe may take to give what it was named for, such as a shell's `<(command)`.
+/// How long a pipe may take to give its bytes. It may be a shell's `<(command)`.
 pub const PIPE_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Writes all of `bytes`, waiting while `stream` takes nothing, be it blocking or not.
+/// Writes all of `bytes`. Waits while `stream` takes nothing, whether it is blocking or not.
 ///
 /// # Errors
 /// From `write` and `poll`; some of the bytes may have been written.
@@ -34,7 +34,7 @@ pub fn write_all(stream: impl AsFd, bytes: &[u8]) -> IoResult<()> {
     write_until(stream.as_fd(), bytes, None)
 }
 
-/// The same, but waits no longer once `stop` can be read.
+/// The same, but gives up once `stop` can be read.
 ///
 /// # Errors
 /// [`ErrorKind::TimedOut`] if `stop` came first; else as [`write_all`].
@@ -61,7 +61,7 @@ fn write_until(stream: BorrowedFd<'_>, bytes: &[u8], stop: Option<BorrowedFd<'_>
     Ok(())
 }
 
-/// Reads into `buffer`, waiting while there is nothing, be `stream` blocking or not; 0 is its end.
+/// Reads into `buffer`. Waits while there is nothing, whether `stream` is blocking or not. 0 is its end.
 ///
 /// # Errors
 /// From `read` and `poll`.
@@ -104,7 +104,7 @@ fn open_to_write(path: &Path, options: &mut OpenOptions) -> IoResult<File> {
         }
         cause
     })?;
-    // Only opening was not to wait.
+    // Only opening must not wait.
     ioctl_fionbio(&file, false)?;
     Ok(file)
 }
@@ -117,7 +117,7 @@ pub fn read_file(path: &Path, most: usize, patience: Duration) -> IoResult<Zeroi
     let deadline = Instant::now() + patience;
     let file = File::options().read(true).custom_flags(O_NONBLOCK | O_NOCTTY).open(path)?;
     let is_regular = file.metadata()?.is_file();
-    // Never moved while it grows: what it leaves behind would not be wiped.
+    // It must not move while it grows, because the bytes left behind would not be wiped.
     let mut bytes = Zeroizing::new(vec![0; most]);
     let mut len = 0;
     while let Some(room @ [_, ..]) = bytes.get_mut(len..) {
@@ -134,8 +134,7 @@ pub fn read_file(path: &Path, most: usize, patience: Duration) -> IoResult<Zeroi
     Ok(bytes)
 }
 
-/// The bytes of the regular file at `path`, at most `most` of them: of what may be read again, which a
-/// pipe cannot give.
+/// The bytes of the regular file at `path`, at most `most` of them, for files that may be read again: a pipe cannot be.
 ///
 /// # Errors
 /// [`ErrorKind::InvalidInput`] if it is none; else from `open` and `read`.
@@ -146,8 +145,7 @@ pub fn read_regular_file(path: &Path, most: usize) -> IoResult<Zeroizing<Vec<u8>
     Err(IoError::new(ErrorKind::InvalidInput, "it is not a regular file: name the file itself"))
 }
 
-/// Waits until `stream` is ready, or broken, which the next call tells; false if `stop` or the deadline
-/// came first.
+/// Waits until `stream` is ready or broken; the next call shows which. False if `stop` or the deadline came first.
 fn wait_for(
     stream: BorrowedFd<'_>,
     ready: PollFlags,
@@ -278,8 +276,8 @@ mod tests {
         assert_eq!(heard.recv_timeout(PATIENCE).unwrap(), b"");
     }
 
-    /// A pipe that nobody reads is refused at once; one with a reader, a file, a device and a file that
-    /// is not there yet are opened.
+    /// A pipe without a reader is refused at once. A pipe with a reader, a file, a device and a file that does not
+    /// exist yet are opened.
     #[test]
     fn opening_to_write_does_not_wait_for_a_reader() {
         let directory = TempDir::new().unwrap();
@@ -300,7 +298,7 @@ mod tests {
         assert_eq!(read(&both, &mut got).unwrap(), 4);
     }
 
-    /// A pipe gives what it is named for; one that nobody writes to is given up.
+    /// The bytes of a pipe are read. A pipe without a writer is given up.
     #[test]
     fn a_file_is_read_from_a_pipe_too_but_not_for_ever() {
         let directory = TempDir::new().unwrap();

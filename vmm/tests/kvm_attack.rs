@@ -1,5 +1,5 @@
-//! Guests that attack the record of page status: what they can make the host hold and say, whether
-//! they can still be asked about, stopped and moved, and what of the record is left.
+//! Guests that attack the record of page status: how much they can make the host allocate and print, whether status,
+//! quit and migrate still work, and what is left of the record.
 
 use std::io::{PipeWriter, Write, pipe};
 use std::time::{Duration, Instant};

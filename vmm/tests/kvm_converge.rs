@@ -1,4 +1,4 @@
-//! Guests that are hard to move, and destinations that do not want to be good ones: real processes.
+//! Guests that are hard to move, and hostile destinations, as real processes.
 
 use std::fs::remove_file;
 use std::io::{Read, Write, pipe};

@@ -1,5 +1,4 @@
-//! After the last round of a migration: every page and its status, held against the source's, byte
-//! for byte.
+//! After the last round of a migration: compares every page and its status with the source's, byte for byte.
 //!
 //! Both hosts are in this process. What the software platform's memories hold, private pages too, is
 //! read where no program of ours shows it: through the kernel, in the files behind them.
@@ -20,7 +19,7 @@ use sevferry::encryption::{PageStatus, Status};
 use sevferry::machine::config::ram_layout;
 use sevferry::machine::{Config, RunningMachine};
 use sevferry::migration::convergence::{Goal, TimeoutStrategy};
-use sevferry::migration::destination::{Host, Prepared, Received, receive};
+use sevferry::migration::destination::{Prepared, ReceiveConfig, Received, receive};
 use sevferry::migration::destination::{Taken, take_over};
 use sevferry::migration::handover::journal::{Journal, Side};
 use sevferry::migration::source::Options;
@@ -165,7 +164,7 @@ fn moved(machine: RunningMachine, console: &Console, mut road: Road, goal: Goal)
         let directory = road.directory.clone();
         let mut journal =
             move |vm| Journal::open(&directory, vm, Side::Destination).map_err(IoError::other);
-        let mut host = Host {
+        let mut host = ReceiveConfig {
             devices: &[],
             platform: Some(&platform),
             output: &output,

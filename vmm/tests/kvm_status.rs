@@ -1,5 +1,5 @@
-//! The record of page status in the designs other than the list: what a guest sees of them, what a
-//! guest that lies comes to, and that each moves with its guest.
+//! The record of page status in the designs other than the list: what a guest sees of them, what happens to a guest
+//! that lies, and that each moves with its guest.
 
 use support::process::{Ended, PASS, Sevferry, asset, shared_regions};
 

@@ -1,4 +1,4 @@
-//! What a waiting `sevferry receive` does with those who connect, without KVM.
+//! How a waiting `sevferry receive` handles connections, without KVM.
 #![expect(clippy::unwrap_used, reason = "what a test waits for in vain fails it")]
 
 use std::fs::read_dir;

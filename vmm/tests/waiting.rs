@@ -1,5 +1,4 @@
-//! A process that waits for a guest, without KVM: its sockets, its signals, and who does not read what it
-//! says.
+//! A process that waits for a guest, without KVM: its sockets, its signals, and readers that do not read its messages.
 #![expect(clippy::unwrap_used, reason = "what a test waits for in vain fails it")]
 
 use std::fs::{read_dir, symlink_metadata};

@@ -1,8 +1,8 @@
 //! The ACPI tables: processors, the I/O APIC, the serial port, the PCI bus, and how to stop.
 //!
 //! Hardware-reduced ACPI: no PM timer, no SCI, no legacy interrupt controllers. The guest resets
-//! and powers off by one byte written to [`ACPI_PORT`]. The bytes depend on the number of
-//! processors alone, because they are measured: the bus is described, and not what is on it.
+//! and powers off by one byte written to [`ACPI_PORT`]. The bytes are measured, so they depend only on the
+//! number of processors: the bus is described, and not what is on it.
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{

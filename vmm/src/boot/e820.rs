@@ -6,7 +6,7 @@ use crate::page::{Frame, PAGE_SIZE, PageRange, RamLayout};
 /// What an entry of the map is; the numbers are those of e820 and of PVH alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
-pub(super) enum Kind {
+pub(super) enum E820Kind {
     /// Free for the guest.
     Ram = 1,
     /// ACPI tables, and behind them the secret page. Not "reserved": Linux maps what is there as
@@ -16,19 +16,19 @@ pub(super) enum Kind {
 
 /// One entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Entry {
+pub(super) struct E820Entry {
     /// First byte.
     pub(super) address: u64,
     /// Length in bytes.
     pub(super) bytes: u64,
     /// What it is.
-    pub(super) kind: Kind,
+    pub(super) kind: E820Kind,
 }
 
 /// The map of `ram`, ascending.
-pub(super) fn memory_map(ram: &RamLayout) -> Vec<Entry> {
+pub(super) fn memory_map(ram: &RamLayout) -> Vec<E820Entry> {
     let bytes = SECRET_PAGE.0 + PAGE_SIZE - ACPI.0;
-    let acpi = Entry { address: ACPI.0, bytes, kind: Kind::Acpi };
+    let acpi = E820Entry { address: ACPI.0, bytes, kind: E820Kind::Acpi };
     let hole = (CONVENTIONAL_END.frame(), KERNEL_MIN.frame());
     let mut map: Vec<_> = ram.ranges().flat_map(|range| around(range, hole)).map(usable).collect();
     map.push(acpi);
@@ -43,8 +43,8 @@ fn around(range: PageRange, hole: (Frame, Frame)) -> impl Iterator<Item = PageRa
     [below, above].into_iter().flatten()
 }
 
-fn usable(range: PageRange) -> Entry {
-    Entry { address: range.start().0, bytes: range.bytes(), kind: Kind::Ram }
+fn usable(range: PageRange) -> E820Entry {
+    E820Entry { address: range.start().0, bytes: range.bytes(), kind: E820Kind::Ram }
 }
 
 #[cfg(test)]
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
     use crate::page::Gpa;
 
-    fn ends(bytes: u64) -> Vec<(u64, u64, Kind)> {
+    fn ends(bytes: u64) -> Vec<(u64, u64, E820Kind)> {
         let ram = RamLayout::new(bytes).unwrap();
         memory_map(&ram).iter().map(|e| (e.address, e.address + e.bytes, e.kind)).collect()
     }
@@ -63,9 +63,9 @@ mod tests {
     #[test]
     fn small_ram_is_two_runs_around_the_legacy_hole() {
         let map = [
-            (0, 0xa_0000, Kind::Ram),
-            (0xe_0000, 0xf_0000, Kind::Acpi),
-            (0x10_0000, 0x1000_0000, Kind::Ram),
+            (0, 0xa_0000, E820Kind::Ram),
+            (0xe_0000, 0xf_0000, E820Kind::Acpi),
+            (0x10_0000, 0x1000_0000, E820Kind::Ram),
         ];
         assert_eq!(ends(256 << 20), map);
     }
@@ -74,8 +74,8 @@ mod tests {
     #[test]
     fn large_ram_continues_at_4_gib() {
         let map = ends(5 << 30);
-        assert_eq!(map[2], (0x10_0000, 0xc000_0000, Kind::Ram));
-        assert_eq!(map[3], (0x1_0000_0000, 0x1_8000_0000, Kind::Ram));
+        assert_eq!(map[2], (0x10_0000, 0xc000_0000, E820Kind::Ram));
+        assert_eq!(map[3], (0x1_0000_0000, 0x1_8000_0000, E820Kind::Ram));
         assert_eq!(map.len(), 4);
     }
 
@@ -93,7 +93,7 @@ mod tests {
             }
             let at = Gpa(probe * PAGE_SIZE);
             let offered = map.iter().any(|e| {
-                e.kind == Kind::Ram && (e.address..e.address + e.bytes).contains(&at.0)
+                e.kind == E820Kind::Ram && (e.address..e.address + e.bytes).contains(&at.0)
             });
             let is_ram = ram.ranges().any(|range| range.contains(at.frame()));
             let legacy = (0xa_0000..0x10_0000).contains(&at.0);

@@ -25,7 +25,7 @@ const NOTES_MAX: u64 = 1 << 20;
 
 /// One run of memory that the file wants filled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Segment {
+pub(super) struct LoadSegment {
     /// Guest-physical address.
     pub(super) address: u64,
     /// Length in memory, in bytes; zeros where the file's part ends.
@@ -36,7 +36,7 @@ pub(super) struct Segment {
     pub(super) file_bytes: u64,
 }
 
-impl Segment {
+impl LoadSegment {
     /// One past its last byte. In range, once `parse` has accepted the segment.
     pub(super) fn end(&self) -> u64 {
         self.address.saturating_add(self.bytes)
@@ -45,15 +45,15 @@ impl Segment {
 
 /// A sound PVH kernel.
 #[derive(Debug)]
-pub(super) struct Kernel {
+pub(super) struct ElfKernel {
     /// Ascending, disjoint, between 1 MiB and the end of low RAM; at least one.
-    pub(super) segments: Vec<Segment>,
+    pub(super) segments: Vec<LoadSegment>,
     /// Where it is entered, within a segment.
     pub(super) entry: u32,
 }
 
 /// Reads the headers of `input` and refuses what could not boot in RAM that ends at `low_end`.
-pub(super) fn parse(input: &mut Input, low_end: u64) -> Result<Kernel, BootError> {
+pub(super) fn parse(input: &mut Input, low_end: u64) -> Result<ElfKernel, BootError> {
     let headers = program_headers(input)?;
     let mut segments = Vec::new();
     let mut entry = None;
@@ -70,7 +70,7 @@ pub(super) fn parse(input: &mut Input, low_end: u64) -> Result<Kernel, BootError
             PT_LOAD if header.p_memsz > 0 => {
                 let (address, bytes) = (header.p_paddr, header.p_memsz);
                 within_file(input, offset, file_bytes)?;
-                segments.push(Segment { address, bytes, offset, file_bytes });
+                segments.push(LoadSegment { address, bytes, offset, file_bytes });
             }
             _ => {}
         }
@@ -78,17 +78,22 @@ pub(super) fn parse(input: &mut Input, low_end: u64) -> Result<Kernel, BootError
     let Some(entry) = entry else { return Err(BootError::NoPvhNote { path: input.path.clone() }) };
     segments.sort_unstable_by_key(|segment| segment.address);
     check(input, &segments, entry, low_end)?;
-    Ok(Kernel { segments, entry })
+    Ok(ElfKernel { segments, entry })
 }
 
 /// Refuses segments (in ascending order) that do not fit, overlap, or do not hold `entry`.
-fn check(input: &Input, segments: &[Segment], entry: u32, low_end: u64) -> Result<(), BootError> {
+fn check(
+    input: &Input,
+    segments: &[LoadSegment],
+    entry: u32,
+    low_end: u64,
+) -> Result<(), BootError> {
     let malformed = |what| Err(BootError::Malformed { path: input.path.clone(), what });
     for segment in segments {
         let end = segment.address.checked_add(segment.bytes);
         let fits = segment.address >= KERNEL_MIN.0 && end.is_some_and(|end| end <= low_end);
         if !fits {
-            let (path, Segment { address, bytes, .. }) = (input.path.clone(), *segment);
+            let (path, LoadSegment { address, bytes, .. }) = (input.path.clone(), *segment);
             let room = (address >= KERNEL_MIN.0).then(|| Room::to_end_at(end));
             return Err(BootError::SegmentOutsideRam { path, address, bytes, low_end, room });
         }

@@ -43,8 +43,8 @@ const ENTRY_64: u64 = 0x200;
 /// A boot loader without a number of its own.
 const LOADER_UNDEFINED: u8 = 0xff;
 
-/// What was learnt from the setup header, once it was found to be sound.
-struct Kernel {
+/// A bzImage whose setup header was checked.
+struct LinuxImage {
     header: setup_header,
     /// Where it is loaded.
     load: u64,
@@ -91,7 +91,7 @@ pub(super) fn load<M: GuestMemoryBackend>(
 }
 
 /// Reads the setup header and refuses what could not boot here.
-fn parse(input: &mut Input, low_end: u64) -> Result<Kernel, BootError> {
+fn parse(input: &mut Input, low_end: u64) -> Result<LinuxImage, BootError> {
     let header = read_header(input)?;
     let malformed = |what| BootError::Malformed { path: input.path.clone(), what };
     let version = header.version;
@@ -116,7 +116,7 @@ fn parse(input: &mut Input, low_end: u64) -> Result<Kernel, BootError> {
     }
     let needed = image.max(header.init_size.into());
     match load.checked_add(needed) {
-        Some(end) if end <= low_end => Ok(Kernel { header, load, end }),
+        Some(end) if end <= low_end => Ok(LinuxImage { header, load, end }),
         end => {
             let (path, room) = (input.path.clone(), Room::to_end_at(end));
             Err(BootError::KernelTooLarge { path, load, needed, low_end, room })
@@ -150,7 +150,7 @@ fn setup_bytes(header: &setup_header) -> u64 {
 
 /// The "zero page": the kernel's own header, completed by us, and the memory map.
 fn boot_params(
-    kernel: &Kernel,
+    kernel: &LinuxImage,
     config: &BootConfig<'_>,
     ramdisk: Option<(Gpa, u64)>,
 ) -> boot_params {

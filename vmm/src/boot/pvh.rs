@@ -9,7 +9,7 @@ use vm_memory::{ByteValued, GuestMemoryBackend};
 
 use super::config::BootConfig;
 use super::e820::memory_map;
-use super::elf::{Segment, parse};
+use super::elf::{LoadSegment, parse};
 use super::entry::Entry;
 use super::error::BootError;
 use super::gdt::Mode;
@@ -53,7 +53,7 @@ pub(super) fn load<M: GuestMemoryBackend>(
 }
 
 /// The pages of `segments`, ascending; segments that share or adjoin pages are one run.
-fn page_runs(segments: &[Segment]) -> Vec<PageRange> {
+fn page_runs(segments: &[LoadSegment]) -> Vec<PageRange> {
     let mut runs: Vec<PageRange> = Vec::new();
     for segment in segments {
         let Some(pages) = pages_of(Gpa(segment.address), segment.bytes) else { continue };

@@ -1,4 +1,4 @@
-//! What would make room for what does not fit: more memory, but only where that helps.
+//! Advice for a file that does not fit into RAM: more memory, but only where that helps.
 
 use std::fmt::{Display, Formatter, Result as FmtResult};
 

@@ -1,9 +1,9 @@
 //! The table that says where the guest owner's secrets go.
 //!
 //! Its form is OVMF's: entries that end in their GUID, read from the last one back, below the reset
-//! vector. OVMF has it at the end of its flash, and QEMU finds it there; here it is in the page of
-//! [`RESET_VECTOR`], which is measured, so that the guest looks where its
-//! owner expects it to. `docs/secrets.md` is for those who write guests.
+//! vector. OVMF has it at the end of its flash, and QEMU finds it there. Here it is in the page of
+//! [`RESET_VECTOR`], which is measured, so a host cannot make the guest look elsewhere.
+//! `docs/secrets.md` describes it for authors of guests.
 
 use super::layout::{RESET_PAGE, RESET_VECTOR, SECRET_PAGE};
 use crate::page::PAGE_SIZE;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 /// The exit codes, for `--help`.
 pub(crate) const EXIT_CODES: &str = "\
-Exit codes:
+ExitStatus codes:
   0   the guest powered off or reset, has moved to another host, or was ended as asked
       (Ctrl-A x, quit, SIGTERM, SIGINT, or any signal that ends a program); for other commands: yes
   1   an error, which is printed
@@ -35,7 +35,7 @@ pub(crate) enum Ending {
 /// What the shell sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum Exit {
+pub(crate) enum ExitStatus {
     /// As asked.
     Success = 0,
     /// An error, which has been printed.
@@ -50,13 +50,13 @@ pub(crate) enum Exit {
     GuestCrashed = 11,
     /// The guest runs here, or on the other host, or will when that is known.
     InDoubt = 12,
-    /// Nobody waits for the migration any more, which has not ended.
+    /// The command was interrupted twice. The migration has not ended.
     GoesOn = 13,
     /// The guest ended while it was being moved.
     GuestEnded = 14,
 }
 
-impl From<Ending> for Exit {
+impl From<Ending> for ExitStatus {
     fn from(ending: Ending) -> Self {
         match ending {
             Ending::PowerOff | Ending::Reset | Ending::Quit | Ending::Moved => Self::Success,
@@ -65,8 +65,8 @@ impl From<Ending> for Exit {
     }
 }
 
-impl From<Exit> for ExitCode {
-    fn from(exit: Exit) -> Self {
+impl From<ExitStatus> for ExitCode {
+    fn from(exit: ExitStatus) -> Self {
         Self::from(exit as u8)
     }
 }
@@ -83,15 +83,15 @@ mod tests {
             .filter_map(|line| line.strip_prefix("  ")?.split(' ').next()?.parse().ok())
             .collect();
         let all = [
-            Exit::Success,
-            Exit::Failure,
-            Exit::Usage,
-            Exit::Unusable,
-            Exit::Stayed,
-            Exit::GuestCrashed,
-            Exit::InDoubt,
-            Exit::GoesOn,
-            Exit::GuestEnded,
+            ExitStatus::Success,
+            ExitStatus::Failure,
+            ExitStatus::Usage,
+            ExitStatus::Unusable,
+            ExitStatus::Stayed,
+            ExitStatus::GuestCrashed,
+            ExitStatus::InDoubt,
+            ExitStatus::GoesOn,
+            ExitStatus::GuestEnded,
         ];
         assert_eq!(listed, all.map(|exit| exit as u8));
     }

@@ -28,9 +28,9 @@ pub use crate::migration::convergence::TimeoutStrategy;
 pub use crate::migration::handover::Resolution;
 pub use crate::migration::preflight::Hindrance;
 pub use crate::migration::progress::{Outcome, Progress, Summary};
-use crate::sev::launch::Secret;
+use crate::sev::launch::SealedSecret;
 use crate::sev::measurement::FirmwareVersion;
-use crate::sev::packet::{HEADER_LEN, Header};
+use crate::sev::packet::{HEADER_LEN, PacketHeader};
 
 /// The version of everything in this file.
 pub const VERSION: u32 = 1;
@@ -49,7 +49,7 @@ pub enum Request {
     Status,
     /// The launch, and the status of every page.
     Report,
-    /// Hold what the guest has reported against its own page tables, where its policy allows that.
+    /// Compare what the guest has reported with its own page tables, if its policy allows that.
     Audit,
     /// Give the guest, which is measured and does not run yet, a secret of its owner.
     InjectSecret(InjectRequest),
@@ -57,7 +57,7 @@ pub enum Request {
     Continue,
     /// Move the guest to another host.
     Migrate(MigrateRequest),
-    /// Would this migration be refused? The guest runs meanwhile, and nothing is moved.
+    /// Ask whether this migration would be refused. The guest runs meanwhile, and nothing is moved.
     Check(MigrateRequest),
     /// Give up the migration that is under way, and answer when the guest runs as before.
     Cancel,
@@ -92,15 +92,16 @@ impl InjectRequest {
     /// For the machine.
     ///
     /// # Errors
-    /// [`BadHeader`] if it is none.
-    pub fn packet(&self) -> Result<Secret, BadHeader> {
+    /// [`BadHeader`] if it is not a header.
+    pub fn packet(&self) -> Result<SealedSecret, BadHeader> {
         let Base64(bytes) = &self.packet_header;
-        let header = Header::read_from_bytes(bytes).map_err(|_size| BadHeader(bytes.len()))?;
-        Ok(Secret::new(header, self.secret.0.clone()))
+        let header =
+            PacketHeader::read_from_bytes(bytes).map_err(|_size| BadHeader(bytes.len()))?;
+        Ok(SealedSecret::new(header, self.secret.0.clone()))
     }
 }
 
-/// Not the header of a packet: its bytes.
+/// Not the header of a packet. The number is its length in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("a secret's packet header has {HEADER_LEN} bytes, not {0}")]
 pub struct BadHeader(pub usize);
@@ -130,19 +131,19 @@ impl From<Base64> for String {
     }
 }
 
-/// Where to move the guest, and within which bounds.
+/// Where to move the guest, and within which limits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MigrateRequest {
     /// Where `sevferry receive` listens.
     pub to: Endpoint,
-    /// Milliseconds for which the guest may stand still.
+    /// Milliseconds for which the guest may be paused.
     #[serde(default = "MigrateRequest::default_downtime_ms")]
     pub downtime_ms: NonZeroU32,
     /// Seconds after which [`TimeoutStrategy`] decides.
     #[serde(default = "MigrateRequest::default_timeout_s")]
     pub timeout_s: NonZeroU32,
-    /// What happens then.
+    /// What to do after that time.
     #[serde(default)]
     pub timeout_strategy: TimeoutStrategy,
     /// How many connections carry pages.
@@ -154,7 +155,7 @@ pub struct MigrateRequest {
     /// Slow the guest down if it writes faster than its pages can be sent.
     #[serde(default = "MigrateRequest::default_throttle")]
     pub throttle: bool,
-    /// Migrate also a guest whose policy lets the firmware send it to any destination.
+    /// Also migrate a guest whose policy lets the firmware send it to any destination.
     #[serde(default)]
     pub allow_unchecked: bool,
 }
@@ -210,7 +211,7 @@ impl Connections {
     /// The most.
     pub const MAX: u8 = 128;
 
-    /// Unless told otherwise, at most so many: more processors than these outrun most links.
+    /// The most by default: more processors than these are faster than most links.
     const DEFAULT_MAX: u8 = 8;
 
     /// The number.
@@ -244,7 +245,7 @@ impl From<Connections> for u64 {
     }
 }
 
-/// Not a number of connections.
+/// Too many connections, or none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("{count} connections; a migration has 1 to {}", Connections::MAX)]
 pub struct BadConnections {
@@ -262,7 +263,7 @@ pub enum Response {
     Report(Value),
     /// To [`Request::Audit`].
     Audited(AuditReply),
-    /// It will be done, or has begun.
+    /// It is done or will be done, or it has begun.
     Accepted,
     /// How a migration ended.
     Ended(Box<Summary>),
@@ -347,13 +348,13 @@ pub enum State {
     Paused,
     /// The guest runs.
     Running,
-    /// The guest is being sent to another host; it runs, but for the last moments.
+    /// The guest is being sent to another host. It runs until shortly before the end.
     Migrating,
     /// It waits for a guest from another host.
     Waiting,
     /// A guest is arriving.
     Receiving,
-    /// The other host may or may not run the guest; here it stands still until that is known.
+    /// The other host may or may not run the guest. Here it is paused until that is known.
     InDoubt,
     /// The guest runs on another host; the process is about to end.
     Moved,
@@ -390,7 +391,7 @@ impl From<&PageSummary> for PagesReply {
     }
 }
 
-/// A guest's reports, held against its page tables.
+/// A guest's reports compared with its page tables.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AuditReply {
@@ -428,16 +429,16 @@ impl Request {
     /// As a line, with its line feed.
     ///
     /// # Errors
-    /// [`Malformed::Json`], which no request leads to.
-    pub fn to_line(&self) -> Result<Vec<u8>, Malformed> {
+    /// [`MalformedLine::Json`], which does not happen for a request.
+    pub fn to_line(&self) -> Result<Vec<u8>, MalformedLine> {
         to_line(&RequestLine { version: VERSION, request: self })
     }
 
     /// From a line, with or without its line feed.
     ///
     /// # Errors
-    /// [`Malformed`] for anything but a request of this version.
-    pub fn from_line(line: &[u8]) -> Result<Self, Malformed> {
+    /// [`MalformedLine`] for anything but a request of this version.
+    pub fn from_line(line: &[u8]) -> Result<Self, MalformedLine> {
         from_line(line).map(|RequestLine { request, .. }| request)
     }
 }
@@ -446,38 +447,38 @@ impl Response {
     /// As a line, with its line feed.
     ///
     /// # Errors
-    /// [`Malformed::Json`], which no response leads to.
-    pub fn to_line(&self) -> Result<Vec<u8>, Malformed> {
+    /// [`MalformedLine::Json`], which does not happen for a response.
+    pub fn to_line(&self) -> Result<Vec<u8>, MalformedLine> {
         to_line(&ResponseLine { version: VERSION, response: self })
     }
 
     /// From a line, with or without its line feed.
     ///
     /// # Errors
-    /// [`Malformed`] for anything but a response of this version.
-    pub fn from_line(line: &[u8]) -> Result<Self, Malformed> {
+    /// [`MalformedLine`] for anything but a response of this version.
+    pub fn from_line(line: &[u8]) -> Result<Self, MalformedLine> {
         from_line(line).map(|ResponseLine { response, .. }| response)
     }
 }
 
-fn to_line(value: &impl Serialize) -> Result<Vec<u8>, Malformed> {
+fn to_line(value: &impl Serialize) -> Result<Vec<u8>, MalformedLine> {
     let mut line = to_vec(value)?;
     line.push(b'\n');
     Ok(line)
 }
 
-/// The version first, so that a newer program is told that it is newer, not which field is new.
-fn from_line<T: DeserializeOwned>(line: &[u8]) -> Result<T, Malformed> {
+/// Checks the version first, so that a newer program is told that it is newer, and not which field is unknown.
+fn from_line<T: DeserializeOwned>(line: &[u8]) -> Result<T, MalformedLine> {
     let AnyLine { version } = from_slice(line)?;
     if version != VERSION {
-        return Err(Malformed::Version { theirs: version });
+        return Err(MalformedLine::Version { theirs: version });
     }
     Ok(from_slice(line)?)
 }
 
 /// Not a request or response of this version.
 #[derive(Debug, Error)]
-pub enum Malformed {
+pub enum MalformedLine {
     /// Not the JSON that it should be.
     #[error("not understood: {0}")]
     Json(#[from] JsonError),

@@ -5,7 +5,6 @@ use serde_json::json;
 use super::*;
 use crate::devices::virtio::Condition;
 use crate::migration::journal::Side;
-use crate::migration::preflight::Side as At;
 use crate::migration::progress::Carried;
 use crate::migration::wire::{Transfer, VmId};
 
@@ -87,7 +86,11 @@ fn responses() -> Vec<Response> {
         ended(Outcome::Kept(reason())),
         ended(Outcome::Ended(reason())),
         ended(Outcome::InDoubt(reason())),
-        Response::Checked(vec![Hindrance::new(At::Source, "policy", &BadConnections { count: 0 })]),
+        Response::Checked(vec![Hindrance::new(
+            Side::Source,
+            "policy",
+            &BadConnections { count: 0 },
+        )]),
         Response::Refused { reason: reason() },
         Response::Error { message: "two\nlines".to_owned() },
     ]

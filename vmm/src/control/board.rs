@@ -1,4 +1,4 @@
-//! How things stand, for everyone to read at any moment; the process that has the guest writes it.
+//! The status of the process that has the guest: it writes it, and any thread may read it at any moment.
 
 use std::process::id;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,11 +9,11 @@ use super::api::{LaunchReply, PagesReply, Progress, Request, Response, State, St
 use super::policy::{NOT_NOW, decide};
 use crate::machine::{DeviceWatch, LaunchRecord, PageWatch};
 
-/// The state, the page status and the progress of a migration; and the wish to cancel it.
+/// The state, the page status, the progress of a migration, and the wish to cancel it.
 #[derive(Debug)]
 pub struct StatusBoard {
     shown: Mutex<Shown>,
-    /// Whenever the state changes.
+    /// Notified whenever the state changes.
     changed: Condvar,
     /// Set only while a migration is under way.
     cancelled: AtomicBool,
@@ -65,7 +65,7 @@ impl StatusBoard {
         self.changed.notify_all();
     }
 
-    /// A migration begins, and nobody has cancelled it yet. The guest's pages are those shown last.
+    /// A migration begins, and is not cancelled yet. The guest's pages are those shown last.
     pub fn show_migration(&self, state: State, progress: Arc<Mutex<Progress>>) {
         let mut shown = self.shown();
         (shown.state, shown.migration) = (state, Some(progress));
@@ -73,7 +73,7 @@ impl StatusBoard {
         self.changed.notify_all();
     }
 
-    /// The process comes to another state. There is a guest to look at only while it migrates.
+    /// The process goes to another state. The page status is kept only while the guest migrates.
     pub fn show(&self, state: State) {
         let mut shown = self.shown();
         shown.state = state;
@@ -99,7 +99,7 @@ impl StatusBoard {
         self.cancelled.load(Ordering::Acquire)
     }
 
-    /// Asks the process to give up the migration that is under way; refused if there is none.
+    /// Asks the process to give up the migration that is under way. Refused if there is none.
     #[must_use]
     pub fn cancel(&self) -> Response {
         let shown = self.shown();
@@ -110,7 +110,7 @@ impl StatusBoard {
         Response::Accepted
     }
 
-    /// Answers a request that needs no process; a cancelled migration may take `patience` to end.
+    /// Answers a request that does not need the process. A cancelled migration may take `patience` to end.
     #[must_use]
     pub fn answer(&self, request: &Request, patience: Duration) -> Response {
         match request {
@@ -166,7 +166,7 @@ impl StatusBoard {
     /// Answers [`Request::Status`].
     #[must_use]
     pub fn status(&self) -> Response {
-        // The watches wait for the guest's hypercalls and devices: not while the board is locked.
+        // The watches wait for the guest's hypercalls and devices, so the board must not be locked meanwhile.
         let Shown { state, launch, pages, devices, migration } = self.shown().clone();
         let pages = pages.and_then(|pages| pages.summary()).map(|pages| PagesReply::from(&pages));
         let migration = migration

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use log::debug;
 use thiserror::Error;
 
-use super::api::{Malformed, RESPONSE_BYTES_MAX, Request, Response};
+use super::api::{MalformedLine, RESPONSE_BYTES_MAX, Request, Response};
 use super::line::{LineError, LineReader};
 
 /// How long the guest's process may take for a response that does not depend on a migration: it may be
@@ -26,12 +26,12 @@ impl Client {
     /// Sends `request` to the process that serves the socket at `path`.
     ///
     /// # Errors
-    /// [`ClientError`] if nobody does.
+    /// [`ClientError`] if there is no such process.
     pub fn ask(path: &Path, request: &Request) -> Result<Self, ClientError> {
         let stream = UnixStream::connect(path).map_err(|cause| unreachable_at(path, cause))?;
         let client = Self { stream, path: path.to_owned() };
         let line = request.to_line().map_err(|cause| client.wrong(cause))?;
-        // A server that turns us away has answered before it hung up: read that instead.
+        // A server that refuses us has answered before it closed the connection. That answer is read instead.
         let sent = client.stream.set_write_timeout(Some(PATIENCE)).and_then(|()| {
             let mut stream = &client.stream;
             stream.write_all(&line)
@@ -48,7 +48,7 @@ impl Client {
         Responses { client: self, lines: LineReader::new(&self.stream, RESPONSE_BYTES_MAX) }
     }
 
-    fn wrong(&self, cause: Malformed) -> ClientError {
+    fn wrong(&self, cause: MalformedLine) -> ClientError {
         ClientError::Malformed { path: self.path.clone(), cause }
     }
 }
@@ -114,7 +114,7 @@ pub enum ClientError {
         /// The socket.
         path: PathBuf,
     },
-    /// Somebody else's.
+    /// The socket belongs to another user.
     #[error("{} may be used only by the user who runs the guest, and root", path.display())]
     NotPermitted {
         /// The socket.
@@ -151,6 +151,6 @@ pub enum ClientError {
         path: PathBuf,
         /// Why.
         #[source]
-        cause: Malformed,
+        cause: MalformedLine,
     },
 }

@@ -1,4 +1,4 @@
-//! What a guest's process waits for: its guest's end, its user, and requests with the way back for their answers.
+//! What a guest's process waits for: its guest's end, its user, and requests, each with the channel for its answer.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -16,7 +16,7 @@ pub enum Event {
     Quit,
     /// The user wants to see the page status.
     Report,
-    /// Somebody asked through the API socket.
+    /// A request through the API socket.
     Request(Request, Answer),
 }
 
@@ -26,26 +26,26 @@ impl From<Stop> for Event {
     }
 }
 
-/// Where the answers to one request go, in order; the connection ends when this is dropped.
+/// The channel for the answers to one request. The connection ends when this is dropped.
 #[derive(Debug)]
 pub struct Answer(Sender<Response>);
 
 impl Answer {
-    /// An answer, and where what it is given comes out.
+    /// An answer, and the receiver of the responses that it is given.
     #[must_use]
     pub fn channel() -> (Self, Receiver<Response>) {
         let (sender, responses) = channel();
         (Self(sender), responses)
     }
 
-    /// Sends one response. That the asker has gone away concerns nobody.
+    /// Sends one response. It does not matter if the client has gone away.
     pub fn give(&self, response: Response) {
         if self.0.send(response).is_err() {
             debug!("nobody waits for the answer any more");
         }
     }
 
-    /// Says why the request cannot be met now.
+    /// Refuses the request, with the reason.
     pub fn refuse(&self, reason: impl Into<String>) {
         self.give(Response::Refused { reason: reason.into() });
     }

@@ -6,8 +6,8 @@
 //!                        +-- status, cancel: from the StatusBoard, even while the process is busy
 //! ```
 //!
-//! Nothing here touches the machine: the server queues, and the process answers when it can. What it does with
-//! a request depends on what it is at: [`policy`].
+//! Nothing here touches the machine: the server queues requests, and the process answers when it can. What it does with
+//! a request depends on its state: see [`policy`].
 
 pub mod api;
 mod board;

@@ -1,4 +1,4 @@
-//! What is done with a request: a pure function of what the process is at, asked when the request is taken up.
+//! Decides what is done with a request: a pure function of the process's state, called when the request is taken up.
 //!
 //! | state | report, continue, secret | audit, migrate, check, resize | cancel | resolve | quit |
 //! |---|---|---|---|---|---|
@@ -15,7 +15,7 @@ use super::api::{Request, State};
 
 /// What is done with a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Decision {
+pub enum Admission {
     /// It needs no guest: the status board answers it, however busy the process is.
     FromBoard,
     /// The process does it.
@@ -24,24 +24,24 @@ pub enum Decision {
     Refuse(&'static str),
 }
 
-/// Said of a request that is for another moment, if nothing better is known.
+/// The reason to refuse a request if there is no better one.
 pub const NOT_NOW: &str = "the guest is busy";
 
 const IN_DOUBT: &str = "the other host may run the guest; `sevferry resolve` decides that first";
 const NOT_YET: &str = "the guest does not run yet; sevferry continue lets it run";
 const MIGRATING: &str = "a migration is under way; `sevferry status` shows how far";
 
-/// Whether a request waits for the process; the server answers the others itself.
+/// Whether a request must wait for the process. The server answers the others itself.
 #[must_use]
 pub fn needs_process(request: &Request) -> bool {
     !matches!(request, Request::Status | Request::Cancel)
 }
 
-/// What is done with `request` in `state`. A process that is busy has something under way that it does
-/// not put aside; while its guest runs, that is a question to another host.
+/// What is done with `request` in `state`. A busy process does something that it does not interrupt for a request.
+/// While its guest runs, that is a question to another host.
 #[must_use]
-pub fn decide(state: State, is_busy: bool, request: &Request) -> Decision {
-    use Decision::{Do, FromBoard, Refuse};
+pub fn decide(state: State, is_busy: bool, request: &Request) -> Admission {
+    use Admission::{Do, FromBoard, Refuse};
     match (request, state) {
         (Request::Status, _) | (Request::Cancel, State::Migrating) => FromBoard,
         (Request::Cancel, _) => Refuse(why_not_cancelled(state)),
@@ -75,7 +75,7 @@ pub fn decide(state: State, is_busy: bool, request: &Request) -> Decision {
     }
 }
 
-impl Decision {
+impl Admission {
     /// Why the request is refused, if it is.
     #[must_use]
     pub fn refusal(self) -> Option<&'static str> {
@@ -183,9 +183,9 @@ mod tests {
             (State::Moved, true, "b--------d-"),
         ] {
             let decided = requests().map(|request| match decide(state, is_busy, &request) {
-                Decision::FromBoard => 'b',
-                Decision::Do => 'd',
-                Decision::Refuse(_) => '-',
+                Admission::FromBoard => 'b',
+                Admission::Do => 'd',
+                Admission::Refuse(_) => '-',
             });
             assert_eq!(decided.iter().collect::<String>(), row, "{state:?}, busy: {is_busy}");
         }
@@ -221,7 +221,7 @@ mod tests {
         for request in requests().iter().filter(|request| !needs_process(request)) {
             for state in [Starting, Paused, Running, Migrating, Waiting, Receiving, InDoubt, Moved]
             {
-                assert_ne!(decide(state, true, request), Decision::Do, "{state:?} {request:?}");
+                assert_ne!(decide(state, true, request), Admission::Do, "{state:?} {request:?}");
             }
         }
     }

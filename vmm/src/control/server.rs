@@ -1,6 +1,6 @@
-//! The API socket's server: a few connections at once, one request each, and the guest's process is not kept waiting.
+//! The API socket's server: a few connections at once, one request each. It never makes the guest's process wait.
 //!
-//! Other users are kept out twice: by the socket's mode, and by what the kernel says of the user who connects.
+//! Other users are kept out twice: by the socket's mode, and by the user id that the kernel gives for a connection.
 
 use std::convert::Infallible;
 use std::io::{Error as IoError, Write};
@@ -22,15 +22,15 @@ use super::board::StatusBoard;
 use super::event::{Answer, Event};
 use super::line::LineReader;
 use super::policy::needs_process;
-use crate::migration::{NoSocket, SocketFile};
+use crate::socket_file::{NoSocket, SocketFile};
 
-/// Connections at once; another is turned away.
+/// Most connections at once. Another one is refused.
 const CONNECTIONS_MAX: usize = 10;
 
 /// How long a client may take to send its request, or to take a response.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long to wait until a cancelled migration has ended; less than clients wait.
+/// How long to wait for the end of a cancelled migration. It is less than clients wait.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long the last responses may take to reach their clients when the server ends.
@@ -39,16 +39,16 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// How long to wait after a connection could not be accepted (no file descriptors left).
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
-/// Serves the socket for as long as this lives; then the socket is gone.
+/// Serves the socket as long as this lives, and then removes it.
 #[derive(Debug)]
 pub struct Server {
     /// Removed with the server.
     _file: SocketFile,
     listener: Arc<UnixListener>,
-    /// Dropped to say that the end has come.
+    /// Dropped to tell the accepting thread to end.
     running: Option<Sender<Infallible>>,
     accepting: Option<JoinHandle<()>>,
-    /// Nothing is ever sent: it disconnects when the last connection has ended.
+    /// Nothing is ever sent on it. It disconnects when the last connection has ended.
     connections: Receiver<Infallible>,
 }
 
@@ -91,21 +91,21 @@ impl Drop for Server {
         {
             warn!("the API's thread panicked");
         }
-        // What was answered last (a migration's end) is still on its way.
+        // The last answer (a migration's end) may still be on its way.
         if let Err(RecvTimeoutError::Timeout) = self.connections.recv_timeout(FAREWELL) {
             debug!("an API client is left behind");
         }
     }
 }
 
-/// What the accepting thread has, and gives to each connection's.
+/// The data of the accepting thread. Each connection's thread gets a copy.
 #[derive(Debug, Clone)]
 struct Reception {
     board: Arc<StatusBoard>,
     process: Sender<Event>,
     /// Dropped when the connection ends, however it ends.
     _alive: Sender<Infallible>,
-    /// One reference for each connection, and one of the accepting thread.
+    /// Has one reference for each connection, and one of the accepting thread.
     seats: Arc<()>,
 }
 
@@ -151,7 +151,7 @@ impl Reception {
         }
     }
 
-    /// One request, and what is answered to it.
+    /// Reads one request, and sends the answers to it.
     fn converse(&self, stream: &UnixStream) -> Result<(), IoError> {
         let request = match read_request(stream) {
             Ok(Some(request)) => request,
@@ -178,12 +178,12 @@ impl Reception {
     }
 }
 
-/// The user that runs the guest, and root, who can do anything to it anyway.
+/// Whether this is the user who runs the guest, or root, who can do anything to it anyway.
 fn is_permitted(peer: Uid, own: Uid) -> bool {
     peer == own || peer.is_root()
 }
 
-/// `None` if the client went away without a word; the error is for the client.
+/// `None` if the client closed the connection without a request. The error is sent to the client.
 fn read_request(stream: &UnixStream) -> Result<Option<Request>, String> {
     let mut lines = LineReader::new(stream, REQUEST_BYTES_MAX);
     let deadline = Instant::now() + PATIENCE;

@@ -1,6 +1,6 @@
 //! The devices of a guest: a serial port, two ways to stop, and what is on the PCI bus.
 //!
-//! A device never calls up: what a write asks of the machine is returned as a [`PowerEvent`].
+//! A device never calls up: if a write asks the machine for something, it returns that as a [`PowerEvent`].
 
 mod output;
 pub mod pci;

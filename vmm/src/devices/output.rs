@@ -1,4 +1,4 @@
-//! Where what a guest writes to its serial port goes, and how a vCPU that waits for it is let go.
+//! The output of a guest's serial port, and how to end the wait of a vCPU for its reader.
 
 use std::io::{Error as IoError, Result as IoResult, Write};
 use std::os::fd::OwnedFd;
@@ -9,7 +9,7 @@ use rustix::io::write;
 
 use crate::stream::write_all_unless;
 
-/// Where what a guest writes to its serial port goes. Clones go to the same place.
+/// The output of a guest's serial port. Clones write to the same place.
 #[derive(Debug, Clone)]
 pub struct SerialOutput(Option<Arc<OwnedFd>>);
 
@@ -28,24 +28,24 @@ impl SerialOutput {
 
 /// A UART's line to its output. A vCPU that writes waits for the reader, until the line is cut.
 #[derive(Debug, Clone)]
-pub(super) struct Line {
+pub(super) struct OutputLine {
     output: SerialOutput,
     /// Can be read once the line is cut.
     cut: Arc<OwnedFd>,
 }
 
-impl Line {
+impl OutputLine {
     pub(super) fn new(output: SerialOutput) -> IoResult<Self> {
         Ok(Self { output, cut: Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?) })
     }
 
-    /// From now on, what would have to be waited for is lost.
+    /// From now on, output that would have to wait is lost.
     pub(super) fn cut(&self) -> IoResult<()> {
         write(&self.cut, &1_u64.to_ne_bytes()).map(|_eight| ()).map_err(IoError::from)
     }
 }
 
-impl Write for Line {
+impl Write for OutputLine {
     fn write(&mut self, bytes: &[u8]) -> IoResult<usize> {
         if let Self { output: SerialOutput(Some(output)), cut } = self {
             write_all_unless(output, bytes, cut)?;

@@ -12,16 +12,16 @@ const COM1_PORTS: u16 = 8;
 /// Data port to command port of the keyboard controller.
 const I8042_PORTS: u16 = 5;
 
-/// All devices, by I/O port. A port that nobody has reads as ones and ignores writes, as on a PC.
+/// All devices, by I/O port. A port without a device reads as ones and ignores writes, as on a PC.
 ///
-/// All devices are of 8 bits: a wider access is one to as many ports in a row, the lowest first.
+/// All devices have 8 bits: a wider access goes to as many ports in a row, the lowest first.
 #[derive(Debug)]
 pub struct Ports {
     serial: Arc<SerialPort>,
     keyboard: Mutex<KeyboardController>,
 }
 
-/// What answers a port.
+/// The device that answers a port.
 enum Device {
     Serial(u8),
     Keyboard(u8),
@@ -79,7 +79,7 @@ impl Ports {
         }
     }
 
-    /// Ends the wait of a vCPU for a reader of the guest's output: the guest ends.
+    /// Ends the wait of a vCPU for a reader of the guest's output, because the guest is to end.
     pub fn cut_output(&self) {
         self.serial.cut_output();
     }

@@ -13,7 +13,7 @@ use vm_superio::serial::{Error as UartError, SerialEvents, SerialState as UartSt
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::output::{Line, SerialOutput};
+use super::output::{OutputLine, SerialOutput};
 
 /// I/O port of the first register.
 pub const COM1_PORT: u16 = 0x3f8;
@@ -24,14 +24,14 @@ pub const COM1_IRQ: u32 = 4;
 /// How long input waits at a time for the guest to drain the receive FIFO.
 const DRAIN_WAIT: Duration = Duration::from_millis(100);
 
-type Uart = Serial<Interrupt, Drained, Line>;
+type Uart = Serial<Interrupt, Drained, OutputLine>;
 
 /// The serial port.
 pub struct SerialPort {
     uart: Mutex<Uart>,
     interrupt: Arc<EventFd>,
     drained: Arc<Condvar>,
-    line: Line,
+    line: OutputLine,
     /// A guest that goes on writing to a full disk must not fill the log.
     complained: AtomicBool,
 }
@@ -48,16 +48,16 @@ impl SerialPort {
     /// # Errors
     /// If the host has no descriptor to give.
     pub fn new(interrupt: EventFd, output: SerialOutput) -> Result<Self, IoError> {
-        let line = Line::new(output)?;
+        let line = OutputLine::new(output)?;
         let (interrupt, drained) = (Arc::new(interrupt), Arc::new(Condvar::new()));
         let (trigger, events) = (Interrupt(Arc::clone(&interrupt)), Drained(Arc::clone(&drained)));
         let uart = Mutex::new(Serial::with_events(trigger, events, line.clone()));
         Ok(Self { uart, interrupt, drained, line, complained: AtomicBool::new(false) })
     }
 
-    /// Ends the wait of a vCPU for a reader of the output, now and from now on: the guest ends.
+    /// Ends the wait of a vCPU for a reader of the output, from now on, because the guest is to end.
     pub fn cut_output(&self) {
-        // Without the lock, which that vCPU has.
+        // Without the lock, because that vCPU holds it.
         if let Err(cause) = self.line.cut() {
             debug!("cutting the serial port's output: {cause}");
         }
@@ -88,8 +88,8 @@ impl SerialPort {
         self.lock().read(offset)
     }
 
-    /// The guest writes a register. What the output refuses is lost, as on a cut cable, and the
-    /// first loss is reported.
+    /// The guest writes a register. Bytes that the output refuses are lost, as on a cut cable, and the first loss is
+    /// reported.
     pub fn write(&self, offset: u8, value: u8) {
         let written = self.lock().write(offset, value);
         if let Err(cause) = written
@@ -187,7 +187,7 @@ pub enum SerialError {
     /// The interrupt could not be raised.
     #[error("giving input to the serial port")]
     Enqueue(#[source] UartError<IoError>),
-    /// The state is none, or the interrupt could not be raised.
+    /// The state is invalid, or the interrupt could not be raised.
     #[error("restoring the serial port")]
     Restore(#[source] UartError<IoError>),
 }
@@ -297,8 +297,8 @@ mod tests {
         assert!(matches!(refused, SerialError::Gone { unread: 36 }), "{refused:?}");
     }
 
-    /// Whoever shares the output may have made it non-blocking: a reader that is slower than the guest
-    /// gets all of it all the same.
+    /// Another holder of the output may have made it non-blocking. A reader that is slower than the guest still gets
+    /// all of it.
     #[test]
     fn a_slow_reader_of_a_non_blocking_output_loses_nothing() {
         let (mut reader, writer) = pipe().unwrap();

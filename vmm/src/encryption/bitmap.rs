@@ -9,8 +9,8 @@ const BLOCK_SHIFT: u32 = 12;
 
 /// Which pages are shared, as one bit per page of RAM: RAM / 32,768 bytes, 3 MiB per 100 GiB.
 ///
-/// A guest shares little of its RAM, so there is a bit for each block of 4096 frames too, 8 bytes per
-/// GiB: without it no frame of the block is shared, and nobody need look.
+/// A guest shares little of its RAM, so there is also a bit for each block of 4096 frames, 8 bytes per GiB. If it is
+/// not set, no frame of the block is shared, and the block is not searched.
 #[derive(Debug, Clone)]
 pub struct SharedBitmap {
     shared: FrameSet,
@@ -28,7 +28,7 @@ impl SharedBitmap {
     pub fn mark(&mut self, range: PageRange, status: Status) {
         let (base, limit) = (range.base().0, range.limit().0);
         let shared = status == Status::Shared;
-        // A block with a private page may have shared ones too.
+        // A block with a private page may also have shared pages.
         let (first, end) = match status {
             Status::Shared => (base >> BLOCK_SHIFT, limit.div_ceil(1 << BLOCK_SHIFT)),
             Status::Private => (base.div_ceil(1 << BLOCK_SHIFT), limit >> BLOCK_SHIFT),
@@ -60,7 +60,7 @@ impl SharedBitmap {
 }
 
 impl From<FrameSet> for SharedBitmap {
-    /// To learn what the blocks are would take as long as the first question, which learns it too.
+    /// Every block's bit is set: to find the right bits would take as long as the first question, which finds them too.
     fn from(shared: FrameSet) -> Self {
         let blocks = vec![u64::MAX; words_of_blocks(shared.layout())];
         Self { shared, blocks }

@@ -1,10 +1,9 @@
-//! A table of shared pages that the guest keeps in its own memory and tells the host of.
+//! A table of shared pages that the guest keeps in its own memory, and whose address it tells the host.
 //!
-//! `docs/page-status.md` is the protocol. The host holds nothing but the table's place, so no guest
-//! can make it hold more; in return it asks the guest's memory each time, and the guest may write
-//! there at any moment. So the head is read and checked once, when the guest names the table, and
-//! never again; of the bits each is read once for each question, and whatever they are, they are an
-//! answer: a page of RAM is shared or private.
+//! `docs/page-status.md` is the protocol. The host keeps only the table's address, so no guest can make it keep more.
+//! In return it reads the guest's memory for each question, and the guest may write there at any moment. So the head
+//! is read and checked once, when the guest names the table, and never again. For each question each bit is read
+//! once. Any value is an answer: a page of RAM is either shared or private.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -17,7 +16,7 @@ use crate::page::{Frame, FrameSet, Gpa, PAGE_SIZE, PageRange, RamLayout};
 /// The register with which a guest names its table: "SF", a number that no hypervisor uses.
 pub const MSR_PAGE_TABLE: u32 = 0x5346_0000;
 
-/// What the register reads as where this design is on and no table is named: the version.
+/// The register's value while this design is on and no table is named: the version.
 const VERSION: u64 = 1;
 
 /// Bit 0 of the register: there is a table.
@@ -55,7 +54,7 @@ pub struct DonatedTable {
 }
 
 impl DonatedTable {
-    /// The table whose head is at `base`, if it is one.
+    /// The table whose head is at `base`, if there is a table.
     ///
     /// # Errors
     /// [`BadTable`] with what is wrong.
@@ -132,7 +131,7 @@ impl DonatedTable {
     fn first_with(&self, range: PageRange, status: Status) -> Option<Frame> {
         let flip = if status == Status::Shared { 0 } else { u64::MAX };
         if range.limit().0 <= word_start(range) + WORD_BITS {
-            // Most questions are of one page.
+            // Most questions are about one page.
             let mut words = [0];
             let at = Gpa(self.pages.start().0 + PAGE_SIZE + range.base().0 / WORD_BITS * 8);
             let [word] = if self.memory.read_words(at, &mut words) { words } else { return None };
@@ -164,7 +163,7 @@ impl DonatedTable {
             let count = limit.0.div_ceil(WORD_BITS) - base.0 / WORD_BITS;
             let words = words.get_mut(..usize::try_from(count).ok()?)?;
             let at = self.pages.start().0 + PAGE_SIZE + base.0 / WORD_BITS * 8;
-            // What was RAM when the table was named still is.
+            // It was RAM when the table was named, and RAM does not change.
             if !self.memory.read_words(Gpa(at), words) {
                 return None;
             }
@@ -205,7 +204,7 @@ fn masked(piece: PageRange, index: usize, word: u64) -> u64 {
 }
 
 impl Tracker for DonatedTable {
-    /// The guest has written its table before it reports: nothing is left to do.
+    /// Does nothing: the guest has written its table before it reports.
     fn set(&mut self, _range: PageRange, _status: Status) -> Result<(), Full> {
         Ok(())
     }
@@ -220,7 +219,7 @@ impl Tracker for DonatedTable {
         })
     }
 
-    /// The host cannot take it from the guest, and forgets the table instead.
+    /// Does nothing: the table is the guest's. The host forgets where it is instead.
     fn clear(&mut self) {}
 
     fn memory_bytes(&self) -> usize {
@@ -257,7 +256,7 @@ pub(super) fn register(table: Option<&DonatedTable>) -> u64 {
 /// Why what the guest names is not a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum BadTable {
-    /// The host keeps page status otherwise.
+    /// Another design keeps the page status.
     #[error("a table of shared pages, which this guest was not asked for")]
     NotAsked,
     /// Only bits 51:12 and 0 are defined.
@@ -272,7 +271,7 @@ pub enum BadTable {
         /// The frame of its head.
         base: Frame,
     },
-    /// Something else is there; or it is private, so that the host sees noise.
+    /// Other bytes are there, or the page is private, so that the host sees noise.
     #[error("there is no SEVTABLE at frame {base:#x}; is the page shared?")]
     Magic {
         /// The frame of its head.
@@ -300,7 +299,7 @@ pub enum BadTable {
     },
 }
 
-/// What the guest reports and what it writes into its table are not the same.
+/// The guest's reports and its table do not agree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Contradiction {
     /// A page was reported otherwise.

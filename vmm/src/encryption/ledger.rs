@@ -1,4 +1,4 @@
-//! The record that is kept, in the form that its design gives it at the moment.
+//! The record of shared pages, in the form that its design has at the moment.
 
 use std::fmt::{Display, Formatter, Result as FmtResult};
 
@@ -36,7 +36,7 @@ impl Display for Form {
     }
 }
 
-/// The record of shared pages is not whole, so no page's status can be told from it.
+/// The record of shared pages is incomplete, so it does not tell any page's status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Incomplete {
     /// The guest shared more regions than the list may hold.
@@ -48,13 +48,13 @@ pub enum Incomplete {
         /// The most regions that the list may hold.
         bound: usize,
     },
-    /// The guest is to keep the record, and does not.
+    /// The guest should keep the record, and does not.
     #[error(
         "the guest has donated no table of its shared pages, which status=donated needs (use \
          status=list for a guest that only makes hypercalls)"
     )]
     NoTable,
-    /// The guest says two things.
+    /// The guest contradicts itself.
     #[error("the guest's record of shared pages cannot be relied upon: {0}")]
     Contradicted(Contradiction),
 }
@@ -65,15 +65,15 @@ pub(super) struct Ledger {
     layout: RamLayout,
     design: Design,
     bound: usize,
-    record: Record,
-    /// How many, where the record is the host's.
+    record: Representation,
+    /// How many pages are shared, if the host keeps the record.
     shared_pages: u64,
     /// Where the guest's table was when this was sampled from it.
     sampled_from: Option<Frame>,
 }
 
 #[derive(Debug, Clone)]
-enum Record {
+enum Representation {
     List(SharedRegions),
     Bitmap(SharedBitmap),
     Donated(DonatedTable),
@@ -83,7 +83,7 @@ enum Record {
 
 impl Ledger {
     pub(super) fn new(layout: RamLayout, design: Design, bound: usize) -> Self {
-        let record = Record::new(layout, design, bound);
+        let record = Representation::new(layout, design, bound);
         Self { layout, design, bound, record, shared_pages: 0, sampled_from: None }
     }
 
@@ -93,19 +93,19 @@ impl Ledger {
             Design::List(_) | Design::Bitmap => Incomplete::Overflow { bound },
             Design::Donated => Incomplete::NoTable,
         };
-        Self { record: Record::Lost(why), ..Self::new(layout, design, bound) }
+        Self { record: Representation::Lost(why), ..Self::new(layout, design, bound) }
     }
 
-    /// A record, yet empty, that another host sampled from the guest's table at `base`.
+    /// An empty record, for the sample that another host has taken of the guest's table at `base`.
     pub(super) fn sampled(layout: RamLayout, design: Design, base: Frame) -> Self {
-        let bitmap = Record::Bitmap(SharedBitmap::new(layout));
+        let bitmap = Representation::Bitmap(SharedBitmap::new(layout));
         Self { record: bitmap, sampled_from: Some(base), ..Self::new(layout, design, 0) }
     }
 
     /// Records that `range`, which is in RAM, has `status`; returns how many pages had the other.
     ///
-    /// `flipped` gets each run of those pages. What the guest keeps, or nobody, cannot tell what was
-    /// before, so all are named.
+    /// `flipped` gets each run of those pages. If the guest keeps the record, or the record is lost, the status
+    /// before is not known, and `flipped` gets all of `range`.
     pub(super) fn set(
         &mut self,
         range: PageRange,
@@ -113,7 +113,7 @@ impl Ledger {
         flipped: &mut dyn FnMut(PageRange),
     ) -> u64 {
         match &mut self.record {
-            Record::List(list) => {
+            Representation::List(list) => {
                 let (pages, kept) = change(list, range, status, flipped);
                 self.count(pages, status);
                 if kept.is_err() {
@@ -121,20 +121,20 @@ impl Ledger {
                 }
                 pages
             }
-            Record::Bitmap(bitmap) => {
+            Representation::Bitmap(bitmap) => {
                 // A bitmap is never full.
                 let (pages, _kept) = change(bitmap, range, status, flipped);
                 self.count(pages, status);
                 pages
             }
-            Record::Donated(table) => {
+            Representation::Donated(table) => {
                 if let Some(wrong) = table.contradiction(range, status) {
-                    self.record = Record::Lost(Incomplete::Contradicted(wrong));
+                    self.record = Representation::Lost(Incomplete::Contradicted(wrong));
                 }
                 flipped(range);
                 range.pages()
             }
-            Record::Lost(_) => {
+            Representation::Lost(_) => {
                 flipped(range);
                 range.pages()
             }
@@ -148,64 +148,65 @@ impl Ledger {
         }
     }
 
-    /// Replaces the list, which could not take `range`, by what is configured.
+    /// Replaces the list, which is too full for `range`, by what the design says.
     fn overflow(&mut self, range: PageRange, status: Status) {
         self.record = match (self.design, &self.record) {
-            (Design::List(Overflow::Promote), Record::List(list)) => {
+            (Design::List(Overflow::Promote), Representation::List(list)) => {
                 let mut bitmap = SharedBitmap::new(self.layout);
                 list.regions().for_each(|region| bitmap.mark(region, Status::Shared));
                 bitmap.mark(range, status);
-                Record::Bitmap(bitmap)
+                Representation::Bitmap(bitmap)
             }
-            _ => Record::Lost(Incomplete::Overflow { bound: self.bound }),
+            _ => Representation::Lost(Incomplete::Overflow { bound: self.bound }),
         };
     }
 
     /// The guest names its table, or takes it back.
     pub(super) fn name_table(&mut self, table: Option<DonatedTable>) {
-        self.record = table.map_or(Record::Lost(Incomplete::NoTable), Record::Donated);
+        self.record =
+            table.map_or(Representation::Lost(Incomplete::NoTable), Representation::Donated);
         self.sampled_from = None;
     }
 
-    /// The guest's table, whose memory came here together with the sample that this is.
+    /// Goes on with the guest's table. Its memory came here together with this sample.
     pub(super) fn adopt(&mut self, table: DonatedTable) {
         let same = match &self.record {
-            Record::Bitmap(bitmap) => *bitmap.frames() == table.sample(),
-            Record::List(_) | Record::Donated(_) | Record::Lost(_) => false,
+            Representation::Bitmap(bitmap) => *bitmap.frames() == table.sample(),
+            Representation::List(_) | Representation::Donated(_) | Representation::Lost(_) => false,
         };
         self.name_table(Some(table));
         if !same {
-            self.record = Record::Lost(Incomplete::Contradicted(Contradiction::Moved));
+            self.record = Representation::Lost(Incomplete::Contradicted(Contradiction::Moved));
         }
     }
 
     /// The guest's table is not where it should be.
     pub(super) fn contradict(&mut self, wrong: Contradiction) {
-        self.record = Record::Lost(Incomplete::Contradicted(wrong));
+        self.record = Representation::Lost(Incomplete::Contradicted(wrong));
         self.sampled_from = None;
     }
 
     /// The record as of now, which the guest no longer changes.
     pub(super) fn sample(&self) -> Self {
-        let Record::Donated(table) = &self.record else { return self.clone() };
+        let Representation::Donated(table) = &self.record else { return self.clone() };
         let frames = table.sample();
         let shared_pages = frames.count();
-        let record = Record::Bitmap(SharedBitmap::from(frames));
+        let record = Representation::Bitmap(SharedBitmap::from(frames));
         Self { record, shared_pages, sampled_from: Some(table.base()), ..self.clone() }
     }
 
     /// The sampled frames, and where the guest's table was; `None` for a record of the host's own.
     pub(super) fn sampled_frames(&self) -> Option<(&FrameSet, Frame)> {
         match &self.record {
-            Record::Bitmap(bitmap) => self.sampled_from.map(|base| (bitmap.frames(), base)),
-            Record::List(_) | Record::Donated(_) | Record::Lost(_) => None,
+            Representation::Bitmap(bitmap) => self.sampled_from.map(|base| (bitmap.frames(), base)),
+            Representation::List(_) | Representation::Donated(_) | Representation::Lost(_) => None,
         }
     }
 
     pub(super) fn table(&self) -> Option<&DonatedTable> {
         match &self.record {
-            Record::Donated(table) => Some(table),
-            Record::List(_) | Record::Bitmap(_) | Record::Lost(_) => None,
+            Representation::Donated(table) => Some(table),
+            Representation::List(_) | Representation::Bitmap(_) | Representation::Lost(_) => None,
         }
     }
 
@@ -223,13 +224,13 @@ impl Ledger {
     /// How many pages are shared. A guest's table is counted through each time.
     pub(super) fn shared_pages(&self) -> Result<u64, Incomplete> {
         match &self.record {
-            Record::List(_) | Record::Bitmap(_) => Ok(self.shared_pages),
-            Record::Donated(table) => Ok(table.shared_pages()),
-            Record::Lost(why) => Err(*why),
+            Representation::List(_) | Representation::Bitmap(_) => Ok(self.shared_pages),
+            Representation::Donated(table) => Ok(table.shared_pages()),
+            Representation::Lost(why) => Err(*why),
         }
     }
 
-    /// Makes every page private and the record whole again, as its design begins.
+    /// Makes every page private, and the record complete again, as its design begins.
     pub(super) fn clear(&mut self) {
         *self = Self::new(self.layout, self.design, self.bound);
     }
@@ -244,11 +245,13 @@ impl Ledger {
 
     pub(super) fn form(&self) -> Form {
         match self.record {
-            Record::List(_) => Form::List,
-            Record::Bitmap(_) => Form::Bitmap,
-            Record::Donated(_) => Form::Donated,
-            Record::Lost(Incomplete::Overflow { .. }) => Form::Poisoned,
-            Record::Lost(Incomplete::NoTable | Incomplete::Contradicted(_)) => Form::NoTable,
+            Representation::List(_) => Form::List,
+            Representation::Bitmap(_) => Form::Bitmap,
+            Representation::Donated(_) => Form::Donated,
+            Representation::Lost(Incomplete::Overflow { .. }) => Form::Poisoned,
+            Representation::Lost(Incomplete::NoTable | Incomplete::Contradicted(_)) => {
+                Form::NoTable
+            }
         }
     }
 
@@ -264,15 +267,15 @@ impl Ledger {
     /// The record, if it is whole.
     fn tracker(&self) -> Result<&dyn Tracker, Incomplete> {
         match &self.record {
-            Record::List(list) => Ok(list),
-            Record::Bitmap(bitmap) => Ok(bitmap),
-            Record::Donated(table) => Ok(table),
-            Record::Lost(why) => Err(*why),
+            Representation::List(list) => Ok(list),
+            Representation::Bitmap(bitmap) => Ok(bitmap),
+            Representation::Donated(table) => Ok(table),
+            Representation::Lost(why) => Err(*why),
         }
     }
 }
 
-impl Record {
+impl Representation {
     fn new(layout: RamLayout, design: Design, bound: usize) -> Self {
         match design {
             Design::List(_) => Self::List(SharedRegions::new(bound)),
@@ -282,8 +285,8 @@ impl Record {
     }
 }
 
-/// Tells `flipped` what is not so yet, then makes it so; how many pages flipped, and whether the
-/// tracker could hold it.
+/// Gives `flipped` the pages that do not have `status` yet, then records it. Returns how many pages flipped, and
+/// whether the tracker could hold it.
 fn change<T: Tracker>(
     tracker: &mut T,
     range: PageRange,

@@ -3,8 +3,8 @@
 //! The guest decides, page by page, with the C-bit of its page tables: a *private* page is
 //! encrypted with the guest's key, a *shared* page is in the clear. The host cannot see the C-bit,
 //! so the guest reports each change with the hypercall `KVM_HC_MAP_GPA_RANGE`; a page that was never
-//! reported is private. A page that is read from the wrong side is noise, so nothing here guesses: a
-//! record that could not be kept whole says so ([`Incomplete`]) instead of answering.
+//! reported is private. A page that is read in the wrong view is noise, so nothing here guesses: an
+//! incomplete record says so ([`Incomplete`]) instead of answering.
 //!
 //! ```text
 //! hypercall exit -> MapGpaRange::parse -> PageStatus::apply -> Change -> the memory views switch
@@ -33,7 +33,7 @@ mod wire;
 pub use bitmap::SharedBitmap;
 pub use design::{Design, Overflow};
 pub use donated::{BadTable, Contradiction, DonatedTable, MSR_PAGE_TABLE, TableMemory};
-pub use doubts::Doubt;
+pub use doubts::ReportDoubt;
 pub use ledger::{Form, Incomplete};
 pub use page_status::{Change, Counters, NotMigratable, PageStatus};
 pub use readiness::{BadControl, MSR_KVM_MIGRATION_CONTROL};
@@ -41,7 +41,7 @@ pub use regions::SharedRegions;
 pub use request::{BadRequest, KVM_HC_MAP_GPA_RANGE, MapGpaRange};
 pub use tables::{Contradictions, ENTRIES, PageTables, TABLES_MAX, Unwalked};
 pub use tracker::{Full, Tracker, shared_in};
-pub use wire::Malformed;
+pub use wire::MalformedStatus;
 
 use std::fmt::{Display, Formatter, Result as FmtResult};
 

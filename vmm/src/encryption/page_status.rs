@@ -5,12 +5,12 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::donated::{self, Naming};
-use super::doubts::Watch;
+use super::doubts::ReportHistory;
 use super::ledger::Ledger;
 use super::readiness::Readiness;
 use super::{
-    BadControl, BadRequest, BadTable, Contradiction, Design, DonatedTable, Doubt, Form, Incomplete,
-    MapGpaRange, SharedRegions, Status, TableMemory,
+    BadControl, BadRequest, BadTable, Contradiction, Design, DonatedTable, Form, Incomplete,
+    MapGpaRange, ReportDoubt, SharedRegions, Status, TableMemory,
 };
 use crate::page::{Frame, FrameSet, PageRange, RamLayout};
 
@@ -43,7 +43,7 @@ pub struct PageStatus {
     pub(super) ledger: Ledger,
     pub(super) readiness: Readiness,
     pub(super) epoch: u64,
-    pub(super) watch: Watch,
+    pub(super) history: ReportHistory,
     counters: Counters,
 }
 
@@ -61,14 +61,14 @@ impl PageStatus {
     }
 
     pub(super) fn from_parts(ledger: Ledger, readiness: Readiness, epoch: u64) -> Self {
-        let (watch, counters) = (Watch::default(), Counters::default());
-        Self { ledger, readiness, epoch, watch, counters }
+        let (history, counters) = (ReportHistory::default(), Counters::default());
+        Self { ledger, readiness, epoch, history, counters }
     }
 
     /// Parses a hypercall exit and applies it; see [`PageStatus::apply`].
     ///
     /// # Errors
-    /// [`BadRequest`] if the guest asked for nonsense: return [`BadRequest::ret`] to it.
+    /// [`BadRequest`] if the request is invalid: return [`BadRequest::ret`] to the guest.
     pub fn hypercall(
         &mut self,
         nr: u64,
@@ -77,7 +77,7 @@ impl PageStatus {
     ) -> Result<Change, BadRequest> {
         let request = MapGpaRange::parse(nr, args).inspect_err(|&why| {
             self.counters.rejected_calls += 1;
-            self.watch.refuse(why);
+            self.history.refuse(why);
         })?;
         Ok(self.apply(request, flipped))
     }
@@ -94,7 +94,7 @@ impl PageStatus {
             change.flipped_pages += self.ledger.set(run, status, flipped);
         }
         self.counters.count(range, &change);
-        self.watch.heard = true;
+        self.history.heard = true;
         change
     }
 
@@ -158,7 +158,7 @@ impl PageStatus {
         self.ledger.layout()
     }
 
-    /// How many times the guest was reset. A record of an earlier epoch is of no use.
+    /// How many times the guest was reset. A record of an earlier epoch is useless.
     #[must_use]
     pub fn epoch(&self) -> u64 {
         self.epoch
@@ -203,7 +203,7 @@ impl PageStatus {
     /// What the guest reads from [`MSR_PAGE_TABLE`](super::MSR_PAGE_TABLE).
     ///
     /// # Errors
-    /// [`BadTable::NotAsked`]: the read must fault, as of a register that there is not.
+    /// [`BadTable::NotAsked`]: the read must fault, as if there were no such register.
     pub fn read_table_register(&self) -> Result<u64, BadTable> {
         self.asks_for_table()?;
         Ok(donated::register(self.ledger.table()))
@@ -238,20 +238,20 @@ impl PageStatus {
         Self { ledger: self.ledger.sample(), ..self.clone() }
     }
 
-    /// A sample of the guest's table; `None` if the record holds still by itself.
+    /// A sample of the guest's table; `None` if the host keeps the record.
     pub(super) fn sampled_if_donated(&self) -> Option<Self> {
         self.ledger.table().map(|_table| self.sample())
     }
 
-    /// The shared frames of a [`PageStatus::sample`] of the guest's table; `None` if the host keeps
-    /// the record, which then tells by itself what flips.
+    /// The shared frames of a [`PageStatus::sample`] of the guest's table; `None` if the host keeps the record, which
+    /// then shows flips without it.
     #[must_use]
     pub fn sampled_table(&self) -> Option<&FrameSet> {
         self.ledger.sampled_frames().map(|(frames, _base)| frames)
     }
 
-    /// The guest's memory has come here with this status: goes on with the table in it, if the record
-    /// is the guest's. A table that is not what the status says is a contradiction.
+    /// The guest's memory has arrived here with this status. If the guest keeps the record, goes on with the table in
+    /// `memory`. A table that does not agree with the status is a contradiction.
     pub fn adopt_table(&mut self, memory: Arc<dyn TableMemory>) {
         let Some((_, base)) = self.ledger.sampled_frames() else { return };
         match DonatedTable::read(*self.layout(), memory, base) {
@@ -281,20 +281,20 @@ impl PageStatus {
     }
 
     /// What makes the guest's reports doubtful, though nothing proves that they are wrong.
-    pub fn doubts(&self) -> impl Iterator<Item = Doubt> {
-        self.watch.doubts(self.readiness == Readiness::Ready)
+    pub fn doubts(&self) -> impl Iterator<Item = ReportDoubt> {
+        self.history.doubts(self.readiness == Readiness::Ready)
     }
 
     /// The guest starts anew: all pages private, not ready, next epoch. The offer stands.
     pub fn reset(&mut self) {
         self.ledger.clear();
         self.readiness = self.readiness.reset();
-        self.watch = Watch::default();
+        self.history = ReportHistory::default();
         self.epoch = self.epoch.saturating_add(1);
     }
 }
 
-/// What one report came to.
+/// The effect of one report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Change {
     status: Status,

@@ -1,4 +1,4 @@
-//! `MSR_KVM_MIGRATION_CONTROL`: whether the guest says that its reports can be relied upon.
+//! `MSR_KVM_MIGRATION_CONTROL`: whether the guest says that its reports are reliable.
 //!
 //! ABI: Linux `Documentation/virt/kvm/x86/msr.rst`. KVM leaves the register to us (MSR filter).
 
@@ -34,7 +34,7 @@ impl Readiness {
         }
     }
 
-    /// What the guest's write makes of it.
+    /// The readiness after the guest's write.
     pub(super) fn written(self, value: u64) -> Result<Self, BadControl> {
         match (self, value) {
             (Self::NotOffered, _) => Err(BadControl::NotOffered),
@@ -45,7 +45,7 @@ impl Readiness {
         }
     }
 
-    /// What a reset leaves: the offer.
+    /// The readiness after a reset: only the offer stays.
     pub(super) fn reset(self) -> Self {
         match self {
             Self::NotOffered => Self::NotOffered,

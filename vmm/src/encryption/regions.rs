@@ -11,8 +11,7 @@ const SMALLEST_BOUND: u64 = 512;
 
 /// Most regions that a list may hold however large RAM is: 64 KiB of them, in 140 KiB at worst.
 ///
-/// Real guests have tens of regions; what is larger is better kept as a bitmap, which costs the
-/// same however many there are.
+/// Real guests have tens of regions. More regions are better kept as a bitmap, which costs the same for any number.
 const LARGEST_BOUND: u64 = 4096;
 
 /// Most regions on a shelf.
@@ -34,8 +33,8 @@ pub struct SharedRegions {
     bound: usize,
 }
 
-/// A region's place: its shelf, and its number there. One past the last region is the start of a
-/// shelf that there is not.
+/// A region's place: its shelf, and its number there. The place after the last region is the start of a shelf that does
+/// not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Place {
     shelf: usize,

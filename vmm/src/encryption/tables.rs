@@ -1,4 +1,4 @@
-//! What a guest's own page tables say of its pages: the one thing that its reports can be held against.
+//! Reads a guest's own page tables: the only thing that its reports can be compared with.
 //!
 //! The C-bit of the entry that maps a page decides whether the processor encrypts it; tables
 //! themselves are always private (AMD APM volume 2, 15.34.5). A page may be mapped several times, and
@@ -25,7 +25,7 @@ const PRESENT: u64 = 1;
 const LARGE: u64 = 1 << 7;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
-/// What the tables of all vCPUs say of RAM.
+/// What the tables of all vCPUs say about RAM.
 #[derive(Debug)]
 pub struct PageTables {
     layout: RamLayout,
@@ -91,7 +91,7 @@ impl PageTables {
         self.tables
     }
 
-    /// What `status` and the tables do not agree on. What no table maps is not known.
+    /// The pages on which `status` and the tables do not agree. Nothing is known of pages that no table maps.
     ///
     /// # Errors
     /// [`Incomplete`]: there is nothing to compare with.

@@ -303,7 +303,7 @@ fn what_makes_a_guest_doubtful_is_named() {
     status.offer_migration();
     assert_eq!(doubts(&status), []);
     status.write_migration_control(1).unwrap();
-    assert_eq!(doubts(&status), [Doubt::Unheard]);
+    assert_eq!(doubts(&status), [ReportDoubt::Unheard]);
     let moved = PageStatus::from_bytes(&status.to_bytes(), layout, Overflow::Promote).unwrap();
     assert_eq!(doubts(&moved), []);
     let mut call =
@@ -313,7 +313,7 @@ fn what_makes_a_guest_doubtful_is_named() {
         assert!(!call(KVM_HC_MAP_GPA_RANGE, gpa));
     }
     let last = BadRequest::Unaligned { gpa: 0x1001 };
-    assert_eq!(doubts(&status), [Doubt::Refused { count: 2, last }]);
+    assert_eq!(doubts(&status), [ReportDoubt::Refused { count: 2, last }]);
     status.reset();
     assert_eq!(doubts(&status), []);
 }

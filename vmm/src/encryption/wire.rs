@@ -70,12 +70,12 @@ impl PageStatus {
     /// Reads the serial form of a guest with this RAM. The bytes are not trusted.
     ///
     /// # Errors
-    /// [`Malformed`] unless they are exactly what [`PageStatus::to_bytes`] could have written.
+    /// [`MalformedStatus`] unless they are exactly what [`PageStatus::to_bytes`] could have written.
     pub fn from_bytes(
         bytes: &[u8],
         layout: RamLayout,
         design: impl Into<Design>,
-    ) -> Result<Self, Malformed> {
+    ) -> Result<Self, MalformedStatus> {
         Self::from_bytes_with_bound(bytes, layout, design, SharedRegions::default_bound(&layout))
     }
 
@@ -88,11 +88,11 @@ impl PageStatus {
         layout: RamLayout,
         design: impl Into<Design>,
         bound: usize,
-    ) -> Result<Self, Malformed> {
+    ) -> Result<Self, MalformedStatus> {
         let design = design.into();
-        let (header, regions) = Header::split(bytes)?;
+        let (header, regions) = StatusHeader::split(bytes)?;
         if header.poisoned && header.count > 0 {
-            return Err(Malformed::PoisonedWithRegions { count: header.count });
+            return Err(MalformedStatus::PoisonedWithRegions { count: header.count });
         }
         let most = match design {
             Design::List(Overflow::Poison) => most_regions(&layout).min(bound as u64),
@@ -101,21 +101,23 @@ impl PageStatus {
             }
         };
         if header.count > most {
-            return Err(Malformed::TooManyRegions { count: header.count, most });
+            return Err(MalformedStatus::TooManyRegions { count: header.count, most });
         }
         let expected = u128::from(header.count) * REGION_BYTES as u128;
         if regions.len() as u128 != expected {
-            return Err(Malformed::Length { count: header.count, len: regions.len() });
+            return Err(MalformedStatus::Length { count: header.count, len: regions.len() });
         }
         let mut ledger = match (header.poisoned, design, header.table) {
             (true, _, _) => Ledger::poisoned(layout, design, bound),
             (false, Design::Donated, Some(base)) => Ledger::sampled(layout, design, base),
             (false, Design::List(_) | Design::Bitmap, None) => Ledger::new(layout, design, bound),
-            (false, _, table) => return Err(Malformed::Table { named: table.is_some(), design }),
+            (false, _, table) => {
+                return Err(MalformedStatus::Table { named: table.is_some(), design });
+            }
         };
         read_regions(regions, &mut ledger)?;
         let mut status = Self::from_parts(ledger, header.readiness, header.epoch);
-        status.watch.heard = true;
+        status.history.heard = true;
         Ok(status)
     }
 }
@@ -125,19 +127,19 @@ fn most_regions(layout: &RamLayout) -> u64 {
     layout.ranges().map(|run| run.pages().div_ceil(2)).sum()
 }
 
-fn read_regions(bytes: &[u8], ledger: &mut Ledger) -> Result<(), Malformed> {
+fn read_regions(bytes: &[u8], ledger: &mut Ledger) -> Result<(), MalformedStatus> {
     let mut previous_limit = None;
     let mut rest = bytes;
     while let Some((region, after)) = rest.split_first_chunk::<REGION_BYTES>() {
         rest = after;
         let [base, limit] = halves(region).map(Frame);
         let range = PageRange::new(base, limit);
-        let range = range.map_err(|_none| Malformed::EmptyRegion { base, limit })?;
+        let range = range.map_err(|_none| MalformedStatus::EmptyRegion { base, limit })?;
         if previous_limit.is_some_and(|previous| base <= previous) {
-            return Err(Malformed::NotAscending { base, limit });
+            return Err(MalformedStatus::NotAscending { base, limit });
         }
         if ledger.layout().clip(range).next() != Some(range) {
-            return Err(Malformed::OutsideRam { base, limit });
+            return Err(MalformedStatus::OutsideRam { base, limit });
         }
         ledger.set(range, Status::Shared, &mut |_| {});
         previous_limit = Some(limit);
@@ -152,7 +154,7 @@ fn halves(bytes: &[u8; 16]) -> [u64; 2] {
     [low, both >> 64].map(|half| u64::try_from(half).unwrap_or(u64::MAX))
 }
 
-struct Header {
+struct StatusHeader {
     poisoned: bool,
     readiness: Readiness,
     /// The head of the guest's table.
@@ -161,37 +163,37 @@ struct Header {
     count: u64,
 }
 
-impl Header {
+impl StatusHeader {
     /// Reads the header; the rest is the regions.
-    fn split(bytes: &[u8]) -> Result<(Self, &[u8]), Malformed> {
-        let truncated = Malformed::Truncated { len: bytes.len() };
+    fn split(bytes: &[u8]) -> Result<(Self, &[u8]), MalformedStatus> {
+        let truncated = MalformedStatus::Truncated { len: bytes.len() };
         let (magic, rest) = bytes.split_first_chunk().ok_or(truncated)?;
         let (version, rest) = rest.split_first_chunk().ok_or(truncated)?;
         let (flags, rest) = rest.split_first_chunk().ok_or(truncated)?;
         let (table, rest) = rest.split_first_chunk().ok_or(truncated)?;
         let (numbers, rest) = rest.split_first_chunk().ok_or(truncated)?;
         if *magic != MAGIC {
-            return Err(Malformed::Magic);
+            return Err(MalformedStatus::Magic);
         }
         let version = u16::from_le_bytes(*version);
         if version != VERSION {
-            return Err(Malformed::Version { version });
+            return Err(MalformedStatus::Version { version });
         }
         let flags = u16::from_le_bytes(*flags);
         let readiness = match flags & (OFFERED | READY) {
             0 => Readiness::NotOffered,
             OFFERED => Readiness::NotReady,
-            READY => return Err(Malformed::Flags { flags }),
+            READY => return Err(MalformedStatus::Flags { flags }),
             _ => Readiness::Ready,
         };
         let (table, poisoned) = (u32::from_le_bytes(*table), flags & POISONED != 0);
         let table = match flags & DONATED {
             0 if table == 0 => None,
             DONATED if !poisoned => Some(Frame(table.into())),
-            _ => return Err(Malformed::Flags { flags }),
+            _ => return Err(MalformedStatus::Flags { flags }),
         };
         if flags & !(POISONED | OFFERED | READY | DONATED) != 0 {
-            return Err(Malformed::Flags { flags });
+            return Err(MalformedStatus::Flags { flags });
         }
         let [epoch, count] = halves(numbers);
         Ok((Self { poisoned, readiness, table, epoch, count }, rest))
@@ -200,7 +202,7 @@ impl Header {
 
 /// Why bytes are not page status of this guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum Malformed {
+pub enum MalformedStatus {
     /// Shorter than the header.
     #[error("page status of {len} bytes is shorter than its 32-byte header")]
     Truncated {
@@ -308,7 +310,7 @@ mod tests {
         bytes
     }
 
-    fn read(bytes: &[u8]) -> Result<PageStatus, Malformed> {
+    fn read(bytes: &[u8]) -> Result<PageStatus, MalformedStatus> {
         PageStatus::from_bytes_with_bound(bytes, layout(), Overflow::Promote, 4)
     }
 
@@ -344,17 +346,18 @@ mod tests {
         assert_eq!(status.form(), Form::Bitmap);
         assert_eq!(status.to_bytes(), long);
         let refused = PageStatus::from_bytes_with_bound(&long, layout(), Overflow::Poison, 4);
-        assert_eq!(refused.unwrap_err(), Malformed::TooManyRegions { count: 5, most: 4 });
+        assert_eq!(refused.unwrap_err(), MalformedStatus::TooManyRegions { count: 5, most: 4 });
     }
 
     /// A region list that lies is refused, and the error says how.
     #[test]
     fn refuses_regions_that_are_not_a_region_list() {
         let apart =
-            |base, limit| Malformed::NotAscending { base: Frame(base), limit: Frame(limit) };
-        let empty = |base, limit| Malformed::EmptyRegion { base: Frame(base), limit: Frame(limit) };
+            |base, limit| MalformedStatus::NotAscending { base: Frame(base), limit: Frame(limit) };
+        let empty =
+            |base, limit| MalformedStatus::EmptyRegion { base: Frame(base), limit: Frame(limit) };
         let outside =
-            |base, limit| Malformed::OutsideRam { base: Frame(base), limit: Frame(limit) };
+            |base, limit| MalformedStatus::OutsideRam { base: Frame(base), limit: Frame(limit) };
         for (regions, expected) in [
             (&[(10, 12), (4, 6)][..], apart(4, 6)),
             (&[(4, 6), (5, 7)], apart(5, 7)),
@@ -376,7 +379,7 @@ mod tests {
         let layout = RamLayout::new(4 << 30).unwrap();
         let across = bytes(0, &[(0xb_ffff, 0x10_0001)]);
         let refused = PageStatus::from_bytes(&across, layout, Overflow::Promote).unwrap_err();
-        assert!(matches!(refused, Malformed::OutsideRam { .. }), "{refused}");
+        assert!(matches!(refused, MalformedStatus::OutsideRam { .. }), "{refused}");
     }
 
     /// A header that is not version 1's is refused, and the error says how.
@@ -387,13 +390,13 @@ mod tests {
             bytes[offset] = value;
             read(&bytes).unwrap_err()
         };
-        assert_eq!(edited(0, b'Z'), Malformed::Magic);
-        assert_eq!(edited(8, 2), Malformed::Version { version: 2 });
-        assert_eq!(edited(10, 16), Malformed::Flags { flags: 16 });
-        assert_eq!(edited(10, 4), Malformed::Flags { flags: READY });
-        assert_eq!(edited(12, 1), Malformed::Flags { flags: OFFERED });
+        assert_eq!(edited(0, b'Z'), MalformedStatus::Magic);
+        assert_eq!(edited(8, 2), MalformedStatus::Version { version: 2 });
+        assert_eq!(edited(10, 16), MalformedStatus::Flags { flags: 16 });
+        assert_eq!(edited(10, 4), MalformedStatus::Flags { flags: READY });
+        assert_eq!(edited(12, 1), MalformedStatus::Flags { flags: OFFERED });
         let poisoned = read(&bytes(POISONED, &[(0, 1)])).unwrap_err();
-        assert_eq!(poisoned, Malformed::PoisonedWithRegions { count: 1 });
+        assert_eq!(poisoned, MalformedStatus::PoisonedWithRegions { count: 1 });
     }
 
     /// A count is believed only if RAM has room for it and the bytes are there.
@@ -404,11 +407,11 @@ mod tests {
             bytes[24..32].copy_from_slice(&count.to_le_bytes());
             read(&bytes).unwrap_err()
         };
-        assert_eq!(counted(0), Malformed::Length { count: 0, len: 16 });
-        assert_eq!(counted(2), Malformed::Length { count: 2, len: 16 });
+        assert_eq!(counted(0), MalformedStatus::Length { count: 0, len: 16 });
+        assert_eq!(counted(2), MalformedStatus::Length { count: 2, len: 16 });
         let most = RAM_PAGES / 2;
-        assert_eq!(counted(most + 1), Malformed::TooManyRegions { count: most + 1, most });
-        assert_eq!(counted(u64::MAX), Malformed::TooManyRegions { count: u64::MAX, most });
+        assert_eq!(counted(most + 1), MalformedStatus::TooManyRegions { count: most + 1, most });
+        assert_eq!(counted(u64::MAX), MalformedStatus::TooManyRegions { count: u64::MAX, most });
     }
 
     /// Cut short at any byte, or followed by one more, the serial form is refused.
@@ -418,13 +421,13 @@ mod tests {
         for len in 0..whole.len() {
             let refused = read(&whole[..len]).unwrap_err();
             let expected = if len < HEADER_BYTES {
-                Malformed::Truncated { len }
+                MalformedStatus::Truncated { len }
             } else {
-                Malformed::Length { count: 2, len: len - HEADER_BYTES }
+                MalformedStatus::Length { count: 2, len: len - HEADER_BYTES }
             };
             assert_eq!(refused, expected);
         }
         whole.push(0);
-        assert_eq!(read(&whole).unwrap_err(), Malformed::Length { count: 2, len: 33 });
+        assert_eq!(read(&whole).unwrap_err(), MalformedStatus::Length { count: 2, len: 33 });
     }
 }

@@ -1,4 +1,4 @@
-//! What a guest has reported, held against its own page tables where its policy lets the host read them.
+//! Compares what a guest has reported with its own page tables, where its policy lets the host read them.
 
 use std::thread::park_timeout;
 use std::time::Duration;
@@ -15,8 +15,8 @@ use crate::sev::Policy;
 use crate::sev::command::CommandError;
 use crate::vcpu::{PauseError, VcpuError};
 
-/// Looks that must all find a page contradicted: a guest changes its tables and then reports it, so it
-/// may be stopped in between.
+/// A page counts as contradicted only if this many looks find it so: a guest changes its tables and then reports
+/// it, and may be stopped in between.
 const LOOKS: u32 = 3;
 
 /// How long the guest runs between two of them.
@@ -27,12 +27,12 @@ const PAGING: u64 = 1 << 31;
 const FIVE_LEVELS: u64 = 1 << 12;
 const LONG_MODE: u64 = 1 << 10;
 
-/// What came of an audit.
+/// The result of an audit.
 #[derive(Debug)]
 pub struct Audit {
     /// How many page tables were read, at the last look.
     pub tables: u64,
-    /// What the guest has reported otherwise than its tables are.
+    /// Pages whose reports and tables do not agree.
     pub contradictions: Contradictions,
 }
 
@@ -43,8 +43,8 @@ impl RunningMachine {
         self.launch().is_some_and(|launch| !launch.policy.has(Policy::NODBG))
     }
 
-    /// Pauses the guest for a look at its page tables, or for a few if the first does not agree with
-    /// what it has reported. Each table takes a firmware command, half a millisecond on hardware.
+    /// Pauses the guest for a look at its page tables, or for a few if the first does not agree with what it has
+    /// reported. Reading a table takes a firmware command: half a millisecond on hardware.
     ///
     /// # Errors
     /// [`Unaudited`]; with [`Unaudited::Stopped`] and [`Unaudited::Lost`] the guest does not run any more.
@@ -108,13 +108,13 @@ fn table(machine: &Assembly, frame: Frame) -> Result<[u64; ENTRIES], Unreadable>
     }
     Ok(entries)
 }
-/// Why a guest's reports cannot be held against its page tables.
+/// Why a guest's reports cannot be compared with its page tables.
 #[derive(Debug, Error)]
 pub enum Unaudited {
     /// Without SEV nothing is reported.
     #[error("this is a plain VM: no page is encrypted")]
     Plain,
-    /// The policy says no.
+    /// The policy forbids it.
     #[error(
         "the guest's policy forbids debugging (NODBG), so the host cannot read its page tables: \
          what it reports cannot be checked; a guest launched with policy=0x20 can be audited"
@@ -123,7 +123,7 @@ pub enum Unaudited {
     /// A vCPU does not pause.
     #[error("a vCPU did not pause: is the output of the guest's serial port blocked?")]
     Busy,
-    /// It has ended of its own, which came as an event.
+    /// The guest has ended by itself, and an event says how.
     #[error("the guest has ended")]
     Stopped,
     /// It could not go on after a look.
@@ -132,7 +132,7 @@ pub enum Unaudited {
     /// Registers.
     #[error("asking KVM for a vCPU's registers: {0}")]
     Vcpu(Errno),
-    /// Nobody maps anything.
+    /// No vCPU uses page tables.
     #[error("no vCPU is in 64-bit mode yet: there are no page tables to read")]
     NoTables,
     /// Reading them.

@@ -1,8 +1,8 @@
-//! What this host can do, and what to do about what it cannot: each fact found out by trying it.
+//! What this host can do, and how to get what it lacks. Each fact is found out by trying it.
 //!
-//! SEV is looked for where it is used: in KVM's CPUID, by `KVM_MEMORY_ENCRYPT_OP(NULL)`, at `/dev/sev`.
-//! Not by `KVM_CAP_VM_COPY_ENC_CONTEXT_FROM` or `KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM`, which read 1 on any x86
-//! host, nor by `/proc/cpuinfo`, which names what the processor has even where KVM may not use it.
+//! SEV is looked for where it is used: in KVM's CPUID, by `KVM_MEMORY_ENCRYPT_OP(NULL)`, and at `/dev/sev`. Two other
+//! places do not tell: `KVM_CAP_VM_COPY_ENC_CONTEXT_FROM` and `KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM` read 1 on any x86
+//! host, and `/proc/cpuinfo` names what the processor has even where KVM may not use it.
 
 use std::fs::read_to_string;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ pub const NOT_PORTABLE: &str = "SEV-ES and SEV-SNP guests: refused. KVM has no c
      restores their encrypted vCPU state (SEND_UPDATE_VMSA and RECEIVE_UPDATE_VMSA are numbered but not \
      connected), so such a guest could be started but never moved";
 
-/// A host, as far as guests are concerned.
+/// What a host has and lacks for guests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct HostCheck {
     /// What every guest needs.

@@ -1,4 +1,4 @@
-//! The guest's clock: saved with the time of day, so that it can go on elsewhere.
+//! The guest's clock: saved with the time of day, so that it can go on at another host.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -8,16 +8,16 @@ use log::warn;
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::errno::Error as Errno;
 
-/// Hosts that keep their time of day by NTP differ by less.
+/// Hosts that set their time of day by NTP differ by less.
 const WORTH_SAYING: Duration = Duration::from_millis(500);
 
-/// When a guest was saved elsewhere, by this host's monotonic clock: not before the one and not after
-/// the other. The two hosts' times of day may differ by anything; this they cannot change.
+/// When a guest was saved at the other host, by this host's monotonic clock: between two moments. The two hosts' times
+/// of day may differ by anything, but not these moments.
 #[derive(Debug, Clone, Copy)]
 pub struct SavedBetween {
-    /// The source was told then to go on to what it saved.
+    /// Not before this: the message after which the source saves it was sent then.
     pub earliest: Instant,
-    /// What it saved was here then.
+    /// Not after this: the state had arrived by then.
     pub latest: Instant,
 }
 
@@ -39,14 +39,14 @@ impl ClockState {
         Ok(Self { kvmclock_ns: clock.clock, realtime_ns })
     }
 
-    /// Sets kvmclock to what it would show by now.
+    /// Sets kvmclock to what it would show now.
     pub(super) fn restore(&self, vm: &VmFd, elapsed: &Elapsed) -> Result<(), Errno> {
         let clock = self.kvmclock_ns.saturating_add(elapsed.nanoseconds());
         vm.set_clock(&kvm_clock_data { clock, ..kvm_clock_data::default() })
     }
 }
 
-/// The time since a guest's clock was saved; it goes on.
+/// The time since a guest's clock was saved. It goes on.
 #[derive(Debug)]
 pub(super) struct Elapsed {
     before: Duration,
@@ -54,7 +54,7 @@ pub(super) struct Elapsed {
 }
 
 impl Elapsed {
-    /// Since `saved`, by this host's time of day, as far as that can be.
+    /// Since `saved`, by this host's time of day, within the two moments.
     pub(super) fn since(saved: &ClockState, between: SavedBetween) -> Self {
         let (since, now) = (Instant::now(), realtime_ns());
         let by_day = i128::from(now) - i128::from(saved.realtime_ns);
@@ -75,7 +75,7 @@ impl Elapsed {
     }
 }
 
-/// By how much two hosts' times of day differ at least.
+/// The least by which two hosts' times of day differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Differ {
     by: Duration,
@@ -89,8 +89,8 @@ impl Differ {
     }
 }
 
-/// What has passed by `now`, which is `by_day` nanoseconds by the two hosts' times of day, but neither
-/// less nor more than can have passed.
+/// The time that has passed by `now`: `by_day` nanoseconds by the two hosts' times of day, corrected to what can have
+/// passed.
 fn held(by_day: i128, now: Instant, between: SavedBetween) -> (Duration, Differ) {
     let least = now.saturating_duration_since(between.latest);
     let most = now.saturating_duration_since(between.earliest).max(least);
@@ -117,8 +117,8 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
-    /// A guest's clock moves on by what passed: never back, and never by what two hosts' times of day
-    /// differ, be it half an hour or a lifetime, ahead or behind.
+    /// A guest's clock goes on by the time that has passed. It never goes back, and never jumps by the difference of
+    /// two hosts' times of day, whether that is half an hour or a lifetime, ahead or behind.
     #[test]
     fn clocks_neither_step_back_nor_leap() {
         let earliest = Instant::now();

@@ -1,7 +1,7 @@
 //! Whether a machine can run here: what it is made of, compared with what this host can give.
 //!
-//! The source says what its machine has ([`MachineOffer`]), the destination what it could make
-//! ([`HostOffer`]), and [`compare`] names every difference, before the first page moves.
+//! [`MachineOffer`] is what the source's machine has. [`HostOffer`] is what the destination could make. [`compare`]
+//! names every difference, before the first page moves.
 
 use std::fmt::{Display, Formatter, Result as FmtResult};
 
@@ -25,10 +25,10 @@ use crate::vcpu::cpuid::{
 };
 use crate::vcpu::{MSRS_MAX, state_msrs};
 
-/// By how much a TSC may differ and still count as the same: KVM does not scale below this.
+/// Two TSC speeds count as the same up to this difference: KVM does not scale below it.
 const TSC_TOLERANCE_PPM: u64 = 250;
 
-/// Most tables of CPUID in an offer that is read: what no machine has is refused by [`compare`].
+/// Most CPUID tables that are read of an offer. [`compare`] refuses numbers that no machine has.
 const TABLES_MAX: usize = 256;
 
 /// Reads CPUID tables, in about as much memory as their bytes take.
@@ -70,7 +70,7 @@ pub struct SevOffer {
     pub policy: u32,
     /// The number of its C-bit.
     pub c_bit: u8,
-    /// What keeps the record of its shared pages: that goes on as it was.
+    /// What keeps the record of its shared pages. It stays the same at the destination.
     pub status: Design,
 }
 
@@ -127,7 +127,7 @@ impl MachineOffer {
         rmp_serde::to_vec_named(self)
     }
 
-    /// Reads the serial form. The bytes are not trusted, and [`compare`] is yet to come.
+    /// Reads the serial form. The bytes are not trusted, and [`compare`] has to check what they say.
     ///
     /// # Errors
     /// [`Undecodable`] unless they are an offer of this version.
@@ -239,7 +239,7 @@ pub fn compare(offer: &MachineOffer, host: &HostOffer) -> Result<(), Incompatibl
 
 fn compare_cpuid(offer: &MachineOffer, host: &HostOffer, differences: &mut Vec<Difference>) {
     let count = u8::try_from(offer.cpuid.len()).unwrap_or(u8::MAX);
-    // Without a platform here its features are not what is missing: that is reported below.
+    // If there is no platform here, that is reported below, and not its features.
     let c_bit = offer.sev.map(|sev| host.c_bit().unwrap_or(sev.c_bit));
     let mut invariant_tsc = false;
     for (index, offered) in (0_u8..).zip(&offer.cpuid) {
@@ -329,10 +329,10 @@ pub enum Difference {
     /// The guest was told of something that is not here.
     #[error("{0}")]
     Cpuid(Shortfall),
-    /// Such a guest cannot even be made here.
+    /// Such a guest cannot be made here at all.
     #[error("{0}")]
     CpuidHere(CpuidError),
-    /// The guest has state that has no place here.
+    /// The guest has MSRs that do not exist here.
     #[error("KVM here has no MSR {missing:#x?}")]
     Msrs {
         /// Their numbers.
@@ -348,7 +348,7 @@ pub enum Difference {
         /// This host's, in kHz.
         here: u32,
     },
-    /// The guest's policy is none.
+    /// The guest's policy is not a valid one.
     #[error("its SEV policy is not valid: {0}")]
     Policy(BadPolicy),
     /// A guest of one platform cannot run on another.

@@ -133,7 +133,7 @@ pub struct SevConfig {
     pub policy: Policy,
     /// What keeps the record of shared pages.
     pub status: Design,
-    /// Who can check the measurement.
+    /// The guest's owner, who can check the measurement.
     pub owner: OwnerInput,
 }
 
@@ -142,7 +142,7 @@ pub struct SevConfig {
 pub enum PlatformKind {
     /// KVM and the AMD Secure Processor.
     Hardware {
-        /// What its vendor vouches for it with.
+        /// The vendor's certificates for it.
         endorsement: EndorsementFiles,
         /// Whether the kernel is made to write back all caches before the last round of a migration.
         write_back: bool,
@@ -170,7 +170,7 @@ impl Display for PlatformKind {
 pub enum OwnerInput {
     /// This process, for itself.
     Own,
-    /// Somebody else, who has made these for the platform.
+    /// Another person or service. They have made these files for the platform.
     Files {
         /// The owner's DH certificate.
         certificate: Box<Certificate>,

@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::chain_of;
 use super::config::DeviceConfig;
 use crate::devices::virtio::VirtioDevice;
+use crate::text::chain_of;
 
 /// A device, as far as a destination must be able to make the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

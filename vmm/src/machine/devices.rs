@@ -139,13 +139,13 @@ impl Devices {
 
     /// Before the vCPUs are paused: what devices have begun is finished. If it takes too long, they
     /// work on.
-    pub(super) fn quiesce(&self) -> Result<(), Unfinished> {
+    pub(super) fn quiesce(&self) -> Result<(), NotQuiet> {
         let deadline = Instant::now() + QUIET_MAX;
         for function in &self.functions {
             let left = function.quiesce(deadline);
             if left > 0 {
                 self.resume();
-                return Err(Unfinished { name: function.name(), slot: function.slot(), left });
+                return Err(NotQuiet { name: function.name(), slot: function.slot(), left });
             }
         }
         Ok(())
@@ -258,7 +258,7 @@ pub enum DevicesError {
     "the {name} in slot {slot} has {left} requests that its storage did not finish in {} s",
     QUIET_MAX.as_secs()
 )]
-pub struct Unfinished {
+pub struct NotQuiet {
     /// Its kind.
     pub name: &'static str,
     /// Its slot.

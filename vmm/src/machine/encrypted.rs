@@ -12,7 +12,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::config::{OwnerInput, PlatformKind, SevConfig};
 use super::error::{EncryptedError, MachineError};
 use super::host::{check_lockable, lockable_bytes};
-use super::pinned::Watch;
+use super::pinned::PinCallback;
 use super::pinning::pin;
 use crate::boot::Piece;
 use crate::encryption::Design;
@@ -43,10 +43,10 @@ pub(super) struct Encrypted {
 }
 
 /// The RAM of a plain VM, or of an SEV guest with the start of its launch.
-type Prepared = (Arc<GuestRam>, Option<Encrypted>);
+type PreparedRam = (Arc<GuestRam>, Option<Encrypted>);
 
 impl Encrypted {
-    /// Maps guest RAM and turns SEV on if it is to be on a `platform`; before the VM has a vCPU.
+    /// Maps guest RAM, and turns SEV on if there is a `platform`. This must come before the first vCPU.
     ///
     /// # Errors
     /// [`EncryptedError`] if the platform is missing or refuses.
@@ -55,8 +55,8 @@ impl Encrypted {
         layout: RamLayout,
         (vm, vm_type): (&Arc<VmFd>, VmType),
         supported: &CpuId,
-        watch: &mut Watch<'_>,
-    ) -> Result<Prepared, EncryptedError> {
+        watch: &mut PinCallback<'_>,
+    ) -> Result<PreparedRam, EncryptedError> {
         let Some(kind) = platform else {
             return Ok((Arc::new(GuestRam::single(layout)?), None));
         };
@@ -71,7 +71,7 @@ impl Encrypted {
                 (Arc::new(ram), c_bit, device, host.new_platform(private))
             }
             PlatformKind::Hardware { .. } => {
-                // Before the kernel has pinned nearly all of it.
+                // Checked first, because else the kernel would pin nearly all of it and then refuse.
                 check_lockable(layout.bytes(), lockable_bytes())?;
                 let device: Box<dyn SevDevice> = Box::new(HardwareDevice::open()?);
                 let platform = HardwarePlatform::new(Arc::clone(vm))?;
@@ -86,7 +86,7 @@ impl Encrypted {
             VmType::Default => Initialised::init(platform, device.fd())?,
             VmType::Sev => Initialised::init2(platform, device.fd())?,
         };
-        // Only the pages of hardware are really pinned.
+        // Only SEV hardware really pins pages.
         let populate = matches!(kind, PlatformKind::Hardware { .. });
         pin(&ram, &initialised, populate, watch)?;
         let platform = kind.clone();
@@ -98,7 +98,7 @@ impl Encrypted {
         self.c_bit
     }
 
-    /// Encrypts and measures `pieces` in order. The guest may run once what is [`Measured`] is finished.
+    /// Encrypts and measures `pieces` in order. The guest may run once [`Measured`] is finished.
     ///
     /// Without files of a guest owner the VMM is its own owner: it makes a session with the
     /// platform and verifies the measurement itself.
@@ -195,10 +195,10 @@ fn software_host(identity: Option<&Path>, model: Model) -> Result<SoftwareHost, 
     Ok(SoftwareHost::modelled(identity, model))
 }
 
-/// What would vouch for a platform of `kind` if a machine were made on it, without making one.
+/// The endorsement of a platform of `kind`, without making a machine on it.
 ///
 /// # Errors
-/// [`MachineError`] if there is no such platform, or nobody vouches for it.
+/// [`MachineError`] if there is no such platform, or no certificates for it.
 pub fn certificates_of(kind: &PlatformKind) -> Result<PlatformCertificates, MachineError> {
     let device: Box<dyn SevDevice> = match kind {
         PlatformKind::Software { identity, model } => {
@@ -213,7 +213,7 @@ pub fn certificates_of(kind: &PlatformKind) -> Result<PlatformCertificates, Mach
     Ok(vouch(kind, device.as_ref())?)
 }
 
-/// What vouches for the platform of `kind` behind `device`, in a migration.
+/// The endorsement, for a migration, of the platform of `kind` behind `device`.
 pub(super) fn vouch(
     kind: &PlatformKind,
     device: &dyn SevDevice,

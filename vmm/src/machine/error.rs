@@ -62,7 +62,7 @@ pub enum MachineError {
     /// The devices of a machine that comes from elsewhere.
     #[error("the machine that was offered: {0}")]
     OfferedDevices(DeviceDifference),
-    /// Nobody vouches for the SEV platform.
+    /// There are no certificates for the SEV platform.
     #[error(transparent)]
     Endorsement(#[from] EndorsementError),
     /// A vCPU's thread.
@@ -101,7 +101,7 @@ pub enum EncryptedError {
     /// The kernel would refuse to pin it.
     #[error(transparent)]
     LockedMemory(#[from] NotLockable),
-    /// Whoever waited has waited enough.
+    /// It was given up while memory was being pinned.
     #[error("stopped while {} of {} pages of the guest's memory were pinned", .0.pages, .0.of)]
     Stopped(Pinned),
     /// The software platform's keys.

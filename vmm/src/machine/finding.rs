@@ -1,14 +1,14 @@
-//! One fact about a host, and how it bears on what is wanted.
+//! One fact about a host, and what it means for the guests that are wanted.
 
 use serde::Serialize;
 
-/// How a fact bears on what is wanted.
+/// What a fact means for the guests that are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// As needed.
     Ok,
-    /// It works without, or only in part.
+    /// It works without this, or only in part.
     Note,
     /// Without this it does not work.
     Missing,
@@ -17,9 +17,9 @@ pub enum Verdict {
 /// One fact.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// Of what.
+    /// Its subject.
     pub subject: &'static str,
-    /// How it bears.
+    /// What it means.
     pub verdict: Verdict,
     /// What was found.
     pub found: String,

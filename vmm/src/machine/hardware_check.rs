@@ -1,4 +1,4 @@
-//! What SEV hardware is like: processor, firmware, certificates, memory that may be locked, SNP.
+//! The facts about SEV hardware: processor, firmware, certificates, memory that may be locked, SNP.
 
 use kvm_bindings::CpuId;
 
@@ -84,7 +84,7 @@ pub(super) fn firmware(
     findings.push(certificates(device, platform));
 }
 
-/// Whether the chain is complete, and so which policies a guest that arrives may have.
+/// Whether the certificate chain is complete: it decides which policies a guest that arrives may have.
 fn certificates(device: &dyn SevDevice, platform: Option<&PlatformKind>) -> Finding {
     const SUBJECT: &str = "certificates";
     let given = match platform {
@@ -194,7 +194,7 @@ mod tests {
         }
     }
 
-    /// A platform that nobody has initialised yet is named as such, before the question that does it.
+    /// A platform that is not initialised yet is reported so, before the question that initialises it.
     #[test]
     fn a_platform_that_is_not_initialised_is_named() {
         for is_initialised in [false, true] {

@@ -25,7 +25,7 @@ use crate::vcpu::MSR_AMD64_SEV;
 /// Where KVM may put the three pages that Intel hosts need for real mode, below the reset vector.
 const TSS_ADDRESS: usize = 0xfffb_d000;
 
-/// `CAP_IPC_LOCK` in `include/uapi/linux/capability.h`: whoever has it may lock any amount of memory.
+/// `CAP_IPC_LOCK` in `include/uapi/linux/capability.h`: a process that has it may lock any amount of memory.
 const CAP_IPC_LOCK: u32 = 14;
 
 /// Where `/proc/self/ns/user` of a process outside of containers leads (`PROC_USER_INIT_INO` in
@@ -190,8 +190,8 @@ pub(super) fn lockable_bytes() -> Option<u64> {
     getrlimit(Resource::Memlock).current.filter(|_| !may_lock_all)
 }
 
-/// Whether KVM would pin any amount: it asks for the capability in the initial user namespace, so that of
-/// root in a container of its own does not count.
+/// Whether KVM would pin any amount. It asks for the capability in the initial user namespace, so the capability of
+/// root in a container does not count.
 fn may_lock_all(status: &str, namespace: &Path) -> bool {
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let bits = line.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(0);

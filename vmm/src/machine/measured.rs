@@ -5,8 +5,8 @@ use thiserror::Error;
 use super::{Machine, Report};
 use crate::boot::layout::SECRET_PAGE;
 use crate::page::{Gpa, PAGE_SIZE, PageRange};
-use crate::sev::Status;
-use crate::sev::launch::{LaunchError, Secret};
+use crate::sev::SevStatus;
+use crate::sev::launch::{LaunchError, SealedSecret};
 
 /// Encrypted memory is addressed in blocks of so many bytes.
 const BLOCK: u64 = 16;
@@ -26,7 +26,11 @@ impl Machine {
     ///
     /// # Errors
     /// [`SecretError`]; the guest's memory is then as it was, and may be given another.
-    pub fn inject_secret(&self, gpa: Option<Gpa>, secret: &Secret) -> Result<(), SecretError> {
+    pub fn inject_secret(
+        &self,
+        gpa: Option<Gpa>,
+        secret: &SealedSecret,
+    ) -> Result<(), SecretError> {
         let measured = self.measured.as_ref().ok_or(SecretError::PlainVm)?;
         if self.launch().is_some_and(|launch| launch.verified) {
             return Err(SecretError::NoOwner);
@@ -43,7 +47,7 @@ impl Machine {
         let address = ram.user_address(page).map_err(|_elsewhere| outside())?;
         measured.inject_secret(address + offset, secret).map_err(|refused| {
             if let LaunchError::Secret { cause, .. } = refused
-                && cause.status() == Some(Status::BAD_MEASUREMENT)
+                && cause.status() == Some(SevStatus::BAD_MEASUREMENT)
             {
                 return SecretError::OtherKeys;
             }

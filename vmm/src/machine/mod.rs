@@ -49,7 +49,7 @@ pub use check::{HostCheck, NOT_PORTABLE};
 pub use clock::SavedBetween;
 pub use config::Config;
 pub use device_report::{DeviceReport, DeviceWatch};
-pub use devices::{BadDevices, DEVICES_MAX, DevicesError, Unfinished};
+pub use devices::{BadDevices, DEVICES_MAX, DevicesError, NotQuiet};
 pub use encrypted::{LaunchRecord, certificates_of, digest_of};
 pub use error::{EncryptedError, MachineError, VcpuSetupError};
 pub use finding::{Finding, Verdict};
@@ -57,7 +57,7 @@ pub use host::{Host, HostError, NotLockable};
 pub use measured::SecretError;
 pub use probe::{ProbeError, probe};
 pub use prospect::{Prospect, SevProspect};
-pub use receiving::{ReceiveError, ReceivingMachine};
+pub use receiving::{ArrivalError, ReceivingMachine};
 pub use report::{PageReport, PageSummary, PageWatch, REGIONS_MAX, Report, SevReport};
 #[cfg(test)]
 pub(crate) use running::take_in_order;
@@ -70,12 +70,11 @@ use crate::devices::{COM1_IRQ, Ports, SerialOutput, SerialPort};
 use crate::encryption::PageStatus;
 use crate::memory::Pages;
 use crate::sev::launch::Measured;
-pub(crate) use crate::text::chain_of;
 use crate::vcpu::cpuid::{CpuidError, GuestCpu, guest_cpuid, require_rdrand};
 use crate::vcpu::{Board, Stop};
 use devices::{Devices, in_slots};
 use encrypted::Encrypted;
-use pinned::Watch;
+use pinned::PinCallback;
 use running::Assembly;
 
 /// A machine that has not run yet. An SEV guest is measured, and takes its owner's secrets.
@@ -103,7 +102,7 @@ impl Machine {
     pub fn build_watched(
         config: &Config,
         output: SerialOutput,
-        watch: &mut Watch<'_>,
+        watch: &mut PinCallback<'_>,
     ) -> Result<Self, MachineError> {
         let host = Host::open()?;
         let supported = host.supported_cpuid()?;

@@ -8,13 +8,13 @@ use std::num::NonZeroUsize;
 use std::thread::{self, available_parallelism};
 
 use super::error::EncryptedError;
-pub use super::pinned::{Pinned, Watch};
+pub use super::pinned::{PinCallback, Pinned};
 use crate::encryption::Status;
 use crate::memory::GuestRam;
 use crate::page::{Frame, PAGE_SIZE, PageRange, RamLayout};
 use crate::sev::launch::Initialised;
 
-/// Least bytes that are registered at once: a word after each is often enough for those who wait.
+/// Least bytes that are registered at once. Progress after each of them is often enough.
 const PIECE_BYTES_MIN: u64 = 4 << 20;
 
 /// Most pieces of one guest. The kernel keeps a list of them.
@@ -31,7 +31,7 @@ pub(super) fn pin(
     ram: &GuestRam,
     initialised: &Initialised,
     populate: bool,
-    watch: &mut Watch<'_>,
+    watch: &mut PinCallback<'_>,
 ) -> Result<(), EncryptedError> {
     let threads = available_parallelism().map_or(1, NonZeroUsize::get).min(THREADS_MAX);
     let mut pinned = Pinned { pages: 0, of: ram.layout().pages() };
@@ -110,7 +110,7 @@ mod tests {
         Fixture::modelled_with_ram(Identity::ephemeral().unwrap(), Model::default(), 40 << 20)
     }
 
-    /// Who waits is told how far it is, from nothing to all, and all of RAM is registered then.
+    /// The callback is told the progress, from nothing to all, and then all of RAM is registered.
     #[test]
     fn pinning_says_how_far_it_is() {
         let fixture = fixture();
@@ -124,7 +124,7 @@ mod tests {
         assert_eq!(told, [0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40]);
     }
 
-    /// Who has waited enough ends it.
+    /// The callback can end it.
     #[test]
     fn pinning_can_be_stopped() {
         let fixture = fixture();

@@ -56,8 +56,7 @@ pub fn probe() -> Result<(), ProbeError> {
     match outcome {
         Ok(None) => Ok(()),
         Ok(Some(exit)) => Err(ProbeError::Other { exit }),
-        // The thread ends with the process if even the signal does not end it: it must not be
-        // waited for.
+        // If even the signal does not end the thread, it ends with the process: this must not wait for it.
         Err(_late) => Err(ProbeError::Silent),
     }
 }
@@ -80,7 +79,7 @@ pub enum ProbeError {
         DEADLINE.as_secs()
     )]
     Silent,
-    /// The guest left with something else.
+    /// The guest left for another reason.
     #[error("this host's KVM answered a hypercall with {exit}; run in `scripts/lab` instead")]
     Other {
         /// KVM's exit, by name.
@@ -106,7 +105,7 @@ fn prepare(vcpu: VcpuFd) -> Result<VcpuFd, Errno> {
     Ok(vcpu)
 }
 
-/// `None`: the hypercall arrived; else what came instead.
+/// `None` if the hypercall arrived, else the exit that came instead.
 fn run(mut vcpu: VcpuFd, answer: &Sender<Option<String>>) {
     let exit = match vcpu.run() {
         Ok(VcpuExit::Hypercall(_)) => None,

@@ -1,4 +1,4 @@
-//! A guest that is not there: what it would be if it were started on this host.
+//! A guest that is not started yet: what it would be on this host.
 
 use super::compatibility::{HostOffer, MachineOffer, PlatformName, SevOffer};
 use super::config::{DeviceConfig, PlatformKind, VcpuCount};

@@ -1,4 +1,4 @@
-//! A machine that is filled from elsewhere instead of being booted.
+//! A machine that is filled with a guest from another host, instead of being booted.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -15,7 +15,7 @@ use super::devices::Devices;
 use super::encrypted::{Encrypted, LaunchRecord, RunningGuest, vouch};
 use super::error::MachineError;
 use super::host::Host;
-use super::pinned::Watch;
+use super::pinned::PinCallback;
 use super::running::{Assembly, PausedMachine};
 use super::state::{MachineState, RestoreError};
 use super::{serial_port, vcpus};
@@ -45,21 +45,20 @@ pub struct ReceivingMachine {
     sev: Option<ReceivingGuest>,
 }
 
-/// An SEV guest to be.
+/// The SEV side of a guest that has not arrived yet.
 #[derive(Debug)]
 struct ReceivingGuest {
     offer: SevOffer,
     platform: PlatformKind,
     device: Box<dyn SevDevice>,
-    /// Until it is taken to be received.
+    /// `None` once it is taken out to receive the guest.
     initialised: Option<Initialised>,
 }
 
 impl ReceivingMachine {
-    /// Makes what `offer` describes, after [`compare`](super::compatibility::compare) has found
-    /// nothing against it. SEV guests are received by `platform`; the guest's devices stand on those
-    /// of `devices`, and the serial port writes to `output`; `watch` is told how much of an SEV
-    /// guest's memory is pinned.
+    /// Makes the machine that `offer` describes. [`compare`](super::compatibility::compare) must have found nothing
+    /// against it. `platform` receives SEV guests, the guest's devices are made from `devices`, the serial port writes
+    /// to `output`, and `watch` is told how much of an SEV guest's memory is pinned.
     ///
     /// # Errors
     /// [`MachineError`] with the step that failed.
@@ -68,7 +67,7 @@ impl ReceivingMachine {
         platform: Option<&PlatformKind>,
         devices: &[DeviceConfig],
         output: SerialOutput,
-        watch: &mut Watch<'_>,
+        watch: &mut PinCallback<'_>,
     ) -> Result<Self, MachineError> {
         let layout = offer.ram().map_err(MachineError::OfferedRam)?;
         offer.vcpus().map_err(MachineError::OfferedVcpus)?;
@@ -122,7 +121,7 @@ impl ReceivingMachine {
         Arc::clone(&self.serial)
     }
 
-    /// What vouches for the platform that the guest is to be on; `None` for a plain VM.
+    /// The endorsement of the platform that the guest will be on; `None` for a plain VM.
     ///
     /// # Errors
     /// [`EndorsementError`].
@@ -136,18 +135,18 @@ impl ReceivingMachine {
         self.sev.as_mut()?.initialised.take()
     }
 
-    /// Makes it the machine that was paused elsewhere, paused here, its clocks going on: its RAM is
-    /// filled, `pages` is its page status and `guest` what the firmware has received; `state` was
-    /// saved then.
+    /// Makes it the machine that was paused at the other host, paused here, with its clocks going on. Its RAM must be
+    /// filled. `pages` is its page status, `guest` is what the firmware has received, and `state` was saved at the
+    /// moment that `saved` describes.
     ///
     /// # Errors
-    /// [`ReceiveError`]; there is no machine then.
+    /// [`ArrivalError`]; there is no machine then.
     pub fn finish(
         self,
         (state, saved): (&MachineState, SavedBetween),
         pages: Option<PageStatus>,
         guest: Option<Launched>,
-    ) -> Result<PausedMachine, ReceiveError> {
+    ) -> Result<PausedMachine, ArrivalError> {
         self.check(state)?;
         // What is named last is dropped first, whatever fails: the VM before its RAM, and so before it
         // also the devices, which have both.
@@ -158,11 +157,11 @@ impl ReceivingMachine {
             (Some(sev), Some(record), Some(pages), Some(launched)) => {
                 (Some(sev.finish(record, launched)?), Some(pages))
             }
-            _ => return Err(ReceiveError::Parts),
+            _ => return Err(ArrivalError::Parts),
         };
         if let Some(pages) = &pages {
             if *pages.layout() != ram.layout() {
-                return Err(ReceiveError::Parts);
+                return Err(ArrivalError::Parts);
             }
             ram.show_restored(pages)?;
         }
@@ -174,16 +173,16 @@ impl ReceivingMachine {
         Ok(PausedMachine::new(vcpus, assembly))
     }
 
-    /// Whether `state` is of a machine like this.
-    fn check(&self, state: &MachineState) -> Result<(), ReceiveError> {
+    /// Checks that `state` is the state of a machine like this one.
+    fn check(&self, state: &MachineState) -> Result<(), ArrivalError> {
         let (came, here) = (state.vcpus.len(), self.vcpus.len());
         if came != here {
-            return Err(ReceiveError::Vcpus { came, here });
+            return Err(ArrivalError::Vcpus { came, here });
         }
         let offered: BTreeSet<_> = self.msrs.iter().copied().collect();
         for index in state.vcpus.iter().flat_map(|vcpu| vcpu.msrs()) {
             if !offered.contains(&index) {
-                return Err(ReceiveError::Msr { index });
+                return Err(ArrivalError::Msr { index });
             }
         }
         Ok(())
@@ -195,10 +194,10 @@ impl ReceivingGuest {
         self,
         record: LaunchRecord,
         launched: Launched,
-    ) -> Result<RunningGuest, ReceiveError> {
+    ) -> Result<RunningGuest, ArrivalError> {
         let (came, offered) = (record.policy.bits(), self.offer.policy);
         if came != offered || record.c_bit != self.offer.c_bit {
-            return Err(ReceiveError::Record { came, offered });
+            return Err(ArrivalError::Record { came, offered });
         }
         Ok(RunningGuest {
             record,
@@ -210,9 +209,9 @@ impl ReceivingGuest {
     }
 }
 
-/// What came is not the machine that was offered, or could not be put in place.
+/// What arrived is not the machine that was offered, or could not be put in place.
 #[derive(Debug, Error)]
-pub enum ReceiveError {
+pub enum ArrivalError {
     /// Not as many vCPUs.
     #[error("the state of {came} vCPUs came for a machine that was offered with {here}")]
     Vcpus {
@@ -242,7 +241,7 @@ pub enum ReceiveError {
         /// In the offer.
         offered: u32,
     },
-    /// No policy.
+    /// A policy that is not a valid one.
     #[error("the launch record")]
     Policy(#[from] BadPolicy),
     /// The guest's view of RAM.

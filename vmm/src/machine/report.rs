@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError};
 
 use super::LaunchRecord;
 use super::device_report::DeviceReport;
-use crate::encryption::{Counters, Doubt, Form, Incomplete, NotMigratable, PageStatus};
+use crate::encryption::{Counters, Form, Incomplete, NotMigratable, PageStatus, ReportDoubt};
 use crate::page::{PageRange, RamLayout};
 use crate::sev::launch::GuestStatus;
 use crate::vcpu::Board;
@@ -87,7 +87,7 @@ pub struct PageSummary {
     /// Whether the guest may be migrated now.
     pub migratable: Result<(), NotMigratable>,
     /// What makes the guest's reports doubtful.
-    pub doubts: Vec<Doubt>,
+    pub doubts: Vec<ReportDoubt>,
 }
 
 impl PageSummary {

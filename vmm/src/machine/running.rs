@@ -11,14 +11,14 @@ use thiserror::Error;
 use super::compatibility::{MachineOffer, PlatformName, SevOffer};
 use super::config::PlatformKind;
 use super::device_report::DeviceWatch;
-use super::devices::{Devices, Unfinished, take_written};
+use super::devices::{Devices, NotQuiet, take_written};
 use super::encrypted::{LaunchRecord, RunningGuest, vouch};
 use super::report::{PageReport, PageWatch, Report, SevReport};
 use super::state::{MachineState, SaveError};
 use super::wire::MACHINE_VERSION;
 use crate::devices::SerialPort;
 use crate::devices::virtio::{NotHeld, NotResized};
-use crate::encryption::{Doubt, NotMigratable, PageStatus};
+use crate::encryption::{NotMigratable, PageStatus, ReportDoubt};
 use crate::memory::{DeviceMemory, DirtyLog, GuestRam, Pages, RamError};
 use crate::page::FrameSet;
 use crate::saved::KernelStruct;
@@ -147,7 +147,7 @@ impl<V> Started<V> {
 
     /// What makes the guest's reports doubtful.
     #[must_use]
-    pub fn doubts(&self) -> Vec<Doubt> {
+    pub fn doubts(&self) -> Vec<ReportDoubt> {
         let pages = self.assembly.board.pages.as_ref();
         pages.map_or_else(Vec::new, |pages| lock(pages).status().doubts().collect())
     }
@@ -171,7 +171,7 @@ impl<V> Started<V> {
         self.assembly.page_status()
     }
 
-    /// What vouches for the platform that the guest is on; `None` for a plain VM.
+    /// The endorsement of the platform that the guest is on; `None` for a plain VM.
     ///
     /// # Errors
     /// [`EndorsementError`].
@@ -180,7 +180,7 @@ impl<V> Started<V> {
         guest.map(|guest| vouch(&guest.platform, guest.device.as_ref())).transpose()
     }
 
-    /// Takes the firmware's guest out, to send it. It is not there twice.
+    /// Takes the firmware's guest out, to send it.
     pub fn take_launched(&mut self) -> Option<Launched> {
         self.assembly.guest.as_mut()?.launched.take()
     }
@@ -194,7 +194,7 @@ impl<V> Started<V> {
 }
 
 impl RunningMachine {
-    /// Looks at the page status from any thread, for as long as it is kept; `None` for a plain VM.
+    /// A handle that reads the page status from any thread; `None` for a plain VM.
     #[must_use]
     pub fn watch_pages(&self) -> Option<PageWatch> {
         PageWatch::new(&self.assembly.board)
@@ -220,7 +220,7 @@ impl RunningMachine {
         Ok(Self { vcpus, assembly })
     }
 
-    /// Stops the vCPUs, then says how things stood at the end.
+    /// Stops the vCPUs, and returns a last report.
     pub fn stop(self) -> Report {
         self.vcpus.stop();
         self.assembly.devices.end();
@@ -234,7 +234,7 @@ impl RunningMachine {
     /// [`Unpaused`].
     pub fn pause(mut self) -> Result<PausedMachine, Unpaused> {
         if let Err(cause) = self.assembly.devices.quiesce() {
-            return Err(Unpaused::Unfinished(cause, Box::new(self)));
+            return Err(Unpaused::NotQuiet(cause, Box::new(self)));
         }
         match self.vcpus.pause() {
             Ok(vcpus) => {
@@ -252,10 +252,10 @@ impl RunningMachine {
         }
     }
 
-    /// Pauses the vCPUs for as long as `look` takes; the guest cannot tell.
+    /// Pauses the vCPUs for as long as `look` takes. The guest does not notice.
     ///
     /// # Errors
-    /// [`PauseError`]; but for [`PauseError::Busy`], the guest does not run any more.
+    /// [`PauseError`]. Except after [`PauseError::Busy`], the guest does not run any more.
     pub(super) fn while_paused<R>(
         &mut self,
         look: impl FnOnce(&Assembly, &[VcpuFd]) -> R,
@@ -267,8 +267,7 @@ impl RunningMachine {
         Ok(seen)
     }
 
-    /// Slows the guest down by `percent` of its time, until it is paused or told otherwise; 0 is
-    /// full speed.
+    /// Slows the guest down by `percent` of its time, until it is paused or this is called again. 0 is full speed.
     ///
     /// # Errors
     /// [`VcpuError::Thread`] if the host has no thread to give.
@@ -305,8 +304,8 @@ impl PausedMachine {
         Self { vcpus, assembly }
     }
 
-    /// Lets the guest go on. Its time has gone on meanwhile, and its kernel is told that it was
-    /// paused, so that it does not complain of CPUs that hang.
+    /// Lets the guest go on. Its clocks have gone on meanwhile. Its kernel is told that it was paused, so that it does
+    /// not report hanging CPUs.
     ///
     /// # Errors
     /// [`VcpuError::Thread`] if the host has no threads to give; the guest is lost then.
@@ -349,14 +348,15 @@ impl PausedMachine {
         self.assembly.devices.let_go();
     }
 
-    /// Gives up the machine: says how things stood.
+    /// Gives the machine up, and returns a last report.
     pub fn stop(self) -> Report {
         self.assembly.devices.end();
         self.assembly.describe()
     }
 }
 
-/// So that the guest's kernel does not complain of CPUs that hang. A guest without kvmclock cannot be told.
+/// Tells the guest's kernel that it was paused, so that it does not report hanging CPUs. A guest without kvmclock
+/// cannot be told.
 fn tell_of_the_pause(vcpus: &[VcpuFd]) {
     for vcpu in vcpus {
         if let Err(cause) = vcpu.kvmclock_ctrl() {
@@ -365,7 +365,7 @@ fn tell_of_the_pause(vcpus: &[VcpuFd]) {
     }
 }
 
-/// Which frames a guest changes, from when it is started until it is stopped. It outlives pauses.
+/// Which frames a guest changes, between the start and the stop of this log. It goes on over pauses.
 #[derive(Debug)]
 pub struct ChangeLog {
     dirty: DirtyLog,
@@ -375,12 +375,12 @@ pub struct ChangeLog {
 }
 
 impl ChangeLog {
-    /// Adds the frames that changed since the last call to `into`: those written, by the guest,
-    /// KVM or a device, and those whose status flipped. Returns the page status, sampled after the writes were:
-    /// a page that flips between the two is in the next call's frames.
+    /// Adds the frames that changed since the last call to `into`: those that the guest, KVM or a device wrote, and
+    /// those whose status flipped. Returns the page status, which is sampled after the writes. A page that flips
+    /// between the two is in the next call's frames.
     ///
     /// # Errors
-    /// [`RamError::DirtyLog`]: the frames taken so far are in `into`, which must not get lost.
+    /// [`RamError::DirtyLog`]. The frames taken so far are in `into`, which must not get lost.
     pub fn take(&mut self, into: &mut FrameSet) -> Result<Option<PageStatus>, RamError> {
         let Self { dirty, written, board } = self;
         let take = |into: &mut FrameSet| {
@@ -403,11 +403,11 @@ impl ChangeLog {
     }
 }
 
-/// [`ChangeLog::take`], whatever `written` takes the writes from: the writes first, then the flips
-/// and the status at one moment.
+/// What [`ChangeLog::take`] does, with `written` as the source of the writes: the writes first, then the flips and the
+/// status, both at one moment.
 ///
-/// In this order no page is last sent from the view that it has left: a flip that this status does
-/// not know yet is in the next call's frames, however long ago the page was written.
+/// In this order no page stays sent from the wrong view: a flip that is not in this status yet is in the next call's
+/// frames, however long ago the page was written.
 pub(crate) fn take_in_order(
     written: impl FnOnce(&mut FrameSet) -> Result<(), RamError>,
     pages: Option<&Mutex<Pages>>,
@@ -420,16 +420,16 @@ pub(crate) fn take_in_order(
 /// A machine could not be paused.
 #[derive(Debug, Error)]
 pub enum Unpaused {
-    /// A vCPU does not come back from a device; the guest runs on.
+    /// A vCPU does not return from a device. The guest runs on.
     #[error("a vCPU did not pause: is the output of the guest's serial port blocked?")]
     Busy(Box<RunningMachine>),
     /// A device is still at work; the guest runs on.
     #[error("a device did not become quiet")]
-    Unfinished(#[source] Unfinished, Box<RunningMachine>),
-    /// The guest had stopped by itself, which came as an event. How things stood.
+    NotQuiet(#[source] NotQuiet, Box<RunningMachine>),
+    /// The guest had stopped by itself, and an event says how. With a last report.
     #[error("the guest stopped by itself")]
     Stopped(Box<Report>),
-    /// The guest was lost on the way. How things stood.
+    /// The guest was lost while it was being paused. With a last report.
     #[error("a vCPU did not pause, and the others could not go on")]
     Lost(#[source] VcpuError, Box<Report>),
 }

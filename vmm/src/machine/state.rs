@@ -1,4 +1,4 @@
-//! The state of a paused machine, beside its memory and page status: what travels.
+//! The state of a paused machine, except its memory and page status, as it is sent to another host.
 
 use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_irqchip, kvm_pit_state2,
@@ -23,7 +23,7 @@ use crate::vcpu::{StateError, VcpuState};
 /// The in-kernel interrupt controllers, in the order in which they are saved.
 const IRQCHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
 
-/// What a paused machine is, beside its memory and its page status.
+/// The state of a paused machine, except its memory and its page status.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct MachineState {
     version: u32,
@@ -46,7 +46,7 @@ impl MachineState {
         launch: Option<&LaunchRecord>,
     ) -> Result<Self, SaveError> {
         let step = |what| move |cause| SaveError::Kvm { what, cause };
-        // The clock first: a time that passes while the rest is read is not lost then.
+        // The clock first, so that the time that reading the rest takes is not lost.
         let clock = ClockState::save(vm).map_err(step("clock"))?;
         let vcpus = (0..).zip(vcpus).map(|(index, vcpu)| {
             VcpuState::save(vcpu, msrs).map_err(|cause| SaveError::Vcpu { index, cause })
@@ -69,7 +69,7 @@ impl MachineState {
         })
     }
 
-    /// Gives all of it to a machine that has never run; its clocks go on since it was saved.
+    /// Gives all of it to a machine that has never run. Its clocks have gone on since it was saved.
     ///
     /// The interrupt controllers come after the LAPICs, because restoring them delivers what waits
     /// in them; the serial port and the devices come after both, because they raise their interrupts again.
@@ -100,7 +100,7 @@ impl MachineState {
     /// What was launched, as the source recorded it; `None` for a plain VM.
     ///
     /// # Errors
-    /// [`BadPolicy`] if its policy is none.
+    /// [`BadPolicy`] if its policy is not a valid one.
     pub fn launch(&self) -> Result<Option<LaunchRecord>, BadPolicy> {
         self.launch.as_ref().map(LaunchState::record).transpose()
     }

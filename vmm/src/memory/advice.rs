@@ -1,4 +1,4 @@
-//! What the kernel is told about guest RAM: huge pages, pages that are wanted at once, pages that stay.
+//! Advice to the kernel about guest RAM: huge pages, pages to map at once, pages that must not move.
 #![expect(unsafe_code, reason = "system calls that take the addresses of mappings")]
 
 use std::ffi::{c_int, c_ulong};

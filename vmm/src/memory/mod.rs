@@ -1,4 +1,4 @@
-//! Guest RAM: which memory backs it, who may see what, and how the guest's view follows page status.
+//! Guest RAM: which memory backs it, its views, and how the guest's view follows page status.
 //!
 //! On SEV hardware one mapping serves everyone and the memory controller tells private from
 //! shared. The software platform makes the difference real with two memories of the same size,

@@ -1,4 +1,4 @@
-//! A memory slot, and why KVM does not take it: RAM may end beyond what the host's processors address.
+//! A memory slot, and why KVM refuses it: RAM may end beyond the addresses of the host's processors.
 
 use std::arch::x86_64::__cpuid;
 
@@ -13,7 +13,7 @@ use crate::page::Gpa;
 /// `CPUID` leaf with the address widths, the physical one in the low byte of EAX.
 const ADDRESS_WIDTHS: u32 = 0x8000_0008;
 
-/// The slot of this number for `region`, so far above where the region lies.
+/// Slot `slot` for `region`, `offset` bytes above the region's own address.
 pub(super) fn memory_slot(
     slot: u32,
     region: &GuestRegionMmap<()>,
@@ -28,13 +28,13 @@ pub(super) fn memory_slot(
     }
 }
 
-/// What it means that KVM has refused `slot` on this host.
+/// The reason why KVM has refused `slot` on this host.
 pub(super) fn refused(slot: &kvm_userspace_memory_region, cause: Errno) -> RamError {
     let [bits, ..] = __cpuid(ADDRESS_WIDTHS).eax.to_le_bytes();
     refused_with(bits, slot, cause)
 }
 
-/// The same on a host whose processors address so many `bits`. `EINVAL` is KVM's only word for it.
+/// The same for a host whose processors have `bits` address bits. KVM says only `EINVAL`.
 fn refused_with(bits: u8, slot: &kvm_userspace_memory_region, cause: Errno) -> RamError {
     let (gpa, bytes) = (Gpa(slot.guest_phys_addr), slot.memory_size);
     let end = gpa.0.checked_add(bytes);

@@ -87,8 +87,8 @@ impl SwitchedView {
         Ok(())
     }
 
-    /// Brings every piece of `range`, a run of RAM, in line with page status that came from
-    /// elsewhere together with the contents of both memories: nothing is copied.
+    /// Brings every piece of `range`, a run of RAM, in line with page status that came from another host together with
+    /// the contents of both memories. So nothing is copied.
     pub(super) fn restore(
         &mut self,
         range: PageRange,

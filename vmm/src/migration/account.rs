@@ -1,4 +1,4 @@
-//! What a side keeps count of: pages and bytes as they go by, and the phases, for progress and the summary.
+//! What each side counts: pages, bytes and phases, for the progress and the summary.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -9,18 +9,18 @@ use super::progress::{Carried, Outcome, Phase, PhaseClock, Progress, Summary};
 use super::wire::{PageKind, Transfer};
 use crate::machine::pinning::Pinned;
 
-/// Counted by the threads that carry pages, at either side; read by the one that shows progress.
+/// Counted by the threads that send or place pages, at either side. Read by the thread that shows the progress.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     shared: AtomicU64,
     zero: AtomicU64,
     private: AtomicU64,
     bytes: AtomicU64,
-    /// Source: nanoseconds that all senders together have spent on sealing.
+    /// Source: nanoseconds that all senders together spent on sealing.
     sealing_ns: AtomicU64,
-    /// Destination: bytes of any kind on any connection, in whole messages or not. Grows while the source is there.
+    /// Destination: all bytes on all connections, also of incomplete messages. It grows while the source is there.
     pub(crate) taken: AtomicU64,
-    /// Destination: rounds that have arrived whole.
+    /// Destination: rounds that have arrived completely.
     rounds: AtomicU32,
 }
 
@@ -36,7 +36,7 @@ impl Tally {
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// A page took so long to seal.
+    /// Adds the time that sealing a page took.
     pub(crate) fn sealed(&self, took: Duration) {
         let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.sealing_ns.fetch_add(nanoseconds, Ordering::Relaxed);
@@ -47,7 +47,7 @@ impl Tally {
         Duration::from_nanos(self.sealing_ns.load(Ordering::Relaxed))
     }
 
-    /// A round has arrived whole.
+    /// A round has arrived completely.
     pub(crate) fn round_arrived(&self, round: u32) {
         self.rounds.store(round, Ordering::Relaxed);
     }
@@ -74,12 +74,12 @@ pub struct Account {
     paused: Option<Instant>,
     /// Source: the most that the guest was slowed down.
     throttle_percent_max: u32,
-    /// Source: what the round began with, and what had been sent by then.
+    /// Source: pages to send when the round began, and pages sent by then.
     of_round: (Left, Carried),
 }
 
 impl Account {
-    /// Of a migration that began at `begun`.
+    /// For a migration that began at `begun`.
     pub(crate) fn new(begun: Instant, transfer: Transfer, side: Side, connections: u16) -> Self {
         Self {
             begun,
@@ -101,7 +101,7 @@ impl Account {
         }
     }
 
-    /// The destination has pinned so much of the guest's memory.
+    /// The destination has pinned this much of the guest's memory.
     pub(crate) fn pinned(&mut self, pinned: Pinned) {
         self.progress.pinned = Some(pinned);
     }
@@ -113,33 +113,33 @@ impl Account {
         self.of_round = (left, tally.carried());
     }
 
-    /// Source: what the round that has ended says of the next.
+    /// Source: what the last round shows about the next.
     pub(crate) fn expect(&mut self, rates: Rates, downtime: Option<Duration>, is_stalled: bool) {
         self.progress.rates = Some(rates);
         self.progress.expected_downtime_ms = downtime.map(milliseconds);
         self.progress.is_stalled = is_stalled;
     }
 
-    /// Source: so many pages have changed in a round that took so long.
+    /// Source: how many pages changed in a round, and how long it took.
     pub(crate) fn changed(&mut self, pages: u64, took: Duration) {
         let per_second = u128::from(pages) * 1_000_000 / took.as_micros().max(1);
         self.progress.dirty_pages_per_s = u64::try_from(per_second).ok();
     }
 
-    /// Source: the guest is slowed down so much from now on.
+    /// Source: from now on the guest is slowed down by this much.
     pub(crate) fn throttled(&mut self, percent: u32) {
         self.progress.throttle_percent = percent;
         self.throttle_percent_max = self.throttle_percent_max.max(percent);
     }
 
-    /// Destination: all has arrived, in so many rounds; what is left is to decide who owns the guest.
+    /// Destination: the guest has arrived, in this many rounds. The handover is left.
     pub(crate) fn all_arrived(&mut self, tally: &Tally, rounds: u32) {
         self.progress(tally);
         self.progress.round = rounds;
         self.enter(Phase::Handover);
     }
 
-    /// Since the start.
+    /// Time since the start.
     pub(crate) fn elapsed(&self) -> Duration {
         self.begun.elapsed()
     }
@@ -149,7 +149,7 @@ impl Account {
         self.paused.map(|paused| paused.elapsed())
     }
 
-    /// How things stand, with what has been counted.
+    /// The progress now, with the present counts.
     pub(crate) fn progress(&mut self, tally: &Tally) -> &Progress {
         let now = tally.carried();
         self.progress.elapsed_ms = milliseconds(self.begun.elapsed());
@@ -176,7 +176,7 @@ impl Account {
         }
     }
 
-    /// How things stood last.
+    /// The progress as it was last.
     #[must_use]
     pub fn now(&self) -> &Progress {
         &self.progress

@@ -1,9 +1,9 @@
-//! After each round: another one, pause the guest now, or give up. Pure; time is given to it.
+//! Decides after each round: another round, pause the guest now, or give up. No clock and no I/O: the caller gives
+//! the times.
 //!
-//! What is left costs time of two kinds that do not trade for each other. Shared pages cost bytes
-//! on the wire. Private pages cost firmware commands: on hardware one resource for the whole host,
-//! about half a millisecond per page however fast the wire is. So each kind has its own rate,
-//! measured in the rounds before, and the expected downtime is the sum.
+//! The two kinds of pages cost different things. A shared page costs bytes on the wire. A private page costs a
+//! firmware command: on hardware about half a millisecond, however fast the wire is, and the whole host shares one
+//! firmware. So each kind has its own rate, measured in the rounds before, and the expected downtime is the sum.
 
 use std::time::Duration;
 
@@ -13,29 +13,29 @@ use thiserror::Error;
 use crate::page::PAGE_SIZE;
 use crate::vcpu::THROTTLE_MAX_PERCENT;
 
-/// What every pause costs besides pages: stopping vCPUs, the machine's state, two journal writes
-/// and three messages. A target below it could never be met.
+/// What every pause costs besides pages: stopping vCPUs, the machine's state, two journal writes and three
+/// messages. No target below it could be met.
 pub const FIXED_DOWNTIME: Duration = Duration::from_millis(10);
 
-/// Rounds after which it is over, however fast they were.
+/// Most rounds, however fast they are.
 pub const ROUNDS_MAX: u32 = 10_000;
 
-/// Rounds without progress before it is called a stall.
+/// Rounds without progress that make a stall.
 const STALL_ROUNDS: u32 = 3;
 
-/// Pages of a kind that a round must have sent for its rate to count.
+/// A round's rate for a kind counts only if the round sent this many pages of that kind.
 const SAMPLE_PAGES: u64 = 64;
 
-/// Private pages per second until measured: half a millisecond each, a guess for hardware.
+/// Private pages per second until it is measured: half a millisecond each, a guess for hardware.
 const PRIVATE_PAGES_PER_S: f64 = 2000.0;
 
-/// Shared bytes per second until measured: a gigabit link.
+/// Shared bytes per second until it is measured: a gigabit link.
 const SHARED_BYTES_PER_S: f64 = 117e6;
 
 /// The slow-down at the first stall, and what each further stall adds, in percent.
 const THROTTLE_STEP_PERCENT: u32 = 20;
 
-/// What to do when the time is over and the guest still writes too fast.
+/// What to do when the time is over and the guest still writes faster than its pages are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TimeoutStrategy {
@@ -49,12 +49,12 @@ pub enum TimeoutStrategy {
 /// What the user wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Goal {
-    /// The guest is paused when what is left is expected to take no longer than this; at least
+    /// The guest is paused when sending the rest is expected to take no longer than this. At least
     /// [`FIXED_DOWNTIME`].
     pub downtime: Duration,
-    /// After this, see `strategy`.
+    /// After this time, `strategy` decides.
     pub timeout: Duration,
-    /// What to do after it.
+    /// What to do after that time.
     pub strategy: TimeoutStrategy,
 }
 
@@ -63,7 +63,7 @@ pub struct Goal {
 pub struct MeasuredRound {
     /// Private pages that it sent.
     pub private: Share,
-    /// Shared pages that it sent with their bytes; zero pages do not count.
+    /// Shared pages that it sent with their bytes. Zero pages do not count.
     pub shared: Share,
 }
 
@@ -72,8 +72,7 @@ pub struct MeasuredRound {
 pub struct Share {
     /// How many pages.
     pub pages: u64,
-    /// How much of the round they took: the time that workers spent on them, divided by the number
-    /// of workers.
+    /// Time that they took: what all senders spent on them, divided by the number of senders.
     pub took: Duration,
 }
 
@@ -86,7 +85,7 @@ pub struct Left {
     pub shared_pages: u64,
 }
 
-/// How fast pages go.
+/// How fast pages are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Rates {
     /// Private pages per second.
@@ -121,7 +120,7 @@ impl Default for Rates {
     }
 }
 
-/// Pages per second, of a sample that is large enough.
+/// Pages per second, if the sample is large enough.
 fn rate(share: Share) -> Option<f64> {
     let seconds = share.took.as_secs_f64();
     (share.pages >= SAMPLE_PAGES && seconds > 0.0).then(|| share.pages as f64 / seconds)
@@ -132,8 +131,8 @@ fn rate(share: Share) -> Option<f64> {
 pub enum Decision {
     /// Send what is left while the guest runs.
     AnotherRound {
-        /// How much to slow the guest down, in percent; more than 0 from the first stall on, because
-        /// a guest at full speed again would only stall again.
+        /// How much to slow the guest down, in percent. From the first stall on it stays above 0, because at full
+        /// speed the migration would only stall again.
         throttle_percent: u32,
     },
     /// Pause the guest and send what is left.
@@ -170,7 +169,7 @@ pub enum GaveUp {
         /// When it was paused.
         expected: Duration,
     },
-    /// More rounds than anybody waits for.
+    /// Too many rounds.
     #[error("after {ROUNDS_MAX} rounds the guest still writes faster than its pages can be sent")]
     TooManyRounds,
 }
@@ -181,7 +180,7 @@ pub struct Convergence {
     goal: Goal,
     rates: Rates,
     rounds: u32,
-    /// The least that was ever expected.
+    /// The least downtime expected so far.
     best: Duration,
     /// Rounds since then.
     rounds_since_best: u32,
@@ -190,7 +189,7 @@ pub struct Convergence {
 }
 
 impl Convergence {
-    /// Nothing is sent yet.
+    /// Before the first page.
     #[must_use]
     pub fn new(goal: Goal) -> Self {
         let downtime = goal.downtime.max(FIXED_DOWNTIME);
@@ -205,7 +204,7 @@ impl Convergence {
         }
     }
 
-    /// A round is over, `elapsed` after the start, and `left` is to be sent: what now?
+    /// What to do after a round that ended `elapsed` after the start and left `left` to be sent.
     pub fn decide(&mut self, elapsed: Duration, round: &MeasuredRound, left: Left) -> Decision {
         self.rounds = self.rounds.saturating_add(1);
         self.rates.measure(round);
@@ -224,10 +223,10 @@ impl Convergence {
         }
     }
 
-    /// Whether to give up in the middle of a round. To stop the guest there would not shorten it.
+    /// Whether to give up in the middle of a round. Pausing the guest there would not shorten the round.
     ///
     /// # Errors
-    /// [`GaveUp::TimedOut`], with the strategy that says so.
+    /// [`GaveUp::TimedOut`], if the strategy is to cancel.
     pub fn check(&self, elapsed: Duration) -> Result<(), GaveUp> {
         let is_over = elapsed >= self.goal.timeout;
         if is_over && self.goal.strategy == TimeoutStrategy::Cancel {
@@ -236,9 +235,8 @@ impl Convergence {
         Ok(())
     }
 
-    /// Whether a guest that has been paused for so long before its handover is to run on. A peer
-    /// that has read fast and now does not must not keep it standing still: twice what was expected,
-    /// and two silences more, is what a good one may take.
+    /// Whether a guest that has been paused for `paused` before its handover should run on here. A peer that suddenly
+    /// reads slowly must not keep it paused. It may take twice the expected downtime, and two silences more.
     ///
     /// # Errors
     /// [`GaveUp::PausedTooLong`].
@@ -250,26 +248,26 @@ impl Convergence {
         Ok(())
     }
 
-    /// What was measured last.
+    /// The rates that were measured last.
     #[must_use]
     pub fn rates(&self) -> Rates {
         self.rates
     }
 
-    /// How long the guest would have been paused after the last round; `None` before the first.
+    /// The downtime that a pause after the last round would have had; `None` before the first.
     #[must_use]
     pub fn expected_downtime(&self) -> Option<Duration> {
         (self.rounds > 0).then_some(self.expected)
     }
 
-    /// Whether rounds have stopped helping: the guest writes as fast as its pages are sent.
+    /// Whether more rounds do not help any more: the guest writes as fast as its pages are sent.
     #[must_use]
     pub fn is_stalled(&self) -> bool {
         self.rounds_since_best >= STALL_ROUNDS
     }
 
-    /// A tenth less than ever before is progress; some rounds without it are a stall, and as many
-    /// again another.
+    /// A downtime at least a tenth below the least so far is progress. [`STALL_ROUNDS`] rounds without progress are
+    /// a stall, and as many again are another.
     fn watch(&mut self) {
         if self.expected < self.best.saturating_sub(self.best / 10) {
             self.best = self.expected;

@@ -15,14 +15,14 @@
 //! | folder | has |
 //! |---|---|
 //! | `wire/` | kinds, caps, messages and page frames as bytes, and what can be wrong with them; no I/O |
-//! | `net/` | addresses, connections, deadlines, whoever connects |
+//! | `net/` | addresses, connections, deadlines |
 //! | `handover/` | who owns the guest: two state machines without I/O, and the journal |
 //! | `source/` | [`source::send`]: offer, rounds, senders, handover |
 //! | `destination/` | [`destination::receive`] and [`destination::take_over`] |
 //! | `preflight/` | every reason against a migration, before anything moves |
 //!
-//! Beside them: `watch` (whoever watches), `convergence` (when to pause), `progress` (what is shown),
-//! `recovery` (handovers that a crash has left in doubt).
+//! Beside them: `watch` (what a VMM sees of a migration, and may wish), `account` (what is counted), `convergence`
+//! (when to pause), `progress` (what is shown), `recovery` (handovers that a crash has left in doubt).
 //!
 //! The whole way of a page, from KVM's dirty log to guest RAM at the other host:
 //!
@@ -37,7 +37,7 @@
 //! 9. `destination/placer.rs`: every header checked, then the page written, or opened;
 //! 10. `destination/arrivals.rs`: marked, so that none comes twice in a round, and none is missing;
 //! 11. `sev/receive.rs`: `RECEIVE_UPDATE_DATA`, for a private page;
-//! 12. `memory/access.rs`: guest RAM at the destination, for a shared page;
+//! 12. `memory/access.rs`: guest RAM, for a shared page: written here, and read by the sender at step 4;
 //! 13. `destination/intake.rs`: the end of the round on all connections.
 
 mod account;
@@ -50,16 +50,13 @@ pub mod progress;
 #[cfg(test)]
 mod race_tests;
 pub mod recovery;
-mod socket_file;
 pub mod source;
 pub mod watch;
 pub mod wire;
 
-use crate::machine::chain_of;
 pub use account::Account;
 pub use handover::journal;
 pub use net::{
     BadEndpoint, Caller, Endpoint, LOOK_UP_MAX, Line, LinkError, Listener, Lobby, Stream,
 };
-pub use socket_file::{NoSocket, SocketFile};
 pub use wire::Malformed;

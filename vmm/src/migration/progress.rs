@@ -229,9 +229,9 @@ pub enum Outcome {
     Moved,
     /// The guest runs on at the source; why it was not moved.
     Kept(String),
-    /// The guest has ended of its own while it was being moved, and runs nowhere; how it ended.
+    /// The guest has ended by itself while it was being moved, and runs nowhere. How it ended.
     Ended(String),
-    /// Nobody runs the guest until the other side answers, or somebody decides.
+    /// The guest runs on neither host as far as this side knows, until the other side answers or a person decides.
     InDoubt(String),
     /// This side has nothing; why.
     Failed(String),

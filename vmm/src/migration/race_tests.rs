@@ -29,7 +29,7 @@ use super::wire::{Message, Secret};
 use crate::encryption::{KVM_HC_MAP_GPA_RANGE, Overflow, PageStatus, Status};
 use crate::machine::take_in_order;
 use crate::memory::{GuestRam, Pages, RamError};
-use crate::page::{Frame, FrameSet, PAGE_SIZE, PageRange};
+use crate::page::{Frame, FrameSet, PAGE_LEN, PAGE_SIZE, PageRange};
 use crate::sev::Policy;
 use crate::sev::receive::Receiving;
 use crate::sev::send::Sending;
@@ -46,9 +46,6 @@ const SECRET: Secret = Secret([7; 16]);
 
 /// How long either side may be silent.
 const SILENCE: Duration = Duration::from_secs(30);
-
-/// [`PAGE_SIZE`] as a length.
-const PAGE_LEN: usize = 4096;
 
 /// What the guest does.
 #[derive(Debug, Clone, Copy)]

@@ -1,8 +1,8 @@
-//! After a crash of a source: the handovers that its journals leave in doubt.
+//! After a crash of a source: finishes the handovers that its journals leave in doubt.
 //!
-//! The guest went with the process that had it. If its destination is still waiting for the word,
-//! it is paused there, whole, and ours by nobody's leave: so `commit` is said again, as the process
-//! that is gone would have, until the destination says what became of the guest.
+//! The crash has lost the guest on this host. The destination may still have it, complete and paused, and wait for
+//! `commit`. So `commit` is said again, as the process that crashed would have done, until the destination says
+//! what became of the guest.
 
 use std::path::Path;
 use std::thread::{Builder, park_timeout};
@@ -14,17 +14,18 @@ use super::handover::journal::{Journal, JournalError, Record, Side, forget};
 use super::handover::{Source, SourceInput, SourceOutput, SourceState, advance};
 use super::net::{Due, Endpoint, Link, Stream};
 use super::wire::{Message, NotRunning};
+use crate::text::chain_of;
 
-/// How often a destination that does not answer is tried.
+/// How often to try a destination that does not answer.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// How long a destination may take for its answer.
+/// How long a destination may take to answer.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
-/// Journals that one start looks at. What is settled is set aside then, so that the next has fewer.
+/// Most journals that one start reads. It sets settled ones aside, so that the next start has fewer.
 const LOOKED_AT_MAX: usize = 256;
 
-/// A handover that a process which is gone has left in doubt.
+/// A handover that was in doubt when its process ended.
 #[derive(Debug)]
 pub struct Unfinished {
     journal: Journal,
@@ -36,15 +37,14 @@ pub struct Unfinished {
 pub enum Fate {
     /// It runs at the destination.
     Runs,
-    /// It runs nowhere: lost here by the crash, and there as the destination says.
+    /// It runs nowhere: it was lost here in the crash, and there for the reason that the destination gives.
     Lost(NotRunning),
 }
 
-/// Finds the handovers in `directory` that are in doubt and belong to no process any more. What is
-/// settled is set aside.
+/// Finds the handovers in `directory` that are in doubt and whose process is gone. Sets settled journals aside.
 ///
 /// # Errors
-/// [`JournalError`] if the directory cannot be read; a journal that cannot be is left for a person.
+/// [`JournalError`] if the directory cannot be read. A journal that cannot be read is left for a person.
 pub fn unfinished(directory: &Path) -> Result<Vec<Unfinished>, JournalError> {
     let mut found = Vec::new();
     let guests = Journal::guests(directory, Side::Source)?;
@@ -58,11 +58,11 @@ pub fn unfinished(directory: &Path) -> Result<Vec<Unfinished>, JournalError> {
                     found.push(Unfinished { journal, record });
                 }
                 _ => journal.set_aside().unwrap_or_else(|cause| {
-                    warn!("{}", super::chain_of(&cause));
+                    warn!("{}", chain_of(&cause));
                 }),
             },
             Err(JournalError::InUse { .. }) => debug!("guest {vm} is being moved"),
-            Err(cause) => warn!("{}", super::chain_of(&cause)),
+            Err(cause) => warn!("{}", chain_of(&cause)),
         }
     }
     Ok(found)
@@ -79,8 +79,8 @@ impl Unfinished {
         &self.record
     }
 
-    /// Asks the destination until it says what became of the guest, on a thread of its own that ends
-    /// with the process. `tell` hears it.
+    /// Asks the destination until it says what became of the guest, and calls `tell` with that. It runs on a thread
+    /// of its own, which ends with the process.
     ///
     /// # Errors
     /// If the host has no thread to give.
@@ -103,11 +103,11 @@ impl Unfinished {
         Builder::new().name("unfinished".to_owned()).spawn(ask).map(|_detached| ())
     }
 
-    /// Connects, says `commit`, and hears the answer, if there is one.
+    /// Connects, says `commit`, and waits for the answer.
     fn ask_once(&mut self, to: &Endpoint) -> Option<Fate> {
         let transfer = self.record.transfer;
         let mut half = recovered(&self.record)?;
-        // On this thread, which nobody waits for.
+        // On this thread, because no other thread waits for it.
         let mut link = match Stream::connect(to, ANSWER_MAX, &|| true) {
             Ok(stream) => Link::new(stream, ANSWER_MAX),
             Err(cause) => {
@@ -123,7 +123,7 @@ impl Unfinished {
             let mut perform =
                 |half: &Source, output: SourceOutput| self.perform(output, half, &mut link);
             advance(&mut half, input, &mut perform).ok()?;
-            // It has the guest still, and tries again.
+            // It still has the guest, and tries again.
             if fate == Fate::Lost(NotRunning::JournalFailed) {
                 return None;
             }
@@ -134,7 +134,7 @@ impl Unfinished {
         }
     }
 
-    /// Carries out one output; what comes of it is the next input.
+    /// Carries out one output. Its result is the next input, if there is one.
     ///
     /// # Errors
     /// [`Unheard`] if the destination cannot be told.
@@ -147,7 +147,7 @@ impl Unfinished {
         match output {
             SourceOutput::Send(say) => {
                 let sent = link.say(&half.word(say).into()).is_ok();
-                // Who has had the last word may be gone.
+                // The peer of the last word may be gone.
                 if sent || !half.is_in_doubt() { Ok(None) } else { Err(Unheard) }
             }
             SourceOutput::WriteJournal(step) => {
@@ -155,8 +155,8 @@ impl Unfinished {
                 match self.journal.append(transfer, secret, step, &peer) {
                     Ok(()) => Ok(Some(SourceInput::JournalWritten)),
                     Err(cause) => {
-                        // The same is asked, and answered, at the next start.
-                        warn!("{}", super::chain_of(&cause));
+                        // The next start asks again, and gets the same answer.
+                        warn!("{}", chain_of(&cause));
                         Ok(Some(SourceInput::JournalFailed))
                     }
                 }
@@ -165,7 +165,7 @@ impl Unfinished {
                 forget(&mut self.journal, half.transfer);
                 Ok(None)
             }
-            // There is no guest to do anything to, and no person to refuse.
+            // There is no guest, and no person asks here.
             SourceOutput::Reconnect
             | SourceOutput::SendCancel
             | SourceOutput::ResumeGuest
@@ -176,11 +176,11 @@ impl Unfinished {
     }
 }
 
-/// A destination that is asked does not take the question.
+/// The destination could not be asked.
 #[derive(Debug)]
 struct Unheard;
 
-/// What the destination says, if it is one that can prove it.
+/// What the destination says, if it proves that it is the destination.
 fn hear(half: &Source, link: &mut Link, to: &Endpoint) -> Option<SourceInput> {
     let answer = link.answer(Due::VERDICT, ANSWER_MAX);
     if let Ok(Message::Word(word)) = &answer
@@ -242,9 +242,9 @@ mod tests {
         assert!(matches!(unfinished(&missing), Err(JournalError::Io { .. })));
     }
 
-    /// The destination hears `commit` again until it answers, and its answer is the guest's fate;
-    /// then it hears that nobody asks any more, and the journal goes. Who cannot prove to be the
-    /// destination is not believed.
+    /// The destination is told `commit` again until it answers, and its answer is the guest's fate. Then it is told
+    /// that the source asks no more, and the journal is removed. A peer that cannot prove to be the destination is
+    /// ignored.
     #[test]
     fn a_destination_that_waits_hears_the_commit_again() {
         for (number, answer, fate) in [

@@ -1,12 +1,12 @@
-//! Whoever watches a migration, at either host: sees how far it is, and says what is wished.
+//! What a VMM sees of a migration that is under way, and what it may wish: the same at both hosts.
 
 use super::handover::{Refusal, Resolution};
 use super::progress::Progress;
 use super::wire::Reason;
 
-/// Whoever watches a migration, at either host.
+/// Watches a migration, at either host: shows how far it is, cancels it, or ends its doubt.
 pub trait Watch {
-    /// Called every tenth of a second or oftener, by the thread that owns the guest.
+    /// Called at least every tenth of a second, by the thread that owns the guest.
     fn look(&mut self, sight: &Sight<'_>) -> Option<Wish>;
 }
 
@@ -19,18 +19,18 @@ where
     }
 }
 
-/// What there is to see.
+/// What a watch sees.
 #[derive(Debug)]
 pub struct Sight<'a> {
-    /// What has been done.
+    /// What was done so far.
     pub progress: &'a Progress,
     /// Whether the other host may run the guest already.
     pub in_doubt: bool,
-    /// Why the last wish is not granted, if it is not.
+    /// Why the last wish was refused, if it was.
     pub refused: Option<Refusal>,
 }
 
-/// What is wished then.
+/// What a watch may wish.
 #[derive(Debug, Clone)]
 pub enum Wish {
     /// Give up, if that is still possible.
@@ -39,7 +39,7 @@ pub enum Wish {
     Resolve(Resolution),
 }
 
-/// Before the handover: why the migration is to be given up, if it is. There is no doubt to end.
+/// Before the handover, when there is no doubt to end: the reason to give the migration up, if there is one.
 pub(crate) fn cancelled(watch: &mut dyn Watch, progress: &Progress) -> Option<Reason> {
     match watch.look(&Sight { progress, in_doubt: false, refused: None }) {
         Some(Wish::Cancel(reason)) => Some(reason),

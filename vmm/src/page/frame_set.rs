@@ -5,8 +5,8 @@ use super::{Frame, PageRange, RamLayout};
 
 /// A set of frames of one guest's RAM: RAM / 32,768 bytes, 3 MiB per 100 GiB.
 ///
-/// Bits number the frames of RAM in order, so the device hole below 4 GiB takes none. What lies
-/// outside RAM is never in the set.
+/// There is a bit for each frame of RAM, in order, so the device hole below 4 GiB takes none. Frames outside RAM are
+/// never in the set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FrameSet {
     layout: RamLayout,

@@ -31,14 +31,14 @@ impl<T: IntoBytes + Immutable> Serialize for KernelStruct<T> {
 
 impl<'de, T: FromBytes> Deserialize<'de> for KernelStruct<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_bytes(Bytes(PhantomData))
+        deserializer.deserialize_bytes(StructVisitor(PhantomData))
     }
 }
 
 /// Reads exactly the bytes of a `T`.
-struct Bytes<T>(PhantomData<T>);
+struct StructVisitor<T>(PhantomData<T>);
 
-impl<T: FromBytes> Visitor<'_> for Bytes<T> {
+impl<T: FromBytes> Visitor<'_> for StructVisitor<T> {
     type Value = KernelStruct<T>;
 
     fn expecting(&self, f: &mut Formatter<'_>) -> FmtResult {

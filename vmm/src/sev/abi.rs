@@ -169,13 +169,13 @@ const _: () = {
     assert!(offset_of!(SevIssueCmd, cmd) == 0);
     assert!(offset_of!(SevIssueCmd, data) == 4);
     assert!(offset_of!(SevIssueCmd, error) == 12);
-    assert!(size_of::<PlatformStatus>() == 12);
-    assert!(offset_of!(PlatformStatus, api_major) == 0);
-    assert!(offset_of!(PlatformStatus, api_minor) == 1);
-    assert!(offset_of!(PlatformStatus, state) == 2);
-    assert!(offset_of!(PlatformStatus, flags) == 3);
-    assert!(offset_of!(PlatformStatus, build) == 7);
-    assert!(offset_of!(PlatformStatus, guest_count) == 8);
+    assert!(size_of::<UserDataStatus>() == 12);
+    assert!(offset_of!(UserDataStatus, api_major) == 0);
+    assert!(offset_of!(UserDataStatus, api_minor) == 1);
+    assert!(offset_of!(UserDataStatus, state) == 2);
+    assert!(offset_of!(UserDataStatus, flags) == 3);
+    assert!(offset_of!(UserDataStatus, build) == 7);
+    assert!(offset_of!(UserDataStatus, guest_count) == 8);
     assert!(size_of::<PdhCertExport>() == 24);
     assert!(offset_of!(PdhCertExport, pdh_uaddr) == 0);
     assert!(offset_of!(PdhCertExport, pdh_len) == 8);
@@ -243,7 +243,7 @@ pub mod device_command {
 /// `struct sev_user_data_status`.
 #[repr(C, packed)]
 #[derive(Debug, Clone, Copy, Default, FromBytes, IntoBytes, Immutable)]
-pub(crate) struct PlatformStatus {
+pub(crate) struct UserDataStatus {
     pub(crate) api_major: u8,
     pub(crate) api_minor: u8,
     pub(crate) state: u8,

@@ -1,4 +1,4 @@
-//! The structures and ioctl numbers, held against the kernel's own headers: what `cc` makes of them.
+//! Compares the structures and ioctl numbers with the kernel's own headers, as `cc` reads them.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -16,7 +16,7 @@ use super::hardware::{
 };
 
 /// C expressions with the values that they must have.
-type Expected = Vec<(String, u64)>;
+type AbiNumbers = Vec<(String, u64)>;
 
 fn number(value: impl TryInto<u64>) -> u64 {
     value.try_into().ok().unwrap()
@@ -33,8 +33,8 @@ macro_rules! layout {
     };
 }
 
-fn structures() -> Expected {
-    let mut all = Expected::new();
+fn structures() -> AbiNumbers {
+    let mut all = AbiNumbers::new();
     layout!(all: kvm_sev_cmd = "kvm_sev_cmd" { id = "id", data = "data", error = "error", sev_fd = "sev_fd" });
     layout!(all: kvm_enc_region = "kvm_enc_region" { addr = "addr", size = "size" });
     layout!(all: LaunchStart = "kvm_sev_launch_start" {
@@ -71,7 +71,7 @@ fn structures() -> Expected {
     layout!(all: Debug = "kvm_sev_dbg" { src_uaddr = "src_uaddr", dst_uaddr = "dst_uaddr", len = "len" });
     layout!(all: AttestationReport = "kvm_sev_attestation_report" { mnonce = "mnonce", buffer = "uaddr" });
     layout!(all: SevIssueCmd = "sev_issue_cmd" { cmd = "cmd", data = "data", error = "error" });
-    layout!(all: PlatformStatus = "sev_user_data_status" {
+    layout!(all: UserDataStatus = "sev_user_data_status" {
         api_major = "api_major", api_minor = "api_minor", state = "state", flags = "flags",
         build = "build", guest_count = "guest_count",
     });
@@ -83,7 +83,7 @@ fn structures() -> Expected {
     all
 }
 
-fn numbers() -> Expected {
+fn numbers() -> AbiNumbers {
     let mut all = vec![
         ("KVM_MEMORY_ENCRYPT_OP", number(KVM_MEMORY_ENCRYPT_OP)),
         ("KVM_MEMORY_ENCRYPT_REG_REGION", number(KVM_MEMORY_ENCRYPT_REG_REGION)),
@@ -105,7 +105,7 @@ fn numbers() -> Expected {
 }
 
 /// What the compiler says that each expression is.
-fn by_the_headers(expressions: &Expected) -> BTreeMap<String, u64> {
+fn by_the_headers(expressions: &AbiNumbers) -> BTreeMap<String, u64> {
     let directory = TempDir::new().unwrap();
     let (source, program) = (directory.as_path().join("abi.c"), directory.as_path().join("abi"));
     let mut text =

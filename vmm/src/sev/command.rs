@@ -8,7 +8,7 @@ use kvm_bindings as kvm;
 use kvm_bindings::kvm_sev_cmd;
 
 use super::abi::length;
-use super::{Errno, Platform, Status};
+use super::{Errno, Platform, SevStatus};
 
 /// The number and the name of a `KVM_SEV_*` command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +89,7 @@ impl Vm {
         self.platform.memory_encrypt_op(&mut encoded).map_err(|errno| CommandError {
             command: command.name,
             errno,
-            status: (errno == Errno::EIO && encoded.error != 0).then_some(Status(encoded.error)),
+            status: (errno == Errno::EIO && encoded.error != 0).then_some(SevStatus(encoded.error)),
         })
     }
 
@@ -104,7 +104,7 @@ impl Vm {
     /// [`CommandError`] if the firmware says anything else; it never accepts such a command.
     pub(crate) fn query<T>(&self, command: Command, data: &mut T) -> Result<(), CommandError> {
         match self.issue(command, data) {
-            Err(refused) if refused.status() == Some(Status::INVALID_LEN) => Ok(()),
+            Err(refused) if refused.status() == Some(SevStatus::INVALID_LEN) => Ok(()),
             answer => answer,
         }
     }
@@ -130,7 +130,7 @@ pub(crate) fn address_of<T: ?Sized>(value: &T) -> u64 {
 pub struct CommandError {
     pub(crate) command: &'static str,
     pub(crate) errno: Errno,
-    pub(crate) status: Option<Status>,
+    pub(crate) status: Option<SevStatus>,
 }
 
 impl CommandError {
@@ -148,7 +148,7 @@ impl CommandError {
 
     /// What the firmware said, if it was asked.
     #[must_use]
-    pub fn status(&self) -> Option<Status> {
+    pub fn status(&self) -> Option<SevStatus> {
         self.status
     }
 }
@@ -185,7 +185,7 @@ mod tests {
 
     impl Platform for Fixed {
         fn memory_encrypt_op(&self, command: &mut kvm_sev_cmd) -> Result<(), Errno> {
-            // Whoever calls must not hand in a stale status.
+            // The caller must not pass a stale status.
             assert_eq!((command.error, command.sev_fd), (0, 9));
             command.error = self.error;
             self.answer
@@ -212,7 +212,7 @@ mod tests {
     #[test]
     fn a_failure_names_the_command_and_who_refused() {
         let by_firmware = refused(Errno::EIO, 7);
-        assert_eq!(by_firmware.status(), Some(Status::POLICY_FAILURE));
+        assert_eq!(by_firmware.status(), Some(SevStatus::POLICY_FAILURE));
         assert_eq!(
             by_firmware.to_string(),
             "KVM_SEV_LAUNCH_START: the SEV firmware says POLICY_FAILURE (0x7): the guest policy \
@@ -232,7 +232,7 @@ mod tests {
         let query =
             |answer, error| vm(Fixed { answer, error }).query(Command::SEND_START, &mut 0_u64);
         query(Err(Errno::EIO), 4).unwrap();
-        assert_eq!(query(Err(Errno::EIO), 2).unwrap_err().status(), Some(Status(2)));
+        assert_eq!(query(Err(Errno::EIO), 2).unwrap_err().status(), Some(SevStatus(2)));
         assert_eq!(query(Err(Errno::EINVAL), 4).unwrap_err().status(), None);
     }
 }

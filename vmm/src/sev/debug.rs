@@ -22,7 +22,7 @@ impl Launched {
 mod tests {
     use crate::sev::launch::Initialised;
     use crate::sev::software::fixture::{Fixture, RAM_LEN};
-    use crate::sev::{Policy, Status};
+    use crate::sev::{Policy, SevStatus};
 
     /// The host reads what the guest sees, if the policy says so, and else nothing.
     #[test]
@@ -39,7 +39,7 @@ mod tests {
             let read = launched.read_private(fixture.ram + 0x1000, &mut page);
             assert_eq!(page, if allowed { [7; 4096] } else { [0; 4096] });
             let status = read.map_err(|refused| refused.status());
-            assert_eq!(status, if allowed { Ok(()) } else { Err(Some(Status::POLICY_FAILURE)) });
+            assert_eq!(status, if allowed { Ok(()) } else { Err(Some(SevStatus::POLICY_FAILURE)) });
         }
     }
 }

@@ -7,7 +7,7 @@ use super::abi::{self, SevIssueCmd, device_command, length};
 use super::certificate::{BadCertificate, CERTIFICATE_LEN, Certificate, Chain};
 use super::command::{CommandError, address_of_mut};
 use super::measurement::FirmwareVersion;
-use super::{Errno, SevDevice, Status};
+use super::{Errno, SevDevice, SevStatus};
 
 /// The state of a platform that is not initialised, as `PLATFORM_STATUS` numbers it.
 const STATE_UNINIT: u8 = 0;
@@ -19,8 +19,8 @@ pub struct PlatformStatus {
     pub version: FirmwareVersion,
     /// Whether somebody other than the firmware made the OCA key.
     pub externally_owned: bool,
-    /// Whether the kernel has initialised it; if not, the first guest or the first question that needs
-    /// it does.
+    /// Whether the kernel has initialised it. If not, it does so for the first guest, or the first command that needs
+    /// it.
     pub is_initialised: bool,
     /// Guests that the firmware knows.
     pub guests: u32,
@@ -31,9 +31,9 @@ pub struct PlatformStatus {
 /// # Errors
 /// [`CommandError`].
 pub fn platform_status(device: &dyn SevDevice) -> Result<PlatformStatus, CommandError> {
-    let mut status = abi::PlatformStatus::default();
+    let mut status = abi::UserDataStatus::default();
     issue(device, device_command::PLATFORM_STATUS, "SEV_PLATFORM_STATUS", &mut status)?;
-    let abi::PlatformStatus { api_major, api_minor, build, .. } = status;
+    let abi::UserDataStatus { api_major, api_minor, build, .. } = status;
     Ok(PlatformStatus {
         version: FirmwareVersion { major: api_major, minor: api_minor, build },
         externally_owned: status.flags & 1 != 0,
@@ -67,7 +67,7 @@ pub fn chip_id(device: &dyn SevDevice) -> Result<Vec<u8>, CommandError> {
     const NAME: &str = "SEV_GET_ID2";
     let mut query = abi::IdExport::default();
     match issue(device, device_command::GET_ID2, NAME, &mut query) {
-        Err(refused) if refused.status() == Some(Status::INVALID_LEN) => {}
+        Err(refused) if refused.status() == Some(SevStatus::INVALID_LEN) => {}
         other => return other.map(|()| Vec::new()),
     }
     let mut id = vec![0; query.len.min(abi::BLOB_LEN_MAX) as usize];
@@ -77,13 +77,13 @@ pub fn chip_id(device: &dyn SevDevice) -> Result<Vec<u8>, CommandError> {
     Ok(id)
 }
 
-/// Why a platform's certificates could not be had.
+/// Why a platform's certificates could not be exported.
 #[derive(Debug, Error)]
 pub enum ExportError {
     /// The platform refused.
     #[error("the SEV platform did not export its certificates")]
     Command(#[from] CommandError),
-    /// What it exported is no certificate.
+    /// It exported something that is not a certificate.
     #[error("the SEV platform exported something that is no certificate")]
     Certificate(#[from] BadCertificate),
     /// The signed CEK is not this chip's.
@@ -100,7 +100,7 @@ fn issue<T>(
     let mut encoded = SevIssueCmd { cmd, data: address_of_mut(data), error: 0 };
     device.issue(&mut encoded).map_err(|errno| {
         let error = encoded.error;
-        let status = (errno == Errno::EIO && error != 0).then_some(Status(error));
+        let status = (errno == Errno::EIO && error != 0).then_some(SevStatus(error));
         CommandError { command, errno, status }
     })
 }

@@ -1,4 +1,4 @@
-//! What a vendor vouches for a chip with: the signed CEK, and the ASK and ARK above it.
+//! The vendor's certificates for a chip: the signed CEK, and the ASK and ARK above it.
 //!
 //! The CEK that AMD's firmware exports carries no signature; AMD's key server gives the signed one for
 //! the chip's identifier, once, and it is kept in a file. ASK and ARK are the same for a generation of
@@ -37,8 +37,8 @@ pub struct EndorsementFiles {
 }
 
 impl EndorsementFiles {
-    /// What vouches for the platform behind `device`: its own export with the signed CEK in place, and
-    /// the vendor's certificates, which are checked to have signed it.
+    /// The certificates of the platform behind `device`: its own export with the signed CEK in place, and the vendor's
+    /// certificates. It checks that they have signed the CEK.
     ///
     /// # Errors
     /// [`EndorsementError`].
@@ -76,7 +76,7 @@ fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, EndorsementError> {
         .map_err(|cause| EndorsementError::Read { path: path.to_owned(), cause })
 }
 
-/// Why nobody vouches for a platform.
+/// Why a platform's certificates are not complete.
 #[derive(Debug, Error)]
 pub enum EndorsementError {
     /// There is no signed CEK.

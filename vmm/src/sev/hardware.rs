@@ -47,7 +47,7 @@ const _: () = {
 pub struct HardwarePlatform {
     /// Dropped before the RAM.
     vm: Arc<VmFd>,
-    /// What the kernel must not see unmapped while there is the VM: that costs every CPU its caches.
+    /// The guest's RAM. It must not be unmapped while there is the VM, because then the kernel writes back all caches.
     _ram: Option<Arc<GuestRam>>,
 }
 

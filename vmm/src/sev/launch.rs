@@ -57,7 +57,7 @@ use super::abi::{self, GuestState};
 use super::certificate::Certificate;
 use super::command::{Command, CommandError, Vm, address_of_mut, blob};
 use super::measurement::{AttestationReport, MEASUREMENT_LEN, Measurement, REPORT_LEN};
-pub use super::secret::Secret;
+pub use super::secret::SealedSecret;
 use super::session::{OwnerSession, Session};
 use super::{Platform, Policy};
 
@@ -243,7 +243,7 @@ impl Measured {
     ///
     /// # Errors
     /// [`LaunchError::Secret`].
-    pub fn inject_secret(&self, address: u64, secret: &Secret) -> Result<(), LaunchError> {
+    pub fn inject_secret(&self, address: u64, secret: &SealedSecret) -> Result<(), LaunchError> {
         let (hdr_uaddr, hdr_len) = blob(secret.header.as_bytes());
         let (trans_uaddr, trans_len) = blob(&secret.ciphertext);
         let mut data = abi::Packet {
@@ -444,7 +444,7 @@ mod tests {
         assert!(other.verify(&owner.keys.tik, measured.measurement()).is_err());
 
         let secret =
-            Secret::seal(&owner.keys, measured.measurement(), b"sixteen bytes...").unwrap();
+            SealedSecret::seal(&owner.keys, measured.measurement(), b"sixteen bytes...").unwrap();
         measured.inject_secret(fixture.ram + 0x2000, &secret).unwrap();
         assert_eq!(fixture.guest_sees(0x2000, 16), b"sixteen bytes...");
         let launched = measured.finish().unwrap();

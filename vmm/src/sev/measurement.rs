@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::certificate::{self, BadCertificate, Certificate, ECDSA_SHA256, Usage};
 use super::session::{Key, verify};
-use super::{Policy, Status};
+use super::{Policy, SevStatus};
 
 /// Bytes that `LAUNCH_MEASURE` writes: the MAC, then the firmware's nonce.
 pub const MEASUREMENT_LEN: usize = 48;
@@ -76,7 +76,7 @@ impl Claim {
     /// [`WrongMeasurement`] if version, policy, digest or key differ.
     pub fn verify(&self, tik: &Key, measurement: &Measurement) -> Result<(), WrongMeasurement> {
         verify(self.mac(tik, measurement.nonce), &measurement.mac)
-            .map_err(|_status: Status| WrongMeasurement)
+            .map_err(|_status: SevStatus| WrongMeasurement)
     }
 
     fn mac(&self, tik: &Key, nonce: [u8; 16]) -> hmac::Hmac<Sha256> {

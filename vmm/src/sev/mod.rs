@@ -43,7 +43,7 @@ use abi::SevIssueCmd;
 pub use errno::Errno;
 pub use policy::{BadPolicy, Policy};
 pub use rsa::WrongSignature;
-pub use status::Status;
+pub use status::SevStatus;
 
 /// KVM's SEV ioctls on one VM; several threads may call at once.
 ///

@@ -9,7 +9,7 @@ use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::Status;
+use super::SevStatus;
 use super::session::{TransportKeys, verify};
 
 /// Bytes of a packet's header.
@@ -24,13 +24,13 @@ const CONTEXT_PAGE: u8 = 0x02;
 /// A packet's header as it travels.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
-pub struct Header {
+pub struct PacketHeader {
     flags: [u8; 4],
     iv: [u8; 16],
     mac: [u8; 32],
 }
 
-const _: () = assert!(size_of::<Header>() == HEADER_LEN);
+const _: () = assert!(size_of::<PacketHeader>() == HEADER_LEN);
 
 /// What a packet is for, as its MAC binds it.
 #[derive(Debug, Clone, Copy)]
@@ -61,9 +61,14 @@ impl PacketKeys {
 
     /// Encrypts `bytes` in place and returns their header. No two packets under the same keys may
     /// use overlapping runs of counter blocks, which start at `iv`.
-    pub(crate) fn seal(&self, purpose: Purpose<'_>, iv: [u8; 16], bytes: &mut [u8]) -> Header {
+    pub(crate) fn seal(
+        &self,
+        purpose: Purpose<'_>,
+        iv: [u8; 16],
+        bytes: &mut [u8],
+    ) -> PacketHeader {
         self.apply(&iv, bytes);
-        let mut header = Header { flags: [0; 4], iv, mac: [0; 32] };
+        let mut header = PacketHeader { flags: [0; 4], iv, mac: [0; 32] };
         header.mac = self.mac(purpose, &header, bytes).finalize().into_bytes().into();
         header
     }
@@ -71,17 +76,17 @@ impl PacketKeys {
     /// Checks `bytes` against their header and decrypts them in place.
     ///
     /// # Errors
-    /// [`Status::UNSUPPORTED`] for any flag, [`Status::BAD_MEASUREMENT`] if the MAC does not verify;
+    /// [`SevStatus::UNSUPPORTED`] for any flag, [`SevStatus::BAD_MEASUREMENT`] if the MAC does not verify;
     /// `bytes` are then unchanged.
     pub(crate) fn open(
         &self,
         purpose: Purpose<'_>,
-        header: &Header,
+        header: &PacketHeader,
         bytes: &mut [u8],
-    ) -> Result<(), Status> {
+    ) -> Result<(), SevStatus> {
         verify(self.mac(purpose, header, bytes), &header.mac)?;
         if header.flags != [0; 4] {
-            return Err(Status::UNSUPPORTED);
+            return Err(SevStatus::UNSUPPORTED);
         }
         self.apply(&header.iv, bytes);
         Ok(())
@@ -94,7 +99,7 @@ impl PacketKeys {
 
     /// The MAC over a header and the ciphertext; both lengths are those of the ciphertext, because
     /// nothing is compressed.
-    fn mac(&self, purpose: Purpose<'_>, header: &Header, ciphertext: &[u8]) -> Hmac<Sha256> {
+    fn mac(&self, purpose: Purpose<'_>, header: &PacketHeader, ciphertext: &[u8]) -> Hmac<Sha256> {
         // A packet is at most 16 KiB by then.
         let len = u32::try_from(ciphertext.len()).unwrap_or(u32::MAX).to_le_bytes();
         let (context, trailer): (u8, &[u8]) = match purpose {
@@ -151,7 +156,7 @@ mod tests {
             from_hex("7b22ac9770e0185677f16d46a251e8b39e7be7a7972f720f74b60cb018a1a94f")
         );
         let secret = Purpose::Secret { measure: &counting(0x60) };
-        assert_eq!(keys().open(secret, &header, &mut bytes), Err(Status::BAD_MEASUREMENT));
+        assert_eq!(keys().open(secret, &header, &mut bytes), Err(SevStatus::BAD_MEASUREMENT));
         keys().open(Purpose::Page, &header, &mut bytes).unwrap();
         assert_eq!(bytes, counting(0));
     }
@@ -169,13 +174,13 @@ mod tests {
             changed.as_mut_bytes()[at] ^= 1;
             let mut bytes = sealed;
             let answer = keys().open(purpose, &changed, &mut bytes);
-            assert_eq!(answer, Err(Status::BAD_MEASUREMENT), "header byte {at}");
+            assert_eq!(answer, Err(SevStatus::BAD_MEASUREMENT), "header byte {at}");
             assert_eq!(bytes, sealed);
         }
         for at in 0..sealed.len() {
             let mut bytes = sealed;
             bytes[at] ^= 0x80;
-            assert_eq!(keys().open(purpose, &header, &mut bytes), Err(Status::BAD_MEASUREMENT));
+            assert_eq!(keys().open(purpose, &header, &mut bytes), Err(SevStatus::BAD_MEASUREMENT));
         }
         let mut short = sealed;
         assert!(keys().open(purpose, &header, &mut short[..32]).is_err());
@@ -187,9 +192,9 @@ mod tests {
     #[test]
     fn refuses_compression() {
         let purpose = Purpose::Secret { measure: &[0; 32] };
-        let mut header = Header { flags: [1, 0, 0, 0], iv: [0; 16], mac: [0; 32] };
+        let mut header = PacketHeader { flags: [1, 0, 0, 0], iv: [0; 16], mac: [0; 32] };
         let mut bytes = [0; 16];
         header.mac = keys().mac(purpose, &header, &bytes).finalize().into_bytes().into();
-        assert_eq!(keys().open(purpose, &header, &mut bytes), Err(Status::UNSUPPORTED));
+        assert_eq!(keys().open(purpose, &header, &mut bytes), Err(SevStatus::UNSUPPORTED));
     }
 }

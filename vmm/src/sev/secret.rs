@@ -1,20 +1,20 @@
 //! A guest owner's secret, as it goes to the firmware.
 
 use super::measurement::Measurement;
-use super::packet::{Header, PacketKeys, Purpose};
+use super::packet::{PacketHeader, PacketKeys, Purpose};
 use super::session::{TransportKeys, random};
 
 /// An owner's secret, encrypted for one measured guest.
 #[derive(Debug, Clone)]
-pub struct Secret {
-    pub(super) header: Header,
+pub struct SealedSecret {
+    pub(super) header: PacketHeader,
     pub(super) ciphertext: Vec<u8>,
 }
 
-impl Secret {
+impl SealedSecret {
     /// A secret that its owner has encrypted elsewhere.
     #[must_use]
-    pub fn new(header: Header, ciphertext: Vec<u8>) -> Self {
+    pub fn new(header: PacketHeader, ciphertext: Vec<u8>) -> Self {
         Self { header, ciphertext }
     }
 
@@ -42,7 +42,7 @@ impl Secret {
 
     /// The header and the ciphertext.
     #[must_use]
-    pub fn into_parts(self) -> (Header, Vec<u8>) {
+    pub fn into_parts(self) -> (PacketHeader, Vec<u8>) {
         (self.header, self.ciphertext)
     }
 }

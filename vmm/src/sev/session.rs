@@ -18,7 +18,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::certificate::{BadCertificate, Certificate, PublicKeyUse};
-use super::{Policy, Status};
+use super::{Policy, SevStatus};
 
 /// Bytes of a [`Session`].
 pub const SESSION_LEN: usize = 128;
@@ -103,7 +103,7 @@ pub struct Session {
 const _: () = assert!(size_of::<Session>() == SESSION_LEN);
 
 impl Session {
-    /// Wraps `keys` for whoever shares `secret`.
+    /// Wraps `keys` for the holder of `secret`.
     ///
     /// # Errors
     /// [`RandomError`] if the system has no randomness.
@@ -137,12 +137,12 @@ impl Session {
     /// Unwraps the keys and checks that the session is for this secret and this policy.
     ///
     /// # Errors
-    /// [`Status::BAD_MEASUREMENT`] if either MAC does not verify, as the firmware says.
+    /// [`SevStatus::BAD_MEASUREMENT`] if either MAC does not verify, as the firmware says.
     pub(crate) fn unwrap(
         &self,
         secret: &SharedSecret,
         policy: Policy,
-    ) -> Result<TransportKeys, Status> {
+    ) -> Result<TransportKeys, SevStatus> {
         let (kek, kik) = secret.wrapping_keys(&self.nonce);
         verify(kik.hmac().chain_update(self.wrapped_keys), &self.wrap_mac)?;
         let mut plain = Zeroizing::new(self.wrapped_keys);
@@ -232,8 +232,8 @@ pub(crate) fn random_secret_key() -> Result<SecretKey, RandomError> {
 }
 
 /// Compares a MAC in constant time.
-pub(crate) fn verify(mac: Hmac<Sha256>, expected: &[u8; 32]) -> Result<(), Status> {
-    mac.verify(&(*expected).into()).map_err(|_mismatch| Status::BAD_MEASUREMENT)
+pub(crate) fn verify(mac: Hmac<Sha256>, expected: &[u8; 32]) -> Result<(), SevStatus> {
+    mac.verify(&(*expected).into()).map_err(|_mismatch| SevStatus::BAD_MEASUREMENT)
 }
 
 fn policy_mac(tik: &Key, policy: Policy) -> Hmac<Sha256> {
@@ -350,7 +350,7 @@ mod tests {
                 let mut changed = session;
                 changed.as_mut_bytes()[at] ^= 1 << bit;
                 let opened = changed.unwrap(&same, policy);
-                assert_eq!(opened.err(), Some(Status::BAD_MEASUREMENT), "byte {at} bit {bit}");
+                assert_eq!(opened.err(), Some(SevStatus::BAD_MEASUREMENT), "byte {at} bit {bit}");
             }
         }
     }

@@ -4,12 +4,12 @@ use std::fmt::{Debug, Display, Formatter, Result as FmtResult};
 
 /// A status code other than success, as found in `kvm_sev_cmd.error`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Status(pub u32);
+pub struct SevStatus(pub u32);
 
 /// Declares the codes, their names and their meaning in one place.
 macro_rules! statuses {
     ($($name:ident = $code:literal, $meaning:literal;)*) => {
-        impl Status {
+        impl SevStatus {
             $(#[doc = $meaning] pub const $name: Self = Self($code);)*
 
             /// Every code that plain SEV firmware returns.
@@ -65,13 +65,13 @@ statuses! {
     SECURE_DATA_INVALID = 0x18, "the firmware's stored data is damaged";
 }
 
-impl Debug for Status {
+impl Debug for SevStatus {
     fn fmt(&self, f: &mut Formatter<'_>) -> FmtResult {
         Display::fmt(self, f)
     }
 }
 
-impl Display for Status {
+impl Display for SevStatus {
     fn fmt(&self, f: &mut Formatter<'_>) -> FmtResult {
         write!(f, "{} ({:#x})", self.name().unwrap_or("unknown status"), self.0)
     }
@@ -84,9 +84,9 @@ mod tests {
     /// The codes are the kernel's: 1 to 0x18 without a gap, each with its own name.
     #[test]
     fn codes_are_those_of_the_kernel_header() {
-        let codes: Vec<u32> = Status::ALL.iter().map(|status| status.0).collect();
+        let codes: Vec<u32> = SevStatus::ALL.iter().map(|status| status.0).collect();
         assert_eq!(codes, (1..=0x18).collect::<Vec<u32>>());
-        assert_eq!(Status(7).to_string(), "POLICY_FAILURE (0x7)");
-        assert_eq!(Status(0x19).to_string(), "unknown status (0x19)");
+        assert_eq!(SevStatus(7).to_string(), "POLICY_FAILURE (0x7)");
+        assert_eq!(SevStatus(0x19).to_string(), "unknown status (0x19)");
     }
 }

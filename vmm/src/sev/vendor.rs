@@ -55,7 +55,7 @@ impl Root {
 /// The fields before the numbers.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable)]
-struct Header {
+struct KeyHeader {
     version: u32,
     key_id: [u8; 16],
     certifying_id: [u8; 16],
@@ -65,7 +65,7 @@ struct Header {
     modulus_bits: u32,
 }
 
-const _: () = assert!(size_of::<Header>() == HEADER_LEN);
+const _: () = assert!(size_of::<KeyHeader>() == HEADER_LEN);
 
 /// An ARK or ASK certificate whose form is known; its signature is checked when it is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,8 +87,8 @@ impl VendorCertificate {
     pub fn decode(bytes: &[u8]) -> Result<Self, BadVendorCertificate> {
         let wrong_length = BadVendorCertificate::Length { len: bytes.len() };
         let (header, _numbers) =
-            Header::read_from_prefix(bytes).map_err(|_size| wrong_length.clone())?;
-        let Header { version, key_id, certifying_id, usage, .. } = header;
+            KeyHeader::read_from_prefix(bytes).map_err(|_size| wrong_length.clone())?;
+        let KeyHeader { version, key_id, certifying_id, usage, .. } = header;
         let bits = header.modulus_bits;
         if version != 1 {
             return Err(BadVendorCertificate::Version { version });

@@ -1,4 +1,4 @@
-//! The threads of a machine's vCPUs, and what they and their owner agree on.
+//! The threads of a machine's vCPUs, and the state that they share with the thread that has the machine.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -9,8 +9,8 @@ use kvm_ioctls::VcpuFd;
 use log::debug;
 use vmm_sys_util::signal::{Killable, SIGRTMIN};
 
-/// How long a kicked vCPU thread may take before it is kicked again: a signal that arrives just
-/// before `KVM_RUN` interrupts nothing.
+/// Time between two kicks of a vCPU thread. One may not be enough: a signal that arrives just before `KVM_RUN`
+/// interrupts nothing.
 pub(super) const KICK_AGAIN: Duration = Duration::from_millis(1);
 
 /// The threads, with the indices of their vCPUs, ascending. Locked after [`Running::alive`].
@@ -20,7 +20,7 @@ pub(super) fn threads(crew: &Crew) -> MutexGuard<'_, Vec<(usize, JoinHandle<Opti
     crew.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Brings those that are in the guest out of it.
+/// Makes the threads that are in the guest leave it.
 pub(super) fn kick(crew: &Crew, alive: &[Presence]) {
     for (index, thread) in &*threads(crew) {
         if alive.get(*index) == Some(&Presence::Here)
@@ -31,11 +31,11 @@ pub(super) fn kick(crew: &Crew, alive: &[Presence]) {
     }
 }
 
-/// What the threads and their owner agree on.
+/// The state that the threads share with the thread that has the machine.
 #[derive(Debug, Default)]
 pub(super) struct Running {
-    /// Whether the threads are to end. Taken back only under the lock of `alive`, and a thread
-    /// looks again under it before it ends: so the owner knows which threads have ended.
+    /// Whether the threads are to end. It is taken back only under the lock of `alive`, and a thread checks it again
+    /// under that lock before it ends. So it is known which threads have ended.
     pub(super) asked: AtomicBool,
     /// Whether vCPUs are to stay out of the guest for now.
     pub(super) hold: AtomicBool,

@@ -55,7 +55,7 @@ pub struct Vcpus {
 /// What it takes to start a vCPU thread.
 struct Starter {
     board: Arc<Board>,
-    /// Where a vCPU that stops of its own says so.
+    /// Called when a vCPU stops by itself.
     stopped: Arc<dyn Fn(Stop) + Send + Sync>,
     running: Arc<Running>,
 }
@@ -67,7 +67,7 @@ impl Debug for Vcpus {
 }
 
 impl Vcpus {
-    /// Starts a thread for each vCPU; the first to stop of its own says so on `events`.
+    /// Starts a thread for each vCPU. The first vCPU that stops by itself sends that on `events`.
     ///
     /// # Errors
     /// [`VcpuError::Thread`] if the host has no thread to give.
@@ -104,8 +104,8 @@ impl Vcpus {
         Ok(started)
     }
 
-    /// Stops all vCPUs and waits until their threads are gone, or `STOP_PATIENCE` is over. What the
-    /// guest writes to an output that nobody reads is lost from here on.
+    /// Stops all vCPUs and waits until their threads have ended, or `STOP_PATIENCE` is over. From here on the guest's
+    /// output is lost if nothing reads it.
     pub fn stop(mut self) {
         self.starter.board.ports.cut_output();
         if !self.end_threads() {
@@ -119,11 +119,11 @@ impl Vcpus {
         }
     }
 
-    /// Pauses all vCPUs: each is outside the guest, with every exit finished, so that its state is
-    /// whole. [`Vcpus::resume`] or [`Vcpus::spawn`] lets them go on, and the guest cannot tell.
+    /// Pauses all vCPUs: each is outside the guest, with every exit finished, so that its state is complete.
+    /// [`Vcpus::resume`] or [`Vcpus::spawn`] lets them go on, and the guest does not notice.
     ///
     /// # Errors
-    /// [`PauseError`]; with [`PauseError::Busy`] the guest runs on.
+    /// [`PauseError`]. After [`PauseError::Busy`] the guest runs on.
     pub fn pause(&mut self) -> Result<Vec<VcpuFd>, PauseError> {
         if !self.end_threads() {
             return Err(match self.go_on() {
@@ -180,8 +180,7 @@ impl Vcpus {
         !is_there(&alive)
     }
 
-    /// After [`Vcpus::end_threads`] without success: takes the request back, and starts again what
-    /// has ended.
+    /// After [`Vcpus::end_threads`] has failed: takes the request back, and starts the threads again that have ended.
     fn go_on(&mut self) -> Result<(), VcpuError> {
         let alive = self.starter.running.alive();
         self.starter.running.asked.store(false, Ordering::Release);
@@ -210,7 +209,7 @@ impl Starter {
     }
 }
 
-/// A thread is alive for as long as it has this, however it ends.
+/// A thread counts as alive as long as it has this. It is dropped however the thread ends.
 struct Alive {
     index: usize,
     running: Arc<Running>,
@@ -241,10 +240,10 @@ impl Drop for Alive {
 /// Why vCPUs cannot be paused.
 #[derive(Debug, Error)]
 pub enum PauseError {
-    /// A vCPU has stopped of its own: that came as an event, and there is nothing to pause.
+    /// A vCPU has stopped by itself. An event says how, and there is nothing to pause.
     #[error("the guest stopped by itself")]
     Stopped,
-    /// A vCPU thread does not come back from a device; all vCPUs run on.
+    /// A vCPU thread does not return from a device. All vCPUs run on.
     #[error(
         "a vCPU did not pause within {} s: is the output of the guest's serial port blocked?",
         STOP_PATIENCE.as_secs()
@@ -264,7 +263,7 @@ struct Thread {
 }
 
 impl Thread {
-    /// Runs the vCPU; gives it back if it was asked to end, and has not stopped of its own.
+    /// Runs the vCPU. Returns it if it was asked to end, and has not stopped by itself.
     fn run(mut self, stopped: &dyn Fn(Stop)) -> Option<VcpuFd> {
         let (index, run) = (self.index, AssertUnwindSafe(|| self.run_until_stop()));
         let panicked = |_payload| Some(Stop::Failed(VcpuError::Panicked { index }));
@@ -328,5 +327,5 @@ pub fn prepare_kick() -> Result<(), Errno> {
     register_signal_handler(SIGRTMIN(), kicked)
 }
 
-/// The signal's work is done by interrupting `KVM_RUN`.
+/// Does nothing: the signal only has to interrupt `KVM_RUN`.
 extern "C" fn kicked(_signal: c_int, _info: *mut siginfo_t, _context: *mut c_void) {}

@@ -92,8 +92,8 @@ pub(super) fn read(vcpu: &VcpuFd, indices: &[u32]) -> Result<Vec<(u32, u64)>, Er
     Ok(values)
 }
 
-/// Writes `values` in order. KVM lists registers that it does not let be set; such a one is
-/// accepted if it has the value already, or if both it and the value are nothing.
+/// Writes `values` in order. KVM lists some registers that cannot be set. Such a register is accepted if it has the
+/// value already, or if it cannot be read and the value is 0.
 pub(super) fn write(vcpu: &VcpuFd, values: &[(u32, u64)]) -> Result<(), MsrError> {
     let mut rest = values;
     while !rest.is_empty() {

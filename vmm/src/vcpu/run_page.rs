@@ -1,5 +1,4 @@
-//! Runs a vCPU, and reads of its exit what kvm-ioctls leaves out: how wide a port access is, and why
-//! KVM gave up.
+//! Runs a vCPU, and reads what kvm-ioctls leaves out of an exit: the width of a port access, and why KVM gave up.
 #![expect(unsafe_code, reason = "the members of a union that KVM's exit reason names")]
 
 use std::ptr::NonNull;
@@ -26,7 +25,7 @@ pub(super) enum Exit<'a> {
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "what is not looked at here is passed on")]
-/// Lets the vCPU into the guest, and has what makes it leave answered.
+/// Lets the vCPU into the guest, and calls `answer` with the exit that makes it leave.
 pub(super) fn run<T>(vcpu: &mut VcpuFd, answer: impl FnOnce(Exit<'_>) -> T) -> Result<T, Errno> {
     let exit = match vcpu.run()? {
         VcpuExit::IoIn(port, data) => {
@@ -48,7 +47,7 @@ pub(super) fn run<T>(vcpu: &mut VcpuFd, answer: impl FnOnce(Exit<'_>) -> T) -> R
     Ok(answer(exit))
 }
 
-/// Bytes of each access; 1 for what is none.
+/// Bytes of each port access; 1 for other exits.
 fn access_size(run: &kvm_run) -> usize {
     if run.exit_reason != KVM_EXIT_IO {
         return 1;

@@ -1,8 +1,7 @@
 //! Slows a guest down: its vCPUs run for a moment, stay out of the guest for a while, and so on.
 //!
-//! A guest that writes its memory faster than its pages can be sent never gets fewer pages left;
-//! slowed down enough, it does. All vCPUs stay out at the same time, so that those that spin do not
-//! wait for one that stands still.
+//! If a guest writes its memory faster than its pages can be sent, the pages left never get fewer, unless it is slowed
+//! down enough. All vCPUs stay out at the same time, so that none spins while it waits for one that is kept out.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -14,13 +13,13 @@ use log::warn;
 use super::crew::{Crew, KICK_AGAIN, Presence, Running, kick};
 use super::stop::VcpuError;
 
-/// How long the vCPUs run at a time; what they are slowed down by decides how long they stay out.
+/// How long the vCPUs run at a time. The percentage decides how long they stay out.
 const RUN: Duration = Duration::from_millis(10);
 
 /// The most that a guest can be slowed down by, in percent.
 pub const THROTTLE_MAX_PERCENT: u32 = 99;
 
-/// Slows vCPUs down for as long as it is kept.
+/// Slows vCPUs down as long as this lives.
 #[derive(Debug)]
 pub(super) struct Throttle {
     running: Arc<Running>,
@@ -36,7 +35,7 @@ impl Throttle {
     /// The vCPUs are out of the guest for `percent` of the time from now on; 0 ends that.
     pub(super) fn set(&mut self, percent: u32, crew: &Arc<Crew>) -> Result<(), VcpuError> {
         let percent = percent.min(THROTTLE_MAX_PERCENT);
-        // Under the lock, so that a thread that is about to wait sees it.
+        // Under the lock, so that a thread that is about to wait notices it.
         let alive = self.running.alive();
         self.running.throttle_percent.store(percent, Ordering::Release);
         self.running.changed.notify_all();
@@ -60,7 +59,7 @@ impl Throttle {
     }
 }
 
-/// Until the vCPUs are to end, or not to be slowed down any more.
+/// The throttling thread: runs until the vCPUs are to end, or to have their full speed.
 fn alternate(running: &Running, crew: &Crew) {
     while let Some(out) = time_out(running) {
         running.hold(out, crew);

@@ -1,5 +1,5 @@
-//! Guest RAM that is pinned stays as it is: whoever unmaps, protects, moves or discards any of it while its VM is
-//! there makes the kernel write back the caches of all CPUs, and ends the test.
+//! Checks that pinned guest RAM stays as it is: to unmap, protect, move or discard any of it while its VM is there
+//! would make the kernel write back the caches of all CPUs, and ends the test.
 
 use std::ffi::{c_int, c_long, c_void};
 

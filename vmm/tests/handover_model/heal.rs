@@ -1,4 +1,4 @@
-//! What becomes of a handover when faults end: a fair schedule, to its end.
+//! How a handover ends when faults end: a fair schedule, followed to its end.
 
 use sevferry::migration::handover::{
     Destination, DestinationInput, DestinationState, Resolution, Source, SourceInput, SourceState,

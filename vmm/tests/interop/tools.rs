@@ -1,5 +1,5 @@
-//! The tools that guest owners use, `sevctl` and `virt-qemu-sev-validate`, on the files that we make; and
-//! our platform on theirs. `scripts/interop-tools` gets them.
+//! Runs the tools of guest owners, `sevctl` and `virt-qemu-sev-validate`, on sevferry's files, and sevferry's
+//! platform on theirs. `scripts/interop-tools` gets them.
 
 #![expect(clippy::panic, reason = "a test whose program cannot be run fails")]
 
@@ -16,8 +16,8 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use platform::{Guest, Host};
 use sevferry::sev::Policy;
-use sevferry::sev::launch::{Measured, Secret};
-use sevferry::sev::packet::Header;
+use sevferry::sev::launch::{Measured, SealedSecret};
+use sevferry::sev::packet::PacketHeader;
 use sevferry::sev::software::Identity;
 use vmm_sys_util::tempdir::TempDir;
 use zerocopy::{FromBytes, IntoBytes};
@@ -125,8 +125,11 @@ fn in_base64(measured: &Measured) -> String {
     BASE64_STANDARD.encode(measured.measurement().to_bytes())
 }
 
-fn packet(header: &[u8], ciphertext: Vec<u8>) -> Secret {
-    Secret::new(Header::read_from_bytes(header).expect("a header of 52 bytes"), ciphertext)
+fn packet(header: &[u8], ciphertext: Vec<u8>) -> SealedSecret {
+    SealedSecret::new(
+        PacketHeader::read_from_bytes(header).expect("a header of 52 bytes"),
+        ciphertext,
+    )
 }
 
 /// `sevctl verify` finds every link of our chain good, and finds the one that is not.

@@ -1,5 +1,5 @@
-//! virtee's `sev` crate as the guest owner of our guests: what it makes is taken, and what we make it
-//! takes; and what neither must take, neither does.
+//! virtee's `sev` crate as the guest owner of sevferry's guests: each accepts what the other makes, and each refuses
+//! what it must refuse.
 
 mod platform;
 
@@ -12,11 +12,11 @@ use sev::launch::sev::{
 };
 use sev::parser::{Decoder, Encoder};
 use sev::session::{Initialized, Session};
-use sevferry::sev::launch::{LaunchError, Measured, Secret};
+use sevferry::sev::launch::{LaunchError, Measured, SealedSecret};
 use sevferry::sev::measurement::FirmwareVersion;
-use sevferry::sev::packet::Header;
+use sevferry::sev::packet::PacketHeader;
 use sevferry::sev::vendor::{Root, VendorChain};
-use sevferry::sev::{Policy, Status};
+use sevferry::sev::{Policy, SevStatus};
 use zerocopy::FromBytes;
 
 /// Something of theirs as it travels.
@@ -63,13 +63,13 @@ fn measurement(measured: &Measured) -> Measurement {
 }
 
 /// A packet of theirs, as it comes in files.
-fn packet(secret: &TheirSecret) -> Secret {
+fn packet(secret: &TheirSecret) -> SealedSecret {
     let whole = bytes(secret);
     let (header, ciphertext) = whole.split_at(52);
-    Secret::new(Header::read_from_bytes(header).expect("52 bytes"), ciphertext.to_vec())
+    SealedSecret::new(PacketHeader::read_from_bytes(header).expect("52 bytes"), ciphertext.to_vec())
 }
 
-fn status<T>(refused: Result<T, LaunchError>) -> Option<Status> {
+fn status<T>(refused: Result<T, LaunchError>) -> Option<SevStatus> {
     match refused.err() {
         Some(LaunchError::Start { cause, .. } | LaunchError::Secret { cause, .. }) => {
             cause.status()
@@ -175,9 +175,9 @@ fn we_refuse_a_session_for_something_else() {
     let (certificate, blob) = files(&session(policy).start(chain(&host)).expect("our chain"));
     let weaker = Policy::new(0).expect("a policy");
     let refused = host.start(weaker, (&certificate, &blob));
-    assert_eq!(status(refused), Some(Status::BAD_MEASUREMENT), "another policy");
+    assert_eq!(status(refused), Some(SevStatus::BAD_MEASUREMENT), "another policy");
     let refused = other.start(policy, (&certificate, &blob));
-    assert_eq!(status(refused), Some(Status::BAD_MEASUREMENT), "another host");
+    assert_eq!(status(refused), Some(SevStatus::BAD_MEASUREMENT), "another host");
     let pdh = host.certificates().pdh;
     let pdh = Certificate::decode(&mut pdh.as_bytes(), ()).expect("their form");
     let (certificate, blob) = files(&session(policy).start_pdh(pdh).expect("our PDH"));
@@ -207,17 +207,17 @@ fn we_refuse_a_secret_for_something_else() {
     let verified = owner.verify(&digest, build(host.version()), of_first).expect("our measurement");
     let secret = verified.secret(HeaderFlags::default(), &[7; 32]).expect("a packet");
     let refused = second.inject_secret(second_page, &packet(&secret));
-    assert_eq!(status(refused), Some(Status::BAD_MEASUREMENT), "another launch");
+    assert_eq!(status(refused), Some(SevStatus::BAD_MEASUREMENT), "another launch");
     for change in [0, 4, 20, 51] {
         let (mut header, ciphertext) = (bytes(&secret), secret.ciphertext.clone());
         header.truncate(52);
         *header.get_mut(change).expect("in the header") ^= 1;
-        let header = Header::read_from_bytes(&header).expect("52 bytes");
-        let refused = first.inject_secret(first_page, &Secret::new(header, ciphertext));
-        assert_eq!(status(refused), Some(Status::BAD_MEASUREMENT), "header byte {change}");
+        let header = PacketHeader::read_from_bytes(&header).expect("52 bytes");
+        let refused = first.inject_secret(first_page, &SealedSecret::new(header, ciphertext));
+        assert_eq!(status(refused), Some(SevStatus::BAD_MEASUREMENT), "header byte {change}");
     }
     first.inject_secret(first_page, &packet(&secret)).expect("the right one");
     let compressed = verified.secret(HeaderFlags::COMPRESSED, &[7; 32]).expect("a packet");
     let refused = first.inject_secret(first_page, &packet(&compressed));
-    assert_eq!(status(refused), Some(Status::UNSUPPORTED), "compressed");
+    assert_eq!(status(refused), Some(SevStatus::UNSUPPORTED), "compressed");
 }

@@ -1,4 +1,4 @@
-//! A destination that answers what it is told to answer.
+//! A scripted destination: it answers whatever the test says.
 
 use std::collections::BTreeMap;
 use std::io::{Error as IoError, ErrorKind, Read, Write};

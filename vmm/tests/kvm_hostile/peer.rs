@@ -1,4 +1,4 @@
-//! A source that says what it is told to say, and a destination that is the real one.
+//! A scripted source, which sends whatever the test says, and the real destination.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use sevferry::devices::SerialOutput;
 use sevferry::machine::config::PlatformKind;
-use sevferry::migration::destination::{Host, Received, receive};
+use sevferry::migration::destination::{ReceiveConfig, Received, receive};
 use sevferry::migration::handover::journal::{Journal, Side};
 use sevferry::migration::watch::{Sight, Wish};
 use sevferry::migration::wire::Message;
@@ -101,7 +101,7 @@ impl Bench {
                 create_dir_all(&directory)?;
                 Journal::open(&directory, vm, Side::Destination).map_err(IoError::other)
             };
-            let mut host = Host {
+            let mut host = ReceiveConfig {
                 devices: &[],
                 platform: self.platform.as_ref(),
                 output,

@@ -1,4 +1,4 @@
-//! Guests in this process: booted, listened to, and what they start from.
+//! Guests in this process: their files, how they are booted, and their serial output.
 #![expect(clippy::panic, reason = "what a test waits for in vain fails it")]
 
 use std::env;

@@ -1,4 +1,4 @@
-//! What several integration tests need: guests, processes of the program, and what they are given.
+//! Shared by several integration tests: guests, processes of the program, and their inputs.
 
 pub mod guest;
 pub mod owner;

@@ -6,7 +6,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
 use sevferry::sev::Policy;
 use sevferry::sev::certificate::Certificate;
-use sevferry::sev::launch::Secret;
+use sevferry::sev::launch::SealedSecret;
 use sevferry::sev::measurement::{Claim, FirmwareVersion, Measurement};
 use sevferry::sev::session::OwnerSession;
 use zerocopy::IntoBytes;
@@ -56,7 +56,7 @@ impl GuestOwner {
 
     /// Header and packet of a table with one password, for the guest that was measured so.
     pub fn seal(&self, measurement: &Measurement, password: &str) -> [Vec<u8>; 2] {
-        let sealed = Secret::seal(&self.0.keys, measurement, &table(password));
+        let sealed = SealedSecret::seal(&self.0.keys, measurement, &table(password));
         let (header, packet) = sealed.expect("randomness").into_parts();
         [header.as_bytes().to_vec(), packet]
     }

@@ -121,7 +121,7 @@ fn reached<'a>(graph: &'a Graph, file: &str) -> BTreeSet<&'a str> {
     seen
 }
 
-fn is_test(name: &str) -> bool {
+pub(crate) fn is_test(name: &str) -> bool {
     name.ends_with("tests.rs") || name.contains("/tests/")
 }
 

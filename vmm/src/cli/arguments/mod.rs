@@ -90,30 +90,30 @@ impl Arguments {
             _ => LevelFilter::Trace,
         };
         let task = match command {
-            Command::Run(run) => {
+            CliCommand::Run(run) => {
                 let (config, options) = run.options()?;
                 Task::Run { config, options }
             }
-            Command::Receive(receive) => Task::Receive(receive.options()),
-            Command::Migrate(migrate) => Task::Migrate(migrate.options()),
-            Command::Status(status) => Task::Ask(status.options()),
-            Command::Audit(audit) => Task::Ask(audit.options(Request::Audit)),
-            Command::Report(report) => Task::Ask(report.options(Request::Report)),
-            Command::InjectSecret(inject) => Task::Ask(inject.options()?),
-            Command::Continue(go) => Task::Ask(go.options(Request::Continue)),
-            Command::Cancel(cancel) => Task::Ask(cancel.options(Request::Cancel)),
-            Command::Resolve(resolve) => Task::Ask(resolve.options()),
-            Command::ResizeDisk(resize) => Task::Ask(resize.options()),
-            Command::Quit(quit) => Task::Ask(quit.options(Request::Quit)),
-            Command::Digest(digest) => Task::Digest(digest.options()?),
-            Command::Check(check) => match check.task() {
+            CliCommand::Receive(receive) => Task::Receive(receive.options()),
+            CliCommand::Migrate(migrate) => Task::Migrate(migrate.options()),
+            CliCommand::Status(status) => Task::Ask(status.options()),
+            CliCommand::Audit(audit) => Task::Ask(audit.options(Request::Audit)),
+            CliCommand::Report(report) => Task::Ask(report.options(Request::Report)),
+            CliCommand::InjectSecret(inject) => Task::Ask(inject.options()?),
+            CliCommand::Continue(go) => Task::Ask(go.options(Request::Continue)),
+            CliCommand::Cancel(cancel) => Task::Ask(cancel.options(Request::Cancel)),
+            CliCommand::Resolve(resolve) => Task::Ask(resolve.options()),
+            CliCommand::ResizeDisk(resize) => Task::Ask(resize.options()),
+            CliCommand::Quit(quit) => Task::Ask(quit.options(Request::Quit)),
+            CliCommand::Digest(digest) => Task::Digest(digest.options()?),
+            CliCommand::Check(check) => match check.task() {
                 CheckTask::Host(options) => Task::Check(options),
                 CheckTask::Migration(options) => Task::Preflight(options),
             },
-            Command::Certificates(CertificatesArguments { platform, out }) => {
+            CliCommand::Certificates(CertificatesArguments { platform, out }) => {
                 Task::Certificates { platform: platform.kind, out }
             }
-            Command::Probe => Task::Probe,
+            CliCommand::Probe => Task::Probe,
         };
         Ok(Self { log: LogOptions { level, file: log_file }, task })
     }
@@ -147,11 +147,11 @@ struct CommandLine {
     )]
     log_file: Option<PathBuf>,
     #[command(subcommand)]
-    command: Command,
+    command: CliCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum CliCommand {
     /// Boot a guest and be its console until it ends
     Run(RunArguments),
     /// Wait for a guest from another host and be its console until it ends

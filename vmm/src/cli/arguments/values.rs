@@ -14,7 +14,7 @@ use crate::page::RamLayout;
 use crate::sev::Policy;
 use crate::sev::endorsement::EndorsementFiles;
 use crate::sev::measurement::{MEASUREMENT_LEN, Measurement};
-use crate::sev::software::{Failure, Kernel, Model};
+use crate::sev::software::{Failure, KernelVersion, Model};
 
 /// How `--platform` is shown in the help.
 pub(crate) const PLATFORM: &str = "sev=software|hardware,...";
@@ -119,7 +119,7 @@ fn platform_kind(list: &KeyValues<'_>) -> Result<PlatformKind, BadKeyValues> {
     let model = Model {
         command_cost: list.parsed("command_cost_us", cost)?.unwrap_or_default(),
         pin_cost: list.parsed("pin_cost_us", cost)?.unwrap_or_default(),
-        kernel: list.parsed("kernel", str::parse::<Kernel>)?.unwrap_or(default.kernel),
+        kernel: list.parsed("kernel", str::parse::<KernelVersion>)?.unwrap_or(default.kernel),
         asids: list.parsed("asids", asids)?.unwrap_or(default.asids),
         failure: list.parsed("fail", str::parse::<Failure>)?,
         ..default

@@ -57,7 +57,7 @@ fn accepted(request: &Request) -> &'static str {
 /// Why there is no answer, or not the one hoped for.
 #[derive(Debug, Error)]
 pub(crate) enum AskError {
-    /// Nobody answers.
+    /// The guest's process does not answer.
     #[error(transparent)]
     Client(#[from] ClientError),
     /// Not now.
@@ -66,7 +66,7 @@ pub(crate) enum AskError {
         /// Why.
         reason: String,
     },
-    /// The guest has not told the truth.
+    /// The guest's reports and its page tables do not agree.
     #[error("the guest's page tables contradict its reports: {contradiction}")]
     Contradicted {
         /// Which pages.

@@ -16,17 +16,18 @@ use crate::stream::{create, write_all};
 /// other: `sev.chain` (PDH, PEK, OCA, CEK) and `ca.chain` (ASK, ARK), as `sevctl` takes them.
 ///
 /// # Errors
-/// [`ExportError`].
-pub(crate) fn export(platform: &PlatformKind, out: &Path) -> Result<(), ExportError> {
+/// [`CertificateExportError`].
+pub(crate) fn export(platform: &PlatformKind, out: &Path) -> Result<(), CertificateExportError> {
     if matches!(platform, PlatformKind::Software { identity: None, .. }) {
-        return Err(ExportError::NoIdentity);
+        return Err(CertificateExportError::NoIdentity);
     }
     let certificates = certificates_of(platform).map_err(Box::new)?;
-    create_dir_all(out).map_err(|cause| ExportError::File { path: out.to_owned(), cause })?;
+    create_dir_all(out)
+        .map_err(|cause| CertificateExportError::File { path: out.to_owned(), cause })?;
     for (name, bytes) in files(&certificates) {
         let path = out.join(name);
         let written = create(&path).and_then(|file| write_all(file, &bytes));
-        written.map_err(|cause| ExportError::File { path: path.clone(), cause })?;
+        written.map_err(|cause| CertificateExportError::File { path: path.clone(), cause })?;
         println!("{}", path.display());
     }
     Ok(())
@@ -51,8 +52,8 @@ fn files(certificates: &PlatformCertificates) -> [(&'static str, Vec<u8>); 8] {
 
 /// Why the files are not there.
 #[derive(Debug, Error)]
-pub(crate) enum ExportError {
-    /// They would be of nobody.
+pub(crate) enum CertificateExportError {
+    /// The platform's keys would end with this process.
     #[error(
         "the keys of sev=software are kept nowhere, and its certificates would end with this process: \
          add identity=DIR, and give it to run and receive too"

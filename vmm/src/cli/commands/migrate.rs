@@ -1,4 +1,4 @@
-//! `sevferry migrate`: has a guest moved, shows how far that is, and says how it ended.
+//! `sevferry migrate`: has a guest moved, shows the progress, and says how it ended.
 
 use std::io::Error as IoError;
 use std::path::{Path, absolute};
@@ -12,17 +12,16 @@ use signal_hook::iterator::Signals;
 use thiserror::Error;
 
 use crate::cli::arguments::MigrateOptions;
-use crate::cli::exit::Exit;
+use crate::cli::exit::ExitStatus;
 use crate::cli::show::{Display, End};
 use crate::control::api::{Outcome, Request, Response, State};
 use crate::control::{Client, ClientError, PATIENCE, ask};
 use crate::migration::{BadEndpoint, Endpoint};
 
-/// How often the progress is looked at.
+/// How often to ask for the progress.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Looks in a row that find the handover in doubt before the user is told: a doubt of a moment is
-/// part of every migration.
+/// The user is told of a doubt after this many looks in a row that find one: every migration is in doubt for a moment.
 const DOUBT_AFTER: u64 = 20;
 
 /// What the user is told then.
@@ -36,9 +35,9 @@ const GOES_ON: &str = "interrupted; the migration goes on until it is cancelled 
 /// What happens while a migration is waited for.
 #[derive(Debug)]
 enum News {
-    /// The guest's process says something, or is gone.
+    /// A response of the guest's process, or it is gone.
     Process(Result<Response, ClientError>),
-    /// How things stand.
+    /// The present status.
     Status(Result<Response, ClientError>),
     /// The user wants to give up.
     Interrupted,
@@ -48,13 +47,13 @@ enum News {
 ///
 /// # Errors
 /// [`MigrateError`]: the migration did not begin, or it is not known how it ended.
-pub(crate) fn migrate(options: &MigrateOptions) -> Result<Exit, MigrateError> {
+pub(crate) fn migrate(options: &MigrateOptions) -> Result<ExitStatus, MigrateError> {
     let mut request = options.request.clone();
     request.to = as_the_process_sees(&request.to)?;
     let client = Client::ask(&options.api_socket, &Request::Migrate(request))?;
     let (news, heard) = channel();
     forward_interrupts(news.clone())?;
-    // Threads wait for the guest's process, so that interrupts are heard meanwhile.
+    // Other threads wait for the guest's process, so that this one notices interrupts.
     let (path, looks) = (options.api_socket.clone(), news.clone());
     start("status", move || watch(&path, &looks))?;
     start("process", move || listen_to(&client, &news))?;
@@ -71,13 +70,13 @@ pub(crate) fn migrate(options: &MigrateOptions) -> Result<Exit, MigrateError> {
             }
             Ok(News::Interrupted) if is_cancelled => {
                 display.say(GOES_ON);
-                return Ok(Exit::GoesOn);
+                return Ok(ExitStatus::GoesOn);
             }
             Ok(News::Interrupted) => {
                 display.say("cancelling; interrupt again to stop waiting for that");
                 is_cancelled = true;
                 let path = options.api_socket.clone();
-                // The migration's own end tells the rest.
+                // The end of the migration says how it went.
                 let cancel = move || {
                     let answer = ask(&path, &Request::Cancel);
                     debug!("{answer:?}");
@@ -91,9 +90,9 @@ pub(crate) fn migrate(options: &MigrateOptions) -> Result<Exit, MigrateError> {
                 }
                 display.show(&status);
             }
-            // A look that fails says nothing: what the process says itself counts, and is on its way.
+            // A look that fails does not matter: the process's own response is on its way.
             Ok(News::Status(other)) => debug!("no status: {other:?}"),
-            // The listening thread cannot end without a word.
+            // Does not happen: the listening thread sends a last message.
             Err(RecvError) => return Err(MigrateError::AnotherAnswer),
         }
     }
@@ -104,7 +103,7 @@ fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Migrate
     started.map(|_detached| ()).map_err(MigrateError::Thread)
 }
 
-/// Looks now and then how things stand.
+/// Asks for the status now and then.
 fn watch(path: &Path, news: &Sender<News>) {
     loop {
         park_timeout(LOOK_EVERY);
@@ -114,7 +113,7 @@ fn watch(path: &Path, news: &Sender<News>) {
     }
 }
 
-/// What the last word of the guest's process means.
+/// What the last response of the guest's process means.
 fn end_of(answer: Result<Response, ClientError>, begun: bool) -> Result<End, MigrateError> {
     match answer {
         Ok(Response::Ended(summary)) => Ok(End::Told(summary)),
@@ -137,13 +136,13 @@ fn end_of(answer: Result<Response, ClientError>, begun: bool) -> Result<End, Mig
     }
 }
 
-fn exit_of(outcome: &Outcome) -> Exit {
+fn exit_of(outcome: &Outcome) -> ExitStatus {
     match outcome {
-        Outcome::Moved => Exit::Success,
-        Outcome::Kept(_) => Exit::Stayed,
-        Outcome::Ended(_) => Exit::GuestEnded,
-        Outcome::InDoubt(_) => Exit::InDoubt,
-        Outcome::Failed(_) => Exit::Failure,
+        Outcome::Moved => ExitStatus::Success,
+        Outcome::Kept(_) => ExitStatus::Stayed,
+        Outcome::Ended(_) => ExitStatus::GuestEnded,
+        Outcome::InDoubt(_) => ExitStatus::InDoubt,
+        Outcome::Failed(_) => ExitStatus::Failure,
     }
 }
 
@@ -161,7 +160,7 @@ pub(crate) fn as_the_process_sees(to: &Endpoint) -> Result<Endpoint, BadDirector
     }
 }
 
-/// Passes on what the guest's process says, up to its last word.
+/// Passes on the responses of the guest's process, up to the last.
 fn listen_to(client: &Client, news: &Sender<News>) {
     let mut responses = client.responses();
     let mut patience = Some(PATIENCE);
@@ -171,7 +170,7 @@ fn listen_to(client: &Client, news: &Sender<News>) {
         if news.send(News::Process(response)).is_err() || !more {
             return;
         }
-        // The migration takes as long as it takes; its own timeout ends it.
+        // No deadline here: the migration's own timeout ends it.
         patience = None;
     }
 }
@@ -202,7 +201,7 @@ pub(crate) enum BadDirectory {
 /// Why the guest was not moved, or why that is not known.
 #[derive(Debug, Error)]
 pub(crate) enum MigrateError {
-    /// Nobody answers.
+    /// The guest's process does not answer.
     #[error(transparent)]
     Client(#[from] ClientError),
     /// The guest's process could not.

@@ -13,22 +13,23 @@ use crate::cli::show::print_report;
 use crate::control::api::State;
 use crate::migration::destination::keep_answering;
 use crate::migration::journal::Side;
-use crate::migration::{Endpoint, Listener, NoSocket};
+use crate::migration::{Endpoint, Listener};
+use crate::socket_file::NoSocket;
 use crate::vcpu::VcpuError;
 
 /// Waits for a guest and stays until it or the user ends it, or it has moved away.
 ///
 /// # Errors
-/// [`ReceiveError`].
-pub(crate) fn receive(options: &ReceiveOptions) -> Result<Ending, ReceiveError> {
+/// [`ReceiveCommandError`].
+pub(crate) fn receive(options: &ReceiveOptions) -> Result<Ending, ReceiveCommandError> {
     warn_about(options.platform.as_ref().map(|platform| &platform.kind));
-    let listen = |cause| ReceiveError::Listen { endpoint: options.listen.clone(), cause };
+    let listen = |cause| ReceiveCommandError::Listen { endpoint: options.listen.clone(), cause };
     let mut listener = Listener::bind(&options.listen).map_err(listen)?;
     let mut process =
         GuestProcess::prepare(&options.serial, options.process.clone(), State::Waiting)?;
     eprintln!("sevferry: waiting for a guest at {}", options.listen);
     let Some((machine, answering)) =
-        receive_guest(&listener, options, &process).map_err(ReceiveError::Vcpu)?
+        receive_guest(&listener, options, &process).map_err(ReceiveCommandError::Vcpu)?
     else {
         return Ok(Ending::Quit);
     };
@@ -37,7 +38,7 @@ pub(crate) fn receive(options: &ReceiveOptions) -> Result<Ending, ReceiveError> 
     let directory = options.process.journal.clone();
     let journal =
         move |vm| open_journal(directory.as_deref(), vm, Side::Destination).map_err(IoError::other);
-    keep_answering(listener, answering, journal).map_err(ReceiveError::Thread)?;
+    keep_answering(listener, answering, journal).map_err(ReceiveCommandError::Thread)?;
     process.attach_console(machine.serial());
     let ended = run_until_end(&process, machine);
     // Before anything else is printed, and whatever the ending.
@@ -54,7 +55,7 @@ pub(crate) fn receive(options: &ReceiveOptions) -> Result<Ending, ReceiveError> 
 
 /// Why `sevferry receive` failed.
 #[derive(Debug, Error)]
-pub(crate) enum ReceiveError {
+pub(crate) enum ReceiveCommandError {
     /// No guest can reach us.
     #[error("listening at {endpoint}")]
     Listen {

@@ -8,7 +8,7 @@ use thiserror::Error;
 use crate::cli::arguments::{Pause, RunOptions};
 use crate::cli::exit::Ending;
 use crate::cli::process::{
-    Ended, GuestProcess, Held, NotContinued, ProcessError, hold, run_until_end, warn_about,
+    GuestEnd, GuestProcess, Held, NotContinued, ProcessError, hold, run_until_end, warn_about,
 };
 use crate::cli::say::settle;
 use crate::cli::show::{print_launch, print_report};
@@ -16,7 +16,7 @@ use crate::control::api::State;
 use crate::machine::pinning::Pinned;
 use crate::machine::{Config, EncryptedError, Machine, MachineError};
 
-/// How often it is said how far a guest's memory is.
+/// How often to show how much of a guest's memory is pinned.
 const SAY_EVERY: Duration = Duration::from_secs(2);
 
 /// Boots `config` and stays until the guest or the user ends it, or it has moved away.
@@ -44,7 +44,7 @@ fn boot_until_end(
     config: &Config,
     paused: Option<Pause>,
     process: &GuestProcess,
-) -> Result<Ended, RunError> {
+) -> Result<GuestEnd, RunError> {
     loop {
         let Some(machine) = build(config, process)? else { return Ok((Ending::Quit, None)) };
         if let Some(launch) = machine.launch() {

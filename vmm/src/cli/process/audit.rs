@@ -1,5 +1,5 @@
-//! What a guest's process does for `sevferry audit`, and before the guest is sent: what the guest has
-//! reported is held against its page tables, if its policy allows that.
+//! For `sevferry audit`, and before a guest is sent: compares what the guest has reported with its page tables, if its
+//! policy allows that.
 
 use log::warn;
 use thiserror::Error;
@@ -27,16 +27,18 @@ pub(crate) fn audit_guest(
     Ok(())
 }
 
-/// What the guest's page tables have against its reports, if its policy lets them be read.
+/// The contradiction between the guest's page tables and its reports, if there is one and its policy lets them be read.
 ///
 /// # Errors
 /// [`Gone`] if the guest does not run any more.
-pub(crate) fn contradiction(machine: &mut RunningMachine) -> Result<Option<Contradiction>, Gone> {
+pub(crate) fn contradiction(
+    machine: &mut RunningMachine,
+) -> Result<Option<ContradictedReports>, Gone> {
     if !machine.can_be_audited() {
         return Ok(None);
     }
     match machine.audit() {
-        Ok(audit) => Ok(reply_of(&audit).contradiction.map(Contradiction)),
+        Ok(audit) => Ok(reply_of(&audit).contradiction.map(ContradictedReports)),
         Err(Unaudited::Stopped) => Err(Gone::Ended),
         Err(Unaudited::Lost(cause)) => Err(Gone::Lost(cause)),
         Err(why) => {
@@ -46,7 +48,7 @@ pub(crate) fn contradiction(machine: &mut RunningMachine) -> Result<Option<Contr
     }
 }
 
-/// The asker and the process are told that the guest is lost.
+/// Tells the client that the guest is lost, and returns the error for the process.
 pub(crate) fn lost(cause: VcpuError, answer: &Answer) -> ProcessError {
     answer.give(Response::Error { message: chain_of(&cause) });
     ProcessError::Vcpu(cause)
@@ -55,12 +57,12 @@ pub(crate) fn lost(cause: VcpuError, answer: &Answer) -> ProcessError {
 /// The guest would arrive damaged.
 #[derive(Debug, Error)]
 #[error("the guest's page tables contradict its reports: {0}")]
-pub(crate) struct Contradiction(String);
+pub(crate) struct ContradictedReports(String);
 
 /// A guest does not run any more.
 #[derive(Debug)]
 pub(crate) enum Gone {
-    /// It has ended of its own; the inbox tells how.
+    /// It has ended by itself. The inbox has the event that says how.
     Ended,
     /// It could not go on.
     Lost(VcpuError),

@@ -1,4 +1,4 @@
-//! The terminal as the guest's serial console: raw mode, and the keys that are ours.
+//! The terminal as the guest's serial console: raw mode, and the key sequences that sevferry handles itself.
 
 use std::io::{Error as IoError, stdin};
 use std::os::fd::AsFd;
@@ -15,8 +15,8 @@ use crate::control::Event;
 use crate::devices::SerialPort;
 use crate::stream::read;
 
-/// How long a guest that takes nothing holds up a user who types on, once all room is used up: our own
-/// keys may be next.
+/// How long to wait for a guest that takes no input once the queue is full. After that, bytes are lost: the next keys
+/// may be sevferry's own.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Ctrl-A, which starts our own key sequences.
@@ -92,10 +92,10 @@ impl Console {
         }
     }
 
-    /// Reads `input` and gives it to the guest, on threads of their own, which end with the process.
+    /// Reads `input` and gives it to the guest, on two threads, which end with the process.
     ///
-    /// With `keys`, Ctrl-A sequences are ours, whatever the guest does; without (a pipe), every byte
-    /// is the guest's, and waits until it is taken.
+    /// With `keys`, Ctrl-A sequences are for sevferry, whatever the guest does. Without (a pipe), every byte is for the
+    /// guest, and waits until the guest takes it.
     pub(crate) fn read_input(
         &self,
         input: impl AsFd + Send + 'static,
@@ -110,7 +110,8 @@ impl Console {
             }
         };
         Builder::new().name("console-input".to_owned()).spawn(feeder)?;
-        let mut reader = Reader { keys: keys.then(Keys::default), typed, events, is_losing: false };
+        let mut reader =
+            KeyReader { keys: keys.then(Keys::default), typed, events, is_losing: false };
         let read_all = move || {
             let mut buffer = [0; 256];
             loop {
@@ -132,9 +133,9 @@ impl Console {
     }
 }
 
-/// Tells the guest's keys from ours.
-struct Reader {
-    /// `None`: all are the guest's.
+/// Separates the keys for the guest from those for sevferry.
+struct KeyReader {
+    /// `None` if all keys are for the guest.
     keys: Option<Keys>,
     typed: Arc<Typed>,
     events: Sender<Event>,
@@ -142,11 +143,11 @@ struct Reader {
     is_losing: bool,
 }
 
-impl Reader {
+impl KeyReader {
     fn hear(&mut self, byte: u8) {
-        let key = self.keys.as_mut().map_or(Key::Guest(byte), |keys| keys.press(byte));
+        let key = self.keys.as_mut().map_or(KeyPress::Guest(byte), |keys| keys.press(byte));
         let sent = match key {
-            Key::Guest(byte) => {
+            KeyPress::Guest(byte) => {
                 let is_lost = !self.typed.put(byte);
                 if is_lost && !self.is_losing {
                     warn!("the guest takes no input: what is typed is lost until it does");
@@ -154,13 +155,13 @@ impl Reader {
                 self.is_losing = is_lost;
                 return;
             }
-            Key::Pending => return,
-            Key::Help => {
+            KeyPress::Pending => return,
+            KeyPress::Help => {
                 eprint!("{HELP}");
                 return;
             }
-            Key::Report => self.events.send(Event::Report),
-            Key::Quit => self.events.send(Event::Quit),
+            KeyPress::Report => self.events.send(Event::Report),
+            KeyPress::Quit => self.events.send(Event::Quit),
         };
         if sent.is_err() {
             debug!("nobody listens for keys any more");
@@ -170,7 +171,7 @@ impl Reader {
 
 /// What a byte from the terminal means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Key {
+enum KeyPress {
     Guest(u8),
     Pending,
     Help,
@@ -185,17 +186,17 @@ struct Keys {
 }
 
 impl Keys {
-    fn press(&mut self, byte: u8) -> Key {
+    fn press(&mut self, byte: u8) -> KeyPress {
         if !self.prefixed {
             self.prefixed = byte == PREFIX;
-            return if self.prefixed { Key::Pending } else { Key::Guest(byte) };
+            return if self.prefixed { KeyPress::Pending } else { KeyPress::Guest(byte) };
         }
         self.prefixed = false;
         match byte {
-            b'x' => Key::Quit,
-            b'r' => Key::Report,
-            PREFIX => Key::Guest(PREFIX),
-            _ => Key::Help,
+            b'x' => KeyPress::Quit,
+            b'r' => KeyPress::Report,
+            PREFIX => KeyPress::Guest(PREFIX),
+            _ => KeyPress::Help,
         }
     }
 }
@@ -271,7 +272,7 @@ mod tests {
         assert_eq!(got, text);
     }
 
-    fn pressed(bytes: &[u8]) -> Vec<Key> {
+    fn pressed(bytes: &[u8]) -> Vec<KeyPress> {
         let mut keys = Keys::default();
         bytes.iter().map(|&byte| keys.press(byte)).collect()
     }
@@ -279,14 +280,17 @@ mod tests {
     /// Everything but Ctrl-A goes to the guest, Ctrl-C too.
     #[test]
     fn plain_keys_are_the_guests() {
-        assert_eq!(pressed(b"a\x03"), [Key::Guest(b'a'), Key::Guest(3)]);
+        assert_eq!(pressed(b"a\x03"), [KeyPress::Guest(b'a'), KeyPress::Guest(3)]);
     }
 
     /// Ctrl-A x ends, Ctrl-A Ctrl-A sends one Ctrl-A, and anything else explains.
     #[test]
     fn ctrl_a_starts_our_keys() {
-        assert_eq!(pressed(b"\x01x"), [Key::Pending, Key::Quit]);
-        assert_eq!(pressed(b"\x01\x01x"), [Key::Pending, Key::Guest(1), Key::Guest(b'x')]);
-        assert_eq!(pressed(b"\x01?b"), [Key::Pending, Key::Help, Key::Guest(b'b')]);
+        assert_eq!(pressed(b"\x01x"), [KeyPress::Pending, KeyPress::Quit]);
+        assert_eq!(
+            pressed(b"\x01\x01x"),
+            [KeyPress::Pending, KeyPress::Guest(1), KeyPress::Guest(b'x')]
+        );
+        assert_eq!(pressed(b"\x01?b"), [KeyPress::Pending, KeyPress::Help, KeyPress::Guest(b'b')]);
     }
 }

@@ -1,4 +1,4 @@
-//! What outlives a machine in the process that has a guest: its console, its signals and its API socket.
+//! The parts of a guest's process that live longer than a machine: the console, the signals and the API socket.
 
 use std::cell::{Cell, RefCell};
 use std::io::{Error as IoError, stdin, stdout};
@@ -27,11 +27,10 @@ use crate::vcpu::VcpuError;
 const SOFTWARE_WARNING: &str = "the software SEV platform gives NO confidentiality: it is for \
      development and tests, and its keys live in this process";
 
-/// A process that has a guest, or waits for one. One thread runs it: it waits for what happens, and for
-/// what is asked.
+/// A process that has a guest, or waits for one. One thread runs it. It waits for events and requests.
 #[derive(Debug)]
 pub(crate) struct GuestProcess {
-    /// Dropped before the server: a client that still waits is told that there is no answer.
+    /// Dropped before the server, so that a client that still waits is told that there is no answer.
     pub(crate) inbox: Inbox,
     pub(crate) events: Sender<Event>,
     pub(crate) board: Arc<StatusBoard>,
@@ -45,7 +44,7 @@ pub(crate) struct GuestProcess {
     pub(crate) output: SerialOutput,
     /// The guest's identity, and the last attempt to move it.
     transfer: Cell<Transfer>,
-    /// Attempts after which the guest ran on here, the last ones last.
+    /// Attempts after which the guest ran on here, the latest last.
     abandoned: RefCell<Vec<Abandoned>>,
 }
 
@@ -105,13 +104,13 @@ impl GuestProcess {
         Transfer { vm, epoch: epoch.saturating_add(1) }
     }
 
-    /// What the next offer says of earlier ones: wherever a copy has stayed, it is of no use.
+    /// The earlier attempts that the next offer names: a copy that one of them has left at a host is useless.
     pub(crate) fn abandoned(&self) -> Vec<Abandoned> {
         self.abandoned.borrow().clone()
     }
 
-    /// The guest runs on here after an attempt. Of very many, the first are forgotten: if a copy has
-    /// stayed of one of those, a person discards it there.
+    /// The guest runs on here after an attempt. If there are too many, the first are forgotten: a copy that one of
+    /// those has left is for a person to discard.
     pub(crate) fn abandon(&self, attempt: Option<Abandoned>) {
         let mut all = self.abandoned.borrow_mut();
         all.extend(attempt);
@@ -124,7 +123,7 @@ impl GuestProcess {
         self.transfer.set(transfer);
     }
 
-    /// The terminal is as it was before: what is printed from now on is ours.
+    /// Sets the terminal back to what it was before. Only sevferry prints to it from now on.
     pub(crate) fn leave_terminal(&mut self) {
         self.terminal = None;
     }
@@ -134,7 +133,7 @@ impl GuestProcess {
         self.console.attach(Some(port));
     }
 
-    /// There is no guest that takes what is typed.
+    /// No guest takes what is typed from now on.
     pub(crate) fn detach_console(&self) {
         self.console.attach(None);
     }

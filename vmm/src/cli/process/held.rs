@@ -17,13 +17,13 @@ use crate::text::chain_of;
 /// What became of a guest that waited.
 #[derive(Debug)]
 pub(crate) enum Held {
-    /// It was let run.
+    /// It runs now.
     Runs(Box<RunningMachine>),
-    /// It was ended, this being how things stood.
+    /// It was ended. With a last report.
     Ended(Box<Report>),
 }
 
-/// Waits until somebody lets the guest of `machine` run, or ends it.
+/// Waits for the request that lets the guest of `machine` run, or ends it.
 ///
 /// # Errors
 /// [`NotContinued`].
@@ -81,7 +81,7 @@ fn inject(request: &InjectRequest, machine: &Machine) -> Result<(), String> {
 /// The guest was not let run, or could not.
 #[derive(Debug, Error)]
 pub(crate) enum NotContinued {
-    /// Nobody came.
+    /// No request came in time.
     #[error("nobody let the guest run within the {seconds} s of --paused")]
     Late {
         /// For how long it waited.

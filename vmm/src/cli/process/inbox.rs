@@ -1,4 +1,4 @@
-//! What has happened and was not dealt with yet, also while a migration keeps the process busy.
+//! The queue of events that the process has not handled yet, also while a migration keeps it busy.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -9,23 +9,23 @@ use std::time::{Duration, Instant};
 use log::warn;
 
 use crate::control::api::{Request, Resolution, Response, State};
-use crate::control::policy::{Decision, NOT_NOW, decide};
+use crate::control::policy::{Admission, NOT_NOW, decide};
 use crate::control::{Answer, Event, StatusBoard};
 use crate::migration::watch::Wish;
 use crate::migration::wire::Reason;
 use crate::text::chain_of;
 use crate::vcpu::Stop;
 
-/// The process's queue. A request leaves it only if it can be done now; the others are answered here.
+/// The process's queue. A request leaves it only if it can be done now. The others are answered here.
 #[derive(Debug)]
 pub(crate) struct Inbox {
     happened: Receiver<Event>,
-    /// Says what the process is at.
+    /// Has the state of the process.
     board: Arc<StatusBoard>,
     deferred: RefCell<Deferred>,
 }
 
-/// What happened during a migration, for afterwards.
+/// Events during a migration that are kept for afterwards.
 #[derive(Debug, Default)]
 struct Deferred {
     stops: VecDeque<Stop>,
@@ -35,7 +35,7 @@ struct Deferred {
     decision: Option<(Resolution, Answer)>,
 }
 
-/// How a guest has ended of its own.
+/// How a guest has ended by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum OwnEnd {
     /// It asked for a reset.
@@ -56,12 +56,12 @@ impl From<&Stop> for OwnEnd {
 }
 
 impl Inbox {
-    /// What comes through `happened`, in order.
+    /// The queue of what comes through `happened`, in order.
     pub(crate) fn new(happened: Receiver<Event>, board: Arc<StatusBoard>) -> Self {
         Self { happened, board, deferred: RefCell::default() }
     }
 
-    /// Waits for what is to be done next.
+    /// Waits for the next event to handle.
     pub(crate) fn next(&self) -> Event {
         loop {
             let deferred = self.deferred.borrow_mut().take();
@@ -72,8 +72,7 @@ impl Inbox {
         }
     }
 
-    /// Waits for what is to be done next, until `deadline` if there is one; `None` if nothing has come
-    /// by then.
+    /// Waits for the next event to handle, until `deadline` if there is one. `None` if there is no event by then.
     pub(crate) fn next_by(&self, deadline: Option<Instant>) -> Option<Event> {
         let Some(deadline) = deadline else { return Some(self.next()) };
         loop {
@@ -90,17 +89,17 @@ impl Inbox {
         }
     }
 
-    /// What there is to do for `event` now; `None` if it has been answered.
+    /// The event, if the process has to handle it; `None` if it is answered here.
     fn take_up(&self, event: Event, is_busy: bool) -> Option<Event> {
         let Event::Request(request, answer) = event else { return Some(event) };
         match decide(self.board.state(), is_busy, &request) {
-            Decision::FromBoard => answer.give(self.board.answer(&request, Duration::ZERO)),
-            Decision::Refuse(why) => answer.refuse(why),
-            Decision::Do if request == Request::Quit => {
+            Admission::FromBoard => answer.give(self.board.answer(&request, Duration::ZERO)),
+            Admission::Refuse(why) => answer.refuse(why),
+            Admission::Do if request == Request::Quit => {
                 answer.give(Response::Accepted);
                 return Some(Event::Quit);
             }
-            Decision::Do => return Some(Event::Request(request, answer)),
+            Admission::Do => return Some(Event::Request(request, answer)),
         }
         None
     }
@@ -110,22 +109,22 @@ impl Inbox {
         self.deferred.borrow_mut().stops.pop_front()
     }
 
-    /// How the guest of a migration that is over has ended meanwhile, if it has; [`Inbox::next`] tells
-    /// it again.
+    /// How the guest has ended during the migration that is over now, if it has. [`Inbox::next`] will return that event
+    /// too.
     pub(crate) fn why_it_ended(&self) -> Option<OwnEnd> {
-        // What has not been looked at yet may be the guest's end. A wish stays in the queue.
+        // The guest's end may still be in the channel. This moves it to `deferred`, and a wish stays there too.
         let _for_later = self.wish();
         self.deferred.borrow().stops.front().map(OwnEnd::from)
     }
 
-    /// The decision that was passed on cannot be carried out.
+    /// Refuses the decision that was passed on: it cannot be carried out.
     pub(crate) fn refuse_decision(&self, why: &str) {
         if let Some((_, answer)) = self.deferred.borrow_mut().decision.take() {
             answer.refuse(why);
         }
     }
 
-    /// The doubt is over, and ended as if this had been decided.
+    /// The doubt is over, and has ended as if `as_if` had been decided: answers the decision that waits.
     pub(crate) fn settle_decision(&self, as_if: Resolution) {
         match self.deferred.borrow_mut().decision.take() {
             Some((wanted, answer)) if wanted == as_if => answer.give(Response::Accepted),
@@ -137,9 +136,8 @@ impl Inbox {
         }
     }
 
-    /// What is wished of the migration that is under way, or of whatever else keeps the process busy,
-    /// without waiting. In doubt that is a decision and nothing else: a process that ended then might
-    /// take the only copy of the guest with it.
+    /// The present wish about the migration, or whatever else keeps the process busy. Never waits. In doubt only a
+    /// decision counts: if the process ended then, the only copy of the guest might be lost.
     ///
     /// Requests that need an idle process are refused here, so that no client waits for hours.
     pub(crate) fn wish(&self) -> Option<Wish> {
@@ -244,8 +242,7 @@ mod tests {
         assert_eq!(wished(&inbox), None);
     }
 
-    /// How a guest ended during its migration is known before the event is taken, also when nobody has
-    /// looked since.
+    /// The end of a guest during its migration is known before its event is taken, also if no wish was asked for since.
     #[test]
     fn the_end_of_a_guest_is_known_when_its_migration_is_over() {
         let gone = |how: &str| Some(OwnEnd::Gone(how.to_owned()));

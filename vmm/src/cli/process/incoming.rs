@@ -1,4 +1,4 @@
-//! A guest on its way in: what a process does that waits for one.
+//! Waits for a guest, and takes it over.
 
 use std::io::Error as IoError;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::cli::arguments::ReceiveOptions;
 use crate::control::api::{Outcome, Resolution, State};
 use crate::machine::RunningMachine;
 use crate::migration::destination::{
-    Answering, Host, Prepared, Received, Taken, receive, take_over,
+    Answering, Prepared, ReceiveConfig, Received, Taken, receive, take_over,
 };
 use crate::migration::journal::Side;
 use crate::migration::wire::{NotRunning, Transfer, VmId};
@@ -20,11 +20,11 @@ use crate::migration::{Caller, Line, Listener, Lobby};
 use crate::text::chain_of;
 use crate::vcpu::VcpuError;
 
-/// How often the user's wish to end is looked at.
+/// How often to check whether the user wants to end.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Takes over the guest that comes; `None` if the user ended the wait. A guest that cannot be taken
-/// stays where it is, and the next one is waited for.
+/// Takes over the next guest that comes; `None` if the user ended the wait. A guest that cannot be taken stays at its
+/// source, and this waits for the next.
 ///
 /// # Errors
 /// [`VcpuError`] if the guest that this host owns cannot run.
@@ -49,7 +49,7 @@ pub(crate) fn receive_guest(
         let prepared = match prepare(caller, listener, options, &mut watcher, process) {
             Some(Came::Guest(prepared)) => prepared,
             Some(Came::Answered(transfer, because, line)) => {
-                // A source that waits for a person asks every second.
+                // A source that waits for a person's decision asks every second.
                 if told.replace((transfer, because)) != Some((transfer, because)) {
                     notice!("sevferry: the source of {transfer} asks for it: {because}");
                 }
@@ -60,7 +60,7 @@ pub(crate) fn receive_guest(
         };
         let (transfer, account) = (prepared.transfer, prepared.account.clone());
         watcher.show(account.now());
-        // From here on quitting is refused: what was asked before that must be heard before it.
+        // From here on quitting is refused. Requests that came before this must be handled before it.
         if process.inbox.wish().is_some() {
             prepared.refuse("receiving was stopped");
             return Ok(None);
@@ -88,7 +88,7 @@ pub(crate) fn receive_guest(
     }
 }
 
-/// The next to connect and say something; `None` if nobody does for a while.
+/// The next connection with a first message; `None` if there is none for a while.
 fn greet_next(listener: &Listener, lobby: &mut Lobby) -> Option<Caller> {
     match lobby.hear(listener, LOOK_EVERY)? {
         Ok(caller) => Some(caller),
@@ -99,16 +99,16 @@ fn greet_next(listener: &Listener, lobby: &mut Lobby) -> Option<Caller> {
     }
 }
 
-/// What there is to go on with after somebody has called.
+/// The result of a connection.
 #[derive(Debug)]
 enum Came {
     /// A guest.
     Guest(Box<Prepared>),
-    /// The source of an earlier one was answered, and may have more to say.
+    /// The source of an earlier guest was answered, and may have more to say.
     Answered(Transfer, NotRunning, Line),
 }
 
-/// Receives a guest whole, or says why it does not come.
+/// Receives a guest completely, or says why it does not come.
 fn prepare(
     caller: Caller,
     listener: &Listener,
@@ -124,7 +124,7 @@ fn prepare(
     };
     let silence = options.silence;
     let (devices, output) = (&options.devices, &process.output);
-    let mut host = Host { platform, devices, output, journal: &mut journal, silence };
+    let mut host = ReceiveConfig { platform, devices, output, journal: &mut journal, silence };
     let received = receive(caller, listener, &mut host, watcher);
     if !matches!(received, Ok(Received::Guest(_))) {
         process.board.show(State::Waiting);

@@ -36,7 +36,7 @@ pub(crate) fn open_journal(
     Ok(Journal::open(&directory, vm, side)?)
 }
 
-/// [`open_journal`], and sure that the lines of a handover find room there: else nothing is begun.
+/// [`open_journal`], with room reserved for the lines of a handover. Without that room nothing is begun.
 ///
 /// # Errors
 /// [`NoJournal`].
@@ -50,8 +50,7 @@ pub(crate) fn open_with_room(
     Ok(journal)
 }
 
-/// Says which guests a process that is gone has left in doubt, and has their destinations asked what
-/// became of them.
+/// Tells the user which guests were in doubt when their process ended, and begins to ask their destinations about them.
 pub(crate) fn finish_handovers(directory: Option<&Path>) {
     let directory = directory.map_or_else(default_directory, Path::to_owned);
     if !directory.exists() {
@@ -81,7 +80,7 @@ fn tell_fate(record: &Record, fate: Fate) {
     }
 }
 
-/// Survives a restart of the host: a handover that is in doubt must.
+/// A directory that survives a restart of the host, because a handover in doubt must survive it.
 fn default_directory() -> PathBuf {
     let home = || var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
     if geteuid().is_root() {

@@ -1,4 +1,4 @@
-//! The process that has a guest, or waits for one: it runs the guest, and does what it is asked to.
+//! The process that has a guest, or waits for one: it runs the guest and serves requests.
 
 mod audit;
 mod console;
@@ -18,4 +18,4 @@ pub(crate) use held::{Held, NotContinued, hold};
 pub(crate) use incoming::receive_guest;
 pub(crate) use journals::{NoJournal, open_journal};
 pub(crate) use outgoing::options_of;
-pub(crate) use running::{Ended, run_until_end};
+pub(crate) use running::{GuestEnd, run_until_end};

@@ -1,4 +1,4 @@
-//! A guest on its way out: what its process does for `sevferry migrate`.
+//! Sends a guest to another host: what its process does for `sevferry migrate`.
 
 use std::error::Error;
 
@@ -13,7 +13,7 @@ use crate::control::Answer;
 use crate::control::api::{MigrateRequest, Outcome, Resolution, Response, State, Summary};
 use crate::machine::{RunningMachine, Unaudited};
 use crate::migration::journal::Side;
-use crate::migration::preflight::{Candidate, Hindrance, Side as At};
+use crate::migration::preflight::{Candidate, Hindrance};
 use crate::migration::progress::Progress;
 use crate::migration::source::{Ended, Options, send};
 use crate::migration::wire::{Abandoned, Transfer};
@@ -21,16 +21,16 @@ use crate::text::chain_of;
 
 /// Where the guest is now.
 #[derive(Debug)]
-pub(crate) enum Sent {
+pub(crate) enum Departure {
     /// At the destination.
     Moved,
     /// Still here, running.
     Stayed(Box<RunningMachine>),
-    /// It ended by itself meanwhile; the inbox tells how.
+    /// It ended by itself meanwhile. The inbox has the event that says how.
     Ended,
 }
 
-/// Sends the guest to `request.to`; tells the asker when it has begun and how it ended.
+/// Sends the guest to `request.to`. Tells the client when it has begun and how it ended.
 ///
 /// # Errors
 /// [`ProcessError::Vcpu`] if the guest could not be resumed after a migration that failed.
@@ -39,19 +39,19 @@ pub(crate) fn send_guest(
     request: &MigrateRequest,
     answer: &Answer,
     process: &GuestProcess,
-) -> Result<Sent, ProcessError> {
+) -> Result<Departure, ProcessError> {
     match contradiction(&mut machine) {
         Ok(None) => {}
         Ok(Some(found)) => {
             answer.refuse(found.to_string());
-            return Ok(Sent::Stayed(Box::new(machine)));
+            return Ok(Departure::Stayed(Box::new(machine)));
         }
         Err(Gone::Ended) => {
             let outcome = outcome_of_its_end(process)
                 .unwrap_or_else(|| Outcome::Ended("it stopped".to_owned()));
             let summary = Summary::of_nothing(process.following_transfer(), Side::Source, outcome);
             answer.give(Response::Ended(Box::new(summary)));
-            return Ok(Sent::Stayed(Box::new(machine)));
+            return Ok(Departure::Stayed(Box::new(machine)));
         }
         Err(Gone::Lost(cause)) => return Err(lost(cause, answer)),
     }
@@ -61,7 +61,7 @@ pub(crate) fn send_guest(
         Ok(journal) => journal,
         Err(cause) => {
             answer.refuse(chain_of(&cause));
-            return Ok(Sent::Stayed(Box::new(machine)));
+            return Ok(Departure::Stayed(Box::new(machine)));
         }
     };
     for doubt in machine.doubts() {
@@ -73,22 +73,22 @@ pub(crate) fn send_guest(
     answer.give(Response::Accepted);
     let (sent, mut summary) =
         match send(machine, &options, &mut journal, &process.events, &mut watcher) {
-            Ok(Ended::Moved(summary)) => (Sent::Moved, summary),
+            Ok(Ended::Moved(summary)) => (Departure::Moved, summary),
             Ok(Ended::Stayed { machine, summary, abandoned }) => {
                 process.abandon(abandoned);
-                (machine.map_or(Sent::Ended, Sent::Stayed), summary)
+                (machine.map_or(Departure::Ended, Departure::Stayed), summary)
             }
             Err(cause) => return Err(lost(cause, answer)),
         };
-    if !matches!(sent, Sent::Moved)
+    if !matches!(sent, Departure::Moved)
         && let Some(outcome) = outcome_of_its_end(process)
     {
         summary.outcome = outcome;
     }
     watcher.end();
     process.inbox.settle_decision(match sent {
-        Sent::Moved => Resolution::Discard,
-        Sent::Stayed(_) | Sent::Ended => Resolution::Keep,
+        Departure::Moved => Resolution::Discard,
+        Departure::Stayed(_) | Departure::Ended => Resolution::Keep,
     });
     let said = format!("sevferry: {summary}");
     answer.give(Response::Ended(summary));
@@ -96,7 +96,7 @@ pub(crate) fn send_guest(
     Ok(sent)
 }
 
-/// What it means for its migration that the guest has ended of its own; `None` if it has not.
+/// The migration's outcome if the guest has ended by itself; `None` if it has not.
 fn outcome_of_its_end(process: &GuestProcess) -> Option<Outcome> {
     Some(match process.inbox.why_it_ended()? {
         OwnEnd::Reset if process.reboots => {
@@ -125,7 +125,7 @@ pub(crate) fn check_guest(
         }
         Err(Gone::Lost(cause)) => return Err(lost(cause, answer)),
     };
-    let own = |subject, cause: &dyn Error| Hindrance::new(At::Source, subject, cause);
+    let own = |subject, cause: &dyn Error| Hindrance::new(Side::Source, subject, cause);
     let mut found: Vec<_> =
         contradiction.iter().map(|contradiction| own("page status", contradiction)).collect();
     let transfer = process.following_transfer();
@@ -138,7 +138,7 @@ pub(crate) fn check_guest(
     Ok(())
 }
 
-/// A request as the engine takes it.
+/// The migration engine's options for a request.
 pub(crate) fn options_of(
     request: &MigrateRequest,
     transfer: Transfer,

@@ -1,8 +1,8 @@
-//! A guest that runs, until it ends or has moved: its process does what it is asked to.
+//! The loop of a guest that runs: its process handles events and requests until the guest ends or has moved.
 
 use super::audit::audit_guest;
 use super::guest_process::{GuestProcess, ProcessError};
-use super::outgoing::{Sent, check_guest, send_guest};
+use super::outgoing::{Departure, check_guest, send_guest};
 use crate::cli::arguments::ReportFormat;
 use crate::cli::exit::Ending;
 use crate::cli::show::{print_report, report_json};
@@ -13,8 +13,8 @@ use crate::machine::{Report, RunningMachine};
 use crate::text::chain_of;
 use crate::vcpu::Stop;
 
-/// How a guest ended, and what could be said about it last; nothing if it is gone.
-pub(crate) type Ended = (Ending, Option<Report>);
+/// How a guest ended, and the last report about it; no report if it is not here any more.
+pub(crate) type GuestEnd = (Ending, Option<Report>);
 
 /// Runs `machine`'s guest until it ends, is ended, or has moved to another host.
 ///
@@ -23,7 +23,7 @@ pub(crate) type Ended = (Ending, Option<Report>);
 pub(crate) fn run_until_end(
     process: &GuestProcess,
     mut machine: RunningMachine,
-) -> Result<Ended, ProcessError> {
+) -> Result<GuestEnd, ProcessError> {
     process.board.show_launch(machine.launch());
     process.board.show_devices(machine.watch_devices());
     process.board.show_running(machine.watch_pages());
@@ -37,9 +37,9 @@ pub(crate) fn run_until_end(
             }
             Event::Request(Request::Migrate(request), answer) => {
                 match send_guest(machine, &request, &answer, process)? {
-                    Sent::Stayed(running) => machine = *running,
-                    Sent::Ended => return ended(process),
-                    Sent::Moved => {
+                    Departure::Stayed(running) => machine = *running,
+                    Departure::Ended => return ended(process),
+                    Departure::Moved => {
                         process.board.show(State::Moved);
                         process.detach_console();
                         return Ok((Ending::Moved, None));
@@ -69,8 +69,8 @@ pub(crate) fn run_until_end(
     outcome.map(|ending| (ending, Some(last)))
 }
 
-/// The guest has ended of its own, while it was not with us.
-fn ended(process: &GuestProcess) -> Result<Ended, ProcessError> {
+/// The guest has ended by itself, while a migration had it.
+fn ended(process: &GuestProcess) -> Result<GuestEnd, ProcessError> {
     process.detach_console();
     let ending = process.inbox.stopped().map_or(Ok(Ending::Quit), ending_of);
     ending.map(|ending| (ending, None))

@@ -12,17 +12,17 @@ use signal_hook::iterator::Signals;
 
 use crate::control::Event;
 
-/// Signals that would end the process at once, and leave the terminal raw and the sockets behind: they
-/// end the guest in order. Those of a program that has gone wrong (SIGSEGV and its like) are not among
-/// them. SIGPWR and SIGSTKFLT have no names in `signal_hook`.
+/// Signals that would end the process at once, and leave the terminal raw and the sockets behind. Instead they end the
+/// guest in order. Signals of a faulty program (such as SIGSEGV) are not among them. SIGPWR and SIGSTKFLT have no names
+/// in `signal_hook`.
 const ENDING: [i32; 12] = [
     SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR2, SIGALRM, SIGVTALRM, SIGPROF, SIGIO, SIGXCPU, SIGPWR,
     SIGSTKFLT,
 ];
 
-/// [`ENDING`] and the real-time signals end the guest; but the first of these brings vCPUs out of the
-/// guest. SIGUSR1 asks for a report. SIGXFSZ would end it too: a file that may not grow any more fails
-/// its writer and nobody else.
+/// [`ENDING`] and the real-time signals end the guest, except the first real-time signal, which makes vCPUs leave the
+/// guest. SIGUSR1 asks for a report. SIGXFSZ is ignored, because it would end the process: if a file may not grow any
+/// more, only the write to it fails.
 pub(crate) fn forward_signals(events: Sender<Event>) -> Result<(), IoError> {
     let real_time = SIGRTMIN() + 1..=SIGRTMAX();
     let mut signals = Signals::new(ENDING.into_iter().chain(real_time).chain([SIGUSR1, SIGXFSZ]))?;

@@ -1,7 +1,7 @@
-//! What was typed and the guest has not taken yet.
+//! The bytes that were typed and that the guest has not taken yet.
 //!
-//! The thread that reads the keyboard puts bytes in and goes on; another thread gives them to the guest. So a
-//! guest that does not read holds up no key that is ours.
+//! The thread that reads the keyboard puts bytes in and goes on. Another thread gives them to the guest. So a guest
+//! that does not read does not delay the keys that are for sevferry.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -18,7 +18,7 @@ const AT_ONCE: usize = 64;
 pub(crate) struct Typed {
     waiting: Mutex<Waiting>,
     changed: Condvar,
-    /// How long a full queue is waited for after something was last taken; `None` is for ever.
+    /// How long to wait for a full queue, since something was last taken out of it; `None` is for ever.
     patience: Option<Duration>,
 }
 
@@ -35,8 +35,7 @@ impl Typed {
         Self { waiting: Mutex::new(waiting), changed: Condvar::new(), patience }
     }
 
-    /// Puts `byte` in. False: the queue is full, nothing was taken out of it for too long, and the byte
-    /// is lost.
+    /// Puts `byte` in. False if the byte is lost: the queue is full, and nothing was taken out of it for too long.
     pub(crate) fn put(&self, byte: u8) -> bool {
         let mut waiting = self.lock();
         while waiting.bytes.len() >= BYTES_MAX {
@@ -57,7 +56,7 @@ impl Typed {
         true
     }
 
-    /// Takes the next bytes out, at least one; waits for it.
+    /// Takes the next bytes out. Waits for at least one.
     pub(crate) fn take(&self) -> Vec<u8> {
         let mut waiting = self.lock();
         while waiting.bytes.is_empty() {
@@ -84,7 +83,7 @@ mod tests {
         number.to_le_bytes()[0]
     }
 
-    /// However much is put in, it comes out in order, and nothing is lost while somebody takes.
+    /// However much is put in, it comes out in order, and nothing is lost while the bytes are taken.
     #[test]
     fn all_bytes_come_out_in_order() {
         const COUNT: usize = 3 * BYTES_MAX;
@@ -101,7 +100,7 @@ mod tests {
         }
     }
 
-    /// Where nobody takes, what does not fit is lost instead of waited for; what did fit is not.
+    /// If nothing takes the bytes, those that do not fit are lost without a wait. Those that did fit are kept.
     #[test]
     fn a_full_queue_is_not_waited_for_for_ever() {
         let typed = Typed::new(Some(Duration::from_millis(1)));

@@ -1,5 +1,5 @@
-//! The process of a guest watches its migration, at either host: it shows how far that is, and passes on what
-//! its users wish.
+//! The guest's process as the watch of its migration, at either host: it shows the progress, and passes on what its
+//! users wish.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,7 +14,7 @@ pub(crate) struct Watcher<'a> {
     process: &'a GuestProcess,
     /// Until there is a doubt.
     state: State,
-    /// What the status board shows, once there is something.
+    /// The progress that the status board shows, once there is one.
     shown: Option<Arc<Mutex<Progress>>>,
 }
 

@@ -1,4 +1,4 @@
-//! The log: what `log`'s macros say, on standard error or in a file, never waiting for either.
+//! The log: writes what `log`'s macros say to standard error or a file, and never waits for either.
 
 use std::io::Error as IoError;
 
@@ -37,8 +37,8 @@ impl Log for Logger {
         metadata.level() <= max_level()
     }
 
-    /// What is logged without being asked for, or at the first `-v`, may be caused by strangers as
-    /// often as they like. A user who asks for more wants all of it.
+    /// Messages at the default level, and at the first `-v`, are limited: strangers can cause them as often as they
+    /// like. A user who asks for more wants all of it.
     fn log(&self, record: &Record<'_>) {
         if !self.enabled(record.metadata()) {
             return;
@@ -54,7 +54,7 @@ impl Log for Logger {
     }
 
     fn flush(&self) {
-        // What cannot be written by then is lost, as on a full disk.
+        // Messages that cannot be written by then are lost, as on a full disk.
         let _written = self.outbox().flush_all(PATIENCE);
     }
 }

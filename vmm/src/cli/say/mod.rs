@@ -1,7 +1,7 @@
-//! What a command says: `println!` and its kin for all of this module.
+//! What a command prints: its own `println!`, `eprintln!` and so on, for all of `cli`.
 //!
-//! The standard macros panic when standard output or error is a closed pipe, as under `| head`, and
-//! wait when it is a full one. A guest must not end, nor stand still, because nobody reads on.
+//! The standard macros panic when standard output or error is a closed pipe, as under `| head`, and wait when it is a
+//! full pipe. A guest must neither end nor stop because nothing reads the pipe.
 
 mod logging;
 mod outbox;
@@ -19,17 +19,17 @@ use log::{debug, logger};
 
 pub(crate) use logging::start_log;
 pub(crate) use outbox::Outbox;
-use repeats::Kind;
+use repeats::CallSite;
 
 use crate::stream::write_all;
 
 /// Standard error is the process's own, so this is too.
 pub(crate) static ERRORS: LazyLock<Outbox> = LazyLock::new(|| Outbox::new(stderr()));
 
-/// How long a reader may take nothing before what is left for it is given up.
+/// How long the reader may read nothing before the rest of the output is given up.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 
-/// To standard output, of commands that have nothing else to do: it waits for its reader.
+/// Prints to standard output, for commands that have nothing else to do: it waits for the reader.
 macro_rules! println {
     ($($text:tt)*) => { $crate::cli::say::to_output(format_args!("{}\n", format_args!($($text)*))) };
 }
@@ -42,7 +42,7 @@ macro_rules! eprintln {
     ($($text:tt)*) => { $crate::cli::say::to_error(format!("{}\n", format_args!($($text)*))) };
 }
 
-/// As `eprintln!`, for what others can cause as often as they like: at most one a second.
+/// As `eprintln!`, for messages that others can cause as often as they like: at most one a second.
 macro_rules! notice {
     ($($text:tt)*) => {
         $crate::cli::say::seldom_to_error((file!(), line!()), format!($($text)*))
@@ -50,9 +50,9 @@ macro_rules! notice {
 }
 
 pub(crate) fn to_output(text: Arguments<'_>) {
-    // What was said before comes before.
+    // Messages in the queue come first.
     settle();
-    // Not through Rust's own buffer, which loses what a non-blocking stream does not take.
+    // Not through Rust's own buffer: that loses bytes which a non-blocking stream does not take.
     if let Err(cause) = write_all(stdout(), text.to_string().as_bytes()) {
         debug!("standard output: {cause}");
     }
@@ -62,23 +62,23 @@ pub(crate) fn to_error(text: String) {
     ERRORS.say(text);
 }
 
-pub(crate) fn seldom_to_error(kind: Kind, line: String) {
+pub(crate) fn seldom_to_error(kind: CallSite, line: String) {
     ERRORS.say_seldom(kind, line);
 }
 
-/// Waits until what was said is written, unless nobody takes it.
+/// Waits until all messages are written, unless nothing reads them.
 pub(crate) fn settle() {
     if !ERRORS.flush(PATIENCE) {
         debug!("nobody reads standard error");
     }
 }
 
-/// Dropped at the end of the process: what was said is written, unless nobody takes it.
+/// Dropped at the end of the process: then all messages are written, unless nothing reads them.
 #[derive(Debug)]
 pub(crate) struct Farewell(());
 
 impl Farewell {
-    /// From now on a panic, too, is said without waiting for a reader.
+    /// From now on the message of a panic does not wait for a reader either.
     pub(crate) fn prepare() -> Self {
         set_hook(Box::new(|panic| {
             let backtrace = Backtrace::capture();
@@ -95,7 +95,7 @@ impl Farewell {
 impl Drop for Farewell {
     fn drop(&mut self) {
         logger().flush();
-        // Whether or not somebody took it: this is the end.
+        // The process ends, whether or not the messages were read.
         let _taken = ERRORS.flush_all(PATIENCE);
     }
 }

@@ -1,7 +1,7 @@
-//! What is said, on its way out: a bounded queue, and a thread of its own that writes.
+//! Messages on their way out: a bounded queue, and a thread that writes them.
 //!
-//! Saying something never waits for a reader. A guest's process that waited would not hear signals, requests
-//! and the other host for as long as a pipe is full or a terminal is stopped.
+//! To print never waits for a reader. A guest's process that waited would not notice signals, requests and the other
+//! host for as long as a pipe is full or a terminal is stopped.
 
 use std::collections::VecDeque;
 use std::io::Error as IoError;
@@ -10,16 +10,16 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
-use super::repeats::{Kind, Repeats};
+use super::repeats::{CallSite, Repeats};
 use crate::stream::write_all;
 
-/// Bytes that wait at most, beside the last message: one that finds room is taken whole.
+/// Most bytes that wait before another message is refused. A message that is taken is taken whole.
 const BYTES_MAX: usize = 256 << 10;
 
-/// Bytes written at a time: a pipe takes so many in one piece, also when others write to it.
+/// Bytes written at a time: a pipe takes this many in one piece, also when other processes write to it.
 const STEP: usize = 4096;
 
-/// How long [`Outbox::flush`] waits at most, however slowly somebody reads.
+/// The longest that [`Outbox::flush`] waits, however slow the reader is.
 const FLUSH_MAX: Duration = Duration::from_secs(30);
 
 /// A place for messages. It is written to by a thread that ends with the process.
@@ -30,21 +30,21 @@ pub(crate) struct Outbox {
 
 #[derive(Debug)]
 struct Shared {
-    state: Mutex<State>,
-    /// Something is to be written, or was.
+    state: Mutex<Queue>,
+    /// Notified when there is something to write, and when something was written.
     changed: Condvar,
     says_losses: bool,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    waiting: VecDeque<Message>,
-    /// Of those that wait.
+struct Queue {
+    waiting: VecDeque<Queued>,
+    /// Bytes of the messages that wait.
     bytes: usize,
     repeats: Repeats,
-    /// Messages that were lost and not told of yet.
+    /// Messages that were lost, and that the reader was not told of yet.
     lost: u64,
-    /// Whether the last write went wrong: then it is not tried before there is something new.
+    /// Whether the last write failed. Then the next try comes with the next message.
     is_broken: bool,
     is_writing: bool,
     /// Grows with what the reader takes.
@@ -54,14 +54,14 @@ struct State {
 }
 
 #[derive(Debug)]
-struct Message {
+struct Queued {
     text: Vec<u8>,
-    /// How many are lost with it.
+    /// How many messages are lost if it is.
     stands_for: u64,
 }
 
 impl Outbox {
-    /// Writes to `target`, and says there how many messages were lost if nobody took them.
+    /// Writes to `target`, and also writes there how many messages were lost.
     pub(crate) fn new(target: impl AsFd + Send + 'static) -> Self {
         Self::start(target, true)
     }
@@ -77,13 +77,13 @@ impl Outbox {
         let of_thread = Arc::clone(&shared);
         let writer = Builder::new().name("messages".to_owned());
         if writer.spawn(move || of_thread.write_to(&target)).is_err() {
-            // A host without a thread for this has none for a guest, and hears nothing of it.
+            // If the host has no thread for this, it has none for a guest either, and nothing is printed.
             shared.lock().is_closed = true;
         }
         Self { shared }
     }
 
-    /// Says `text`, which has its line feeds. It is lost if too much waits already.
+    /// Prints `text` as it is, with its line feeds. It is lost if too much waits already.
     pub(crate) fn say(&self, text: String) {
         let mut state = self.shared.lock();
         state.add(text, self.shared.says_losses);
@@ -91,8 +91,8 @@ impl Outbox {
         self.shared.changed.notify_all();
     }
 
-    /// Says `line`, to which a line feed is added, unless one of its kind came just before.
-    pub(crate) fn say_seldom(&self, kind: Kind, line: String) {
+    /// Prints `line` and a line feed, unless a message of the same place came just before.
+    pub(crate) fn say_seldom(&self, kind: CallSite, line: String) {
         let mut state = self.shared.lock();
         if let Some(line) = state.repeats.admit(kind, line, Instant::now()) {
             state.add(line + "\n", self.shared.says_losses);
@@ -121,7 +121,7 @@ impl Outbox {
         true
     }
 
-    /// As [`Outbox::flush`], with what was held back because others like it came before.
+    /// As [`Outbox::flush`], with the messages that were held back because others of the same place came before.
     pub(crate) fn flush_all(&self, patience: Duration) -> bool {
         let mut state = self.shared.lock();
         for line in state.repeats.release() {
@@ -133,7 +133,7 @@ impl Outbox {
     }
 }
 
-impl State {
+impl Queue {
     fn add(&mut self, text: String, says_losses: bool) {
         if self.bytes >= BYTES_MAX || self.is_closed {
             self.lost = self.lost.saturating_add(1);
@@ -142,18 +142,18 @@ impl State {
         if says_losses {
             self.tell_losses();
         }
-        self.push(Message { text: text.into_bytes(), stands_for: 1 });
+        self.push(Queued { text: text.into_bytes(), stands_for: 1 });
     }
 
     fn tell_losses(&mut self) {
         if self.lost > 0 {
             let text = format!("sevferry: {} messages were lost: nobody read them\n", self.lost);
-            self.push(Message { text: text.into_bytes(), stands_for: self.lost });
+            self.push(Queued { text: text.into_bytes(), stands_for: self.lost });
             self.lost = 0;
         }
     }
 
-    fn push(&mut self, message: Message) {
+    fn push(&mut self, message: Queued) {
         self.bytes = self.bytes.saturating_add(message.text.len());
         self.waiting.push_back(message);
     }
@@ -164,7 +164,7 @@ impl State {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -183,8 +183,8 @@ impl Shared {
         }
     }
 
-    /// Waits for what is to be written next.
-    fn next(&self) -> Message {
+    /// Waits for the next bytes to write.
+    fn next(&self) -> Queued {
         let mut state = self.lock();
         loop {
             let now = Instant::now();
@@ -257,8 +257,8 @@ mod tests {
         reading.join().unwrap()
     }
 
-    /// Saying something does not wait, though nobody reads. What waits is bounded, and what is lost is
-    /// counted: the number comes in its place when somebody reads at last.
+    /// Printing does not wait although nothing reads. The queue is bounded, and lost messages are counted: the reader
+    /// gets their number when it reads at last.
     #[test]
     fn speaking_does_not_wait_for_a_reader() {
         let (reader, writer) = pipe().unwrap();
@@ -304,7 +304,7 @@ mod tests {
         }
     }
 
-    /// A reader that is gone keeps nobody, and is told nothing.
+    /// A reader that is gone is not waited for.
     #[test]
     fn a_reader_that_is_gone_is_not_waited_for() {
         let (reader, writer) = pipe().unwrap();

@@ -1,57 +1,58 @@
-//! Messages that come again and again: at most one a second of a kind, and a count of the others.
+//! Limits messages that come again and again: at most one a second from each place in the source, and a count of those
+//! left out.
 //!
-//! A stranger who connects thousands of times a second must not fill a disk. Pure data: no I/O.
+//! A stranger that connects thousands of times a second must not fill a disk. Pure data: no I/O.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 /// Where in the source a message comes from.
-pub(crate) type Kind = (&'static str, u32);
+pub(crate) type CallSite = (&'static str, u32);
 
-/// How long after a message the next one of its kind may come.
+/// Least time between two messages from one place.
 const BETWEEN: Duration = Duration::from_secs(1);
 
-/// Bytes of a message at most: part of it may be a stranger's text.
+/// Most bytes of a message: a part of it may be a stranger's text.
 const BYTES_MAX: usize = 2048;
 
-/// What was said of each kind that was said at all.
+/// The recent messages from each place.
 #[derive(Debug, Default)]
-pub(crate) struct Repeats(HashMap<Kind, Recent>);
+pub(crate) struct Repeats(HashMap<CallSite, Recent>);
 
 #[derive(Debug)]
 struct Recent {
-    /// When the next one may come.
+    /// When the next message may come.
     after: Instant,
-    held: Option<Held>,
+    held: Option<HeldBack>,
 }
 
-/// What came too early.
+/// The messages that came too early.
 #[derive(Debug)]
-struct Held {
+struct HeldBack {
     newest: String,
     /// The newest among them.
     count: u64,
 }
 
 impl Repeats {
-    /// `text`, if it may be said now; else it is held back until [`Repeats::due`], or until a newer
-    /// one takes its place.
-    pub(crate) fn admit(&mut self, kind: Kind, text: String, now: Instant) -> Option<String> {
+    /// Returns `text` if it may be printed now. Else it is held back until [`Repeats::due`], or until a newer message
+    /// takes its place.
+    pub(crate) fn admit(&mut self, kind: CallSite, text: String, now: Instant) -> Option<String> {
         let text = cut(text);
         let recent = self.0.entry(kind).or_insert(Recent { after: now, held: None });
         if let Some(held) = &mut recent.held {
-            *held = Held { newest: text, count: held.count.saturating_add(1) };
+            *held = HeldBack { newest: text, count: held.count.saturating_add(1) };
             return None;
         }
         if now < recent.after {
-            recent.held = Some(Held { newest: text, count: 1 });
+            recent.held = Some(HeldBack { newest: text, count: 1 });
             return None;
         }
         recent.after = now + BETWEEN;
         Some(text)
     }
 
-    /// What was held back and may be said now.
+    /// The messages that were held back and may be printed now.
     pub(crate) fn due(&mut self, now: Instant) -> Vec<String> {
         let due = self.0.values_mut().filter(|recent| recent.after <= now);
         due.filter_map(|recent| {
@@ -65,17 +66,17 @@ impl Repeats {
     /// All that was held back.
     pub(crate) fn release(&mut self) -> Vec<String> {
         let all = self.0.values_mut();
-        all.filter_map(|recent| recent.held.take()).map(Held::text).collect()
+        all.filter_map(|recent| recent.held.take()).map(HeldBack::text).collect()
     }
 
-    /// When something that was held back may be said.
+    /// When the next message that was held back may be printed.
     pub(crate) fn next_due(&self) -> Option<Instant> {
         let holding = self.0.values().filter(|recent| recent.held.is_some());
         holding.map(|recent| recent.after).min()
     }
 }
 
-impl Held {
+impl HeldBack {
     fn text(self) -> String {
         match self.count {
             0 | 1 => self.newest,
@@ -96,8 +97,8 @@ fn cut(mut text: String) -> String {
 mod tests {
     use super::*;
 
-    const ONE: Kind = ("a.rs", 1);
-    const OTHER: Kind = ("a.rs", 2);
+    const ONE: CallSite = ("a.rs", 1);
+    const OTHER: CallSite = ("a.rs", 2);
 
     /// The first comes at once; of those in the second after it the newest comes, with their number;
     /// and so on. Another kind is not kept waiting.

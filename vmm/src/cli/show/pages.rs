@@ -14,7 +14,7 @@ pub(super) fn page_facts(pages: &PagesReply) -> Vec<String> {
     facts
 }
 
-/// Whether the guest can be migrated now, as far as its pages are concerned; else why not.
+/// Whether the guest's pages allow a migration now, or the reason why not.
 pub(super) fn readiness(pages: &PagesReply) -> Result<(), &str> {
     pages.not_migratable.as_deref().map_or(Ok(()), Err)
 }

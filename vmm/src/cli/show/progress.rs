@@ -1,6 +1,6 @@
-//! How a migration is shown while it is waited for: a bar on a terminal, lines elsewhere, or JSON.
+//! Shows a migration while the command waits for it: as a bar on a terminal, as lines elsewhere, or as JSON.
 //!
-//! All of it goes through an outbox: the command also waits for signals, and must hear them.
+//! All output goes through an outbox, so that the command notices signals although a pipe is full.
 
 use std::io::{stderr, stdout};
 use std::time::Duration;
@@ -18,10 +18,10 @@ use crate::migration::progress::Phase;
 /// Pages of the round, then all that is known.
 const BAR: &str = "[{bar:24}] {wide_msg}";
 
-/// Draws of the bar a second at most.
+/// Most draws of the bar a second.
 const BAR_HZ: u8 = 20;
 
-/// How long the reader of standard output may take nothing before what is left is given up.
+/// How long the reader of standard output may read nothing before the rest is given up.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What is shown, and where.
@@ -148,7 +148,7 @@ impl ProgressDisplay {
     }
 }
 
-/// The bar is full when the round's pages are sent; what the guest writes meanwhile is the next's.
+/// The bar is full when the round's pages are sent. Pages that the guest writes meanwhile belong to the next round.
 fn draw(bar: &ProgressBar, round: &mut u32, progress: &Progress) {
     let left = progress.left.private_pages.saturating_add(progress.left.shared_pages);
     if *round != progress.round {

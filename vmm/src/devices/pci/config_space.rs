@@ -33,7 +33,7 @@ const HEADER_END: usize = 0x40;
 
 /// What a function says it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Identity {
+pub struct PciIdentity {
     /// Vendor, of the function and of its subsystem.
     pub vendor: u16,
     /// Device.
@@ -60,7 +60,7 @@ pub struct ConfigSpace {
 impl ConfigSpace {
     /// A function without BARs or capabilities; it has no interrupt pin.
     #[must_use]
-    pub fn new(identity: &Identity) -> Self {
+    pub fn new(identity: &PciIdentity) -> Self {
         let mut new = Self {
             bytes: [0; CONFIG_BYTES],
             writable: [0; CONFIG_BYTES],
@@ -152,7 +152,7 @@ impl ConfigSpace {
 mod tests {
     use super::*;
 
-    const IDENTITY: Identity = Identity {
+    const IDENTITY: PciIdentity = PciIdentity {
         vendor: 0x1af4,
         device: 0x1044,
         subsystem: 0x40,

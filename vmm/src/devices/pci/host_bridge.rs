@@ -2,12 +2,17 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::config_space::{ConfigSpace, Identity};
+use super::config_space::{ConfigSpace, PciIdentity};
 use super::function::PciFunction;
 
 /// Red Hat's generic PCI host bridge, as QEMU's `gpex` and others say they are.
-const IDENTITY: Identity =
-    Identity { vendor: 0x1b36, device: 0x0008, subsystem: 0x1100, class: [6, 0, 0], revision: 0 };
+const IDENTITY: PciIdentity = PciIdentity {
+    vendor: 0x1b36,
+    device: 0x0008,
+    subsystem: 0x1100,
+    class: [6, 0, 0],
+    revision: 0,
+};
 
 /// The host bridge.
 #[derive(Debug)]

@@ -10,13 +10,13 @@ use std::time::Duration;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::wires::{Message, Wires};
+use super::wires::{MsiMessage, Wires};
 
 /// Interrupts that wait to be looked at, and doorbells that can be rung.
 #[derive(Debug)]
 pub struct InProcess {
     raised: Epoll,
-    interrupts: Mutex<Vec<(EventFd, Option<Message>)>>,
+    interrupts: Mutex<Vec<(EventFd, Option<MsiMessage>)>>,
     bells: Mutex<BTreeMap<u64, EventFd>>,
     routes: AtomicUsize,
 }
@@ -38,7 +38,7 @@ impl InProcess {
     /// The messages sent since the last call. Two of the same vector are one, as in an interrupt
     /// controller.
     #[must_use]
-    pub fn sent(&self) -> Vec<Message> {
+    pub fn sent(&self) -> Vec<MsiMessage> {
         let interrupts = lock(&self.interrupts);
         let sent = interrupts.iter().filter(|(interrupt, _)| interrupt.read().is_ok());
         sent.filter_map(|(_, message)| *message).collect()
@@ -87,7 +87,7 @@ impl Wires for InProcess {
         Ok(number)
     }
 
-    fn route(&self, number: u32, message: Message) -> Result<(), IoError> {
+    fn route(&self, number: u32, message: MsiMessage) -> Result<(), IoError> {
         self.routes.fetch_add(1, Ordering::Relaxed);
         let index = usize::try_from(number).map_err(IoError::other)?;
         let mut interrupts = lock(&self.interrupts);

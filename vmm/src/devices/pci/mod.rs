@@ -21,12 +21,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use log::trace;
 
-pub use config_space::{COMMAND_MASTER, COMMAND_MEMORY, ConfigSpace, Identity};
+pub use config_space::{COMMAND_MASTER, COMMAND_MEMORY, ConfigSpace, PciIdentity};
 pub use function::PciFunction;
 use host_bridge::HostBridge;
 pub use in_process::InProcess;
 pub use msix::{BadMsix, MSIX_CAPABILITY, MSIX_ENTRY_BYTES, Msix, MsixState};
-pub use wires::{KvmWires, Message, Wires};
+pub use wires::{KvmWires, MsiMessage, Wires};
 
 use crate::page::Gpa;
 
@@ -114,8 +114,8 @@ impl PciBus {
     pub fn read(&self, address: u64, data: &mut [u8]) {
         data.fill(0xff);
         match self.find(address) {
-            Some(Place::Config(function, offset)) => function.read_config(offset, data),
-            Some(Place::Bar(function, offset)) => function.read_bar(offset, data),
+            Some(BusPlace::Config(function, offset)) => function.read_config(offset, data),
+            Some(BusPlace::Bar(function, offset)) => function.read_bar(offset, data),
             None => trace!("read of {} bytes at {address:#x}, where nothing is", data.len()),
         }
     }
@@ -123,8 +123,8 @@ impl PciBus {
     /// The guest writes `data` at `address`, where no RAM is.
     pub fn write(&self, address: u64, data: &[u8]) {
         match self.find(address) {
-            Some(Place::Config(function, offset)) => function.write_config(offset, data),
-            Some(Place::Bar(function, offset)) => function.write_bar(offset, data),
+            Some(BusPlace::Config(function, offset)) => function.write_config(offset, data),
+            Some(BusPlace::Bar(function, offset)) => function.write_bar(offset, data),
             None => trace!("write of {} bytes at {address:#x}, where nothing is", data.len()),
         }
     }
@@ -181,22 +181,22 @@ impl PciBus {
         self.functions.get(usize::try_from(slot).ok()?)?.as_ref()
     }
 
-    fn find(&self, address: u64) -> Option<Place<'_>> {
+    fn find(&self, address: u64) -> Option<BusPlace<'_>> {
         if let Some(offset) = within(address, self.layout.ecam.0, ECAM_BYTES) {
             let (function, register) = (offset >> 12, offset & 0xfff);
             let there = self.function(function >> 3).filter(|_| function & 7 == 0)?;
-            return Some(Place::Config(there, u16::try_from(register).ok()?));
+            return Some(BusPlace::Config(there, u16::try_from(register).ok()?));
         }
         within(address, self.layout.window.0, self.layout.window_bytes)?;
         self.functions.iter().flatten().find_map(|function| {
             let offset = within(address, function.bar()?, BAR_BYTES)?;
-            Some(Place::Bar(function, offset))
+            Some(BusPlace::Bar(function, offset))
         })
     }
 }
 
 /// What answers at an address, and the offset in it.
-enum Place<'a> {
+enum BusPlace<'a> {
     Config(&'a Arc<dyn PciFunction>, u16),
     Bar(&'a Arc<dyn PciFunction>, u64),
 }
@@ -248,7 +248,8 @@ mod tests {
     }
 
     fn bus() -> (Arc<Fake>, PciBus) {
-        let identity = Identity { vendor: 1, device: 2, subsystem: 3, class: [4; 3], revision: 5 };
+        let identity =
+            PciIdentity { vendor: 1, device: 2, subsystem: 3, class: [4; 3], revision: 5 };
         let mut config = ConfigSpace::new(&identity);
         config.add_bar(LAYOUT.bar_of(31), BAR_BYTES);
         let fake = Arc::new(Fake { config: Mutex::new(config), written: Mutex::default() });

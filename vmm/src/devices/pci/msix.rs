@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::wires::{Message, Wires};
+use super::wires::{MsiMessage, Wires};
 
 /// `PCI_CAP_ID_MSIX`.
 pub const MSIX_CAPABILITY: u8 = 0x11;
@@ -38,19 +38,19 @@ pub struct Msix {
 
 #[derive(Debug)]
 struct Vector {
-    message: Message,
+    message: MsiMessage,
     control: u32,
     is_pending: bool,
     number: u32,
     interrupt: EventFd,
     /// What KVM sends when the interrupt is written.
-    routed: Option<Message>,
+    routed: Option<MsiMessage>,
 }
 
 impl Vector {
     /// As after a reset, but for its wire.
     fn clear(&mut self) {
-        (self.message, self.control, self.is_pending) = (Message::default(), MASKED, false);
+        (self.message, self.control, self.is_pending) = (MsiMessage::default(), MASKED, false);
     }
 }
 
@@ -63,7 +63,7 @@ impl Msix {
         let vector = |_| {
             let interrupt = EventFd::new(EFD_NONBLOCK)?;
             let number = wires.connect(&interrupt)?;
-            let message = Message::default();
+            let message = MsiMessage::default();
             Ok(Vector {
                 message,
                 control: MASKED,
@@ -191,7 +191,7 @@ impl Msix {
             return Err(BadMsix { came, here });
         }
         for (vector, state) in self.vectors.iter_mut().zip(&state.vectors) {
-            vector.message = Message { address: state.address & !3, data: state.data };
+            vector.message = MsiMessage { address: state.address & !3, data: state.data };
             vector.control = state.control & MASKED;
             vector.is_pending = state.is_pending;
         }
@@ -232,7 +232,7 @@ impl Msix {
 }
 
 fn entry_bytes(vector: &Vector) -> [u8; 16] {
-    let Message { address, data } = vector.message;
+    let MsiMessage { address, data } = vector.message;
     let word = u128::from(address) | u128::from(data) << 64 | u128::from(vector.control) << 96;
     word.to_le_bytes()
 }
@@ -299,7 +299,7 @@ mod tests {
         msix.write_table(MSIX_ENTRY_BYTES + 12, &[0; 4]);
         assert_eq!((pending(&msix), wires.sent()), (0b10, vec![]));
         msix.set_control(ENABLE);
-        let message = Message { address: 0xfee0_1000, data: 0x41 };
+        let message = MsiMessage { address: 0xfee0_1000, data: 0x41 };
         assert_eq!((pending(&msix), wires.sent()), (0, vec![message]));
         msix.signal(1, true);
         assert_eq!(wires.sent(), [message]);
@@ -323,7 +323,7 @@ mod tests {
         assert_eq!(wires.routes(), 1);
         msix.write_table(0, &0xfee0_2000_u32.to_le_bytes());
         msix.signal(0, true);
-        assert_eq!(wires.sent(), [Message { address: 0xfee0_2000, data: 0x41 }]);
+        assert_eq!(wires.sent(), [MsiMessage { address: 0xfee0_2000, data: 0x41 }]);
         assert_eq!(wires.routes(), 2);
     }
 
@@ -354,7 +354,7 @@ mod tests {
         assert_eq!(new.state(), old.state());
         assert_eq!(pending(&new), 1);
         new.write_table(12, &[0; 4]);
-        assert_eq!(wires.sent(), [Message { address: 0xfee0_1000, data: 9 }]);
+        assert_eq!(wires.sent(), [MsiMessage { address: 0xfee0_1000, data: 9 }]);
         let (_wires, mut other) = msix(3);
         assert_eq!(other.restore(&old.state()), Err(BadMsix { came: 2, here: 3 }));
     }

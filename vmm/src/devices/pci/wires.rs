@@ -22,7 +22,7 @@ const PIC_PINS: u32 = 16;
 /// What a function writes to interrupt: an address that names processors, and data that names the
 /// vector. Both are the guest's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Message {
+pub struct MsiMessage {
     /// Where.
     pub address: u64,
     /// What.
@@ -42,7 +42,7 @@ pub trait Wires: Debug + Send + Sync {
     ///
     /// # Errors
     /// From KVM; it sends what it did.
-    fn route(&self, number: u32, message: Message) -> Result<(), IoError>;
+    fn route(&self, number: u32, message: MsiMessage) -> Result<(), IoError>;
 
     /// Makes a write of the guest at `address` ring `bell`.
     ///
@@ -62,7 +62,7 @@ pub trait Wires: Debug + Send + Sync {
 pub struct KvmWires {
     vm: Arc<VmFd>,
     /// The messages, by number from [`IO_APIC_PINS`] on. KVM takes the whole table each time.
-    routes: Mutex<Vec<Option<Message>>>,
+    routes: Mutex<Vec<Option<MsiMessage>>>,
 }
 
 impl KvmWires {
@@ -82,7 +82,7 @@ impl Wires for KvmWires {
         Ok(number)
     }
 
-    fn route(&self, number: u32, message: Message) -> Result<(), IoError> {
+    fn route(&self, number: u32, message: MsiMessage) -> Result<(), IoError> {
         let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
         let index = number.checked_sub(IO_APIC_PINS).and_then(|index| usize::try_from(index).ok());
         let unknown = || IoError::other("no such interrupt");
@@ -110,9 +110,9 @@ impl Wires for KvmWires {
 
 impl KvmWires {
     /// Gives KVM the whole table: its own entries for the controllers' pins, then the messages.
-    fn set(&self, routes: &[Option<Message>]) -> Result<(), IoError> {
+    fn set(&self, routes: &[Option<MsiMessage>]) -> Result<(), IoError> {
         let messages = (IO_APIC_PINS..).zip(routes).filter_map(|(number, route)| {
-            let Message { address, data } = (*route)?;
+            let MsiMessage { address, data } = (*route)?;
             let [b0, b1, b2, b3, b4, b5, b6, b7] = address.to_le_bytes();
             let msi = kvm_irq_routing_msi {
                 address_lo: u32::from_le_bytes([b0, b1, b2, b3]),

@@ -21,7 +21,7 @@ pub struct Segment {
 
 /// A chain of descriptors, checked: all of it is RAM, and none of it is looked up again.
 #[derive(Debug)]
-pub struct Chain<'m> {
+pub struct DescriptorChain<'m> {
     memory: &'m DeviceView,
     head: u16,
     readable: VecDeque<Segment>,
@@ -31,7 +31,7 @@ pub struct Chain<'m> {
 
 /// A chain that outlives the call that it was popped in, for devices that finish it later.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Request {
+pub struct PendingRequest {
     /// What the ring calls it.
     pub head: u16,
     /// What the device reads.
@@ -40,7 +40,7 @@ pub struct Request {
     pub writable: Vec<Segment>,
 }
 
-impl Request {
+impl PendingRequest {
     /// Whether all of it is RAM: one that came from elsewhere need not be.
     #[must_use]
     pub fn is_in(&self, memory: &DeviceView) -> bool {
@@ -73,7 +73,7 @@ impl Segment {
     }
 }
 
-impl<'m> Chain<'m> {
+impl<'m> DescriptorChain<'m> {
     /// # Errors
     /// [`Broken`] if a buffer is not RAM, or one to read follows one to write.
     pub(super) fn new(
@@ -154,9 +154,9 @@ impl<'m> Chain<'m> {
 
     /// What is left of it, to be finished later.
     #[must_use]
-    pub fn into_request(self) -> Request {
+    pub fn into_request(self) -> PendingRequest {
         let Self { head, readable, writable, .. } = self;
-        Request { head, readable: readable.into(), writable: writable.into() }
+        PendingRequest { head, readable: readable.into(), writable: writable.into() }
     }
 }
 

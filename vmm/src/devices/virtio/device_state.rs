@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::Kind;
+use super::DeviceKind;
 
 /// The state of a device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,7 +19,7 @@ pub struct DeviceState {
 impl DeviceState {
     /// What a device of this kind is, in a version of its fields.
     #[must_use]
-    pub fn new(kind: &Kind, version: u32, fields: &impl Serialize) -> Self {
+    pub fn new(kind: &DeviceKind, version: u32, fields: &impl Serialize) -> Self {
         // Only a state that cannot be written at all fails, and no fields are not read as any.
         let fields = rmp_serde::to_vec_named(fields).unwrap_or_default();
         Self { kind: kind.id, version, fields }
@@ -29,10 +29,14 @@ impl DeviceState {
     ///
     /// # Errors
     /// [`BadState`] if it is another kind's, or in another version.
-    pub fn read<T: DeserializeOwned>(&self, kind: &Kind, version: u32) -> Result<T, BadState> {
+    pub fn read<T: DeserializeOwned>(
+        &self,
+        kind: &DeviceKind,
+        version: u32,
+    ) -> Result<T, BadState> {
         let Self { kind: came, version: written, fields } = self;
         if *came != kind.id {
-            return Err(BadState::Kind { came: *came });
+            return Err(BadState::DeviceKind { came: *came });
         }
         if *written != version {
             return Err(BadState::Version { came: *written, here: version });
@@ -46,7 +50,7 @@ impl DeviceState {
 pub enum BadState {
     /// Another kind of device.
     #[error("the state is that of a virtio device of kind {came}")]
-    Kind {
+    DeviceKind {
         /// virtio's number of it.
         came: u16,
     },

@@ -50,11 +50,11 @@ pub enum Condition {
 pub struct VirtioFunction {
     /// Dropped first: it works on the rest.
     _worker: Worker,
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<SharedFunction>,
 }
 
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct SharedFunction {
     pub(super) slot: u8,
     pub(super) name: &'static str,
     layout: PciLayout,
@@ -106,7 +106,7 @@ impl VirtioFunction {
         let msix = Msix::new(vectors, Arc::clone(wires)).map_err(host)?;
         let sources = device.sources();
         let core = Core::new(device, sizes, rings, msix, layout.bar_of(slot));
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(SharedFunction {
             slot,
             name,
             layout,
@@ -219,7 +219,7 @@ impl VirtioFunction {
     }
 }
 
-impl Shared {
+impl SharedFunction {
     pub(super) fn lock(&self) -> MutexGuard<'_, Core> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -366,7 +366,7 @@ impl Shared {
     }
 }
 
-impl Work for Shared {
+impl Work for SharedFunction {
     fn rung(&self, queue: u16) {
         if self.has_slept.swap(false, Ordering::AcqRel) {
             (0..self.sources).for_each(|source| self.ready(source));

@@ -4,7 +4,7 @@ use super::VirtioDevice;
 use super::queue::Ring;
 use super::registers::{COMMON_BYTES, Registers};
 use crate::devices::pci::{
-    BAR_BYTES, COMMAND_MASTER, ConfigSpace, Identity, MSIX_CAPABILITY, Msix,
+    BAR_BYTES, COMMAND_MASTER, ConfigSpace, MSIX_CAPABILITY, Msix, PciIdentity,
 };
 
 /// virtio's vendor; a modern device's number follows [`DEVICE_BASE`].
@@ -59,7 +59,7 @@ impl Core {
         bar: u64,
     ) -> Self {
         let (kind, features) = (device.kind(), device.features());
-        let mut config = ConfigSpace::new(&Identity {
+        let mut config = ConfigSpace::new(&PciIdentity {
             vendor: VENDOR,
             device: DEVICE_BASE + kind.id,
             subsystem: kind.id,

@@ -36,7 +36,7 @@ use thiserror::Error;
 
 pub use block::{Block, Disk, DiskOptions, NoDisk, NotResized, QUEUES_MAX as DISK_QUEUES_MAX};
 pub use broken::{BadRing, Broken, CHAIN_MAX};
-pub use chain::{Chain, Request, Segment};
+pub use chain::{DescriptorChain, PendingRequest, Segment};
 pub use device_state::{BadState, DeviceState};
 pub use driver::{DRIVER_LAYOUT, DRIVER_SLOT, Driver, DriverError, DriverQueue, Returned};
 pub use function::{Condition, NoFunction, VirtioFunction};
@@ -48,7 +48,7 @@ use crate::memory::DeviceView;
 
 /// What kind of device, for the guest to find its driver by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Kind {
+pub struct DeviceKind {
     /// virtio's number of it.
     pub id: u16,
     /// For people.
@@ -63,7 +63,7 @@ pub struct Kind {
 /// a driver sends is not trusted: what breaks the rules is [`Broken`].
 pub trait VirtioDevice: Debug + Send {
     /// What kind of device it is.
-    fn kind(&self) -> Kind;
+    fn kind(&self) -> DeviceKind;
 
     /// The features that it offers, beside those that every device does.
     fn features(&self) -> u64 {

@@ -13,7 +13,7 @@ use virtio_queue::{Error as RingError, Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::broken::{BadRing, Broken, CHAIN_MAX};
-use super::chain::Chain;
+use super::chain::DescriptorChain;
 use crate::memory::DeviceView;
 
 /// A ring, as its driver has set it up.
@@ -136,14 +136,14 @@ impl<'m> Virtqueue<'_, 'm> {
     ///
     /// # Errors
     /// [`Broken`] if the ring or the chain breaks the rules.
-    pub fn pop(&mut self) -> Result<Option<Chain<'m>>, Broken> {
+    pub fn pop(&mut self) -> Result<Option<DescriptorChain<'m>>, Broken> {
         if !self.ring.is_ready() {
             return Ok(None);
         }
         loop {
             if let Some((head, descriptors)) = self.next_chain()? {
                 self.arm(false)?;
-                return Chain::new(self.memory, head, &descriptors).map(Some);
+                return DescriptorChain::new(self.memory, head, &descriptors).map(Some);
             }
             if !self.arm(true)? {
                 return Ok(None);

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use thiserror::Error;
 
-use super::{BadState, Broken, DeviceState, Kind, Queues, VirtioDevice};
+use super::{BadState, Broken, DeviceKind, DeviceState, Queues, VirtioDevice};
 use crate::memory::DeviceView;
 
 /// Version of its state, which has no fields.
@@ -29,7 +29,7 @@ pub struct Rng {
 
 impl Rng {
     /// `VIRTIO_ID_RNG`, and what PCI has no class for.
-    pub const KIND: Kind = Kind { id: 4, name: "rng", class: [0xff, 0, 0] };
+    pub const KIND: DeviceKind = DeviceKind { id: 4, name: "rng", class: [0xff, 0, 0] };
 
     /// A device that gives the bytes of `source`, a character device as `/dev/urandom` is one.
     ///
@@ -39,7 +39,7 @@ impl Rng {
         let failed = |cause| NoSource::Open { path: source.to_owned(), cause };
         let file = File::open(source).map_err(failed)?;
         if !file.metadata().map_err(failed)?.file_type().is_char_device() {
-            return Err(NoSource::Kind { path: source.to_owned() });
+            return Err(NoSource::DeviceKind { path: source.to_owned() });
         }
         Ok(Self { source: file })
     }
@@ -52,7 +52,7 @@ impl Rng {
 }
 
 impl VirtioDevice for Rng {
-    fn kind(&self) -> Kind {
+    fn kind(&self) -> DeviceKind {
         Self::KIND
     }
 
@@ -115,7 +115,7 @@ pub enum NoSource {
         "{} is not a character device: random numbers come from /dev/urandom or the like",
         path.display()
     )]
-    Kind {
+    DeviceKind {
         /// The path.
         path: PathBuf,
     },

@@ -13,13 +13,13 @@ use crate::page::{Frame, PageRange, RamLayout};
 /// Frames in a word of the round's bitmap.
 const WORD: usize = 64;
 
-/// What arrived for every frame of RAM, last and in this round: three bits per page, by its place
-/// among the frames of RAM. Memory that no frame was marked in is not used.
+/// For every page of RAM, whether it arrived, as what it arrived last, and whether it arrived in this round: three
+/// bits per page. The host has no memory for parts in which no page was marked.
 #[derive(Debug)]
 pub(crate) struct Arrivals {
     layout: RamLayout,
     arrived: Vec<AtomicU64>,
-    /// Last as private.
+    /// It last arrived as private.
     private: Vec<AtomicU64>,
     this_round: Vec<AtomicU64>,
 }
@@ -32,8 +32,7 @@ impl Arrivals {
         Some(Self { layout, arrived: bitmap()?, private: bitmap()?, this_round: bitmap()? })
     }
 
-    /// A page arrives; its place must be marked before it is written. True if it is the first that
-    /// arrives there.
+    /// Marks a page that arrives. This must come before the page is written. True if no page arrived there before.
     pub(crate) fn mark(&self, frame: Frame, kind: PageKind) -> Result<bool, BadArrival> {
         let index = self.index(frame).ok_or(BadArrival::NotRam { frame })?;
         let words = (self.this_round.get(index / WORD), self.private.get(index / WORD));
@@ -54,16 +53,16 @@ impl Arrivals {
         Ok(arrived.fetch_or(bit, Ordering::Relaxed) & bit == 0)
     }
 
-    /// The next round begins; no connection may be placing pages.
+    /// The next round begins. No connection may place pages meanwhile.
     pub(crate) fn end_round(&self) {
-        // Storing everywhere would use memory for every frame of a guest of whom few have changed.
+        // Storing to every word would take memory for all frames, also if few have changed.
         for word in self.this_round.iter().filter(|word| word.load(Ordering::Relaxed) != 0) {
             word.store(0, Ordering::Relaxed);
         }
     }
 
-    /// Whether every page of RAM has arrived, last as what `status` says it is. Without SEV
-    /// (`None`) all are shared. The guest stands still meanwhile, so this goes by whole words.
+    /// Checks that every page of RAM has arrived, and last as what `status` says it is. Without SEV (`None`) all
+    /// pages are shared. The guest is paused meanwhile, so this compares whole words.
     pub(crate) fn check(&self, status: Option<&PageStatus>) -> Result<(), BadArrival> {
         let regions: &mut dyn Iterator<Item = PageRange> = match status {
             Some(status) => &mut status.shared_regions()?,
@@ -125,7 +124,7 @@ fn word_of(bitmap: &[AtomicU64], word: usize) -> u64 {
     bitmap.get(word).map_or(0, |word| word.load(Ordering::Relaxed))
 }
 
-/// A page that must not have come, or has not.
+/// A page that must not have arrived, or that is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum BadArrival {
     /// Outside guest RAM.
@@ -146,12 +145,12 @@ pub enum BadArrival {
         /// The frame.
         frame: Frame,
     },
-    /// Last as something else than the region list says.
+    /// It last arrived as private and the region list says shared, or the other way round.
     #[error("the source sent frame {frame} as {arrived}, but its region list says {wanted}")]
     Contradiction {
         /// The frame.
         frame: Frame,
-        /// As what it came last.
+        /// As what it arrived last.
         arrived: Status,
         /// What the region list says.
         wanted: Status,
@@ -227,7 +226,7 @@ mod tests {
         arrivals.check(Some(&status)).unwrap();
     }
 
-    /// What [`Arrivals::check`] says, frame by frame.
+    /// The result of [`Arrivals::check`], found frame by frame.
     fn check_plainly(arrivals: &Arrivals, shared: &[PageRange]) -> Result<(), BadArrival> {
         let is_set = |bitmap: &[AtomicU64], index: usize| {
             bitmap[index / WORD].load(Ordering::Relaxed) >> (index % WORD) & 1 == 1
@@ -248,8 +247,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is shared, and whatever page is missing or came as something else: by whole words the
-        /// same frame is named as frame by frame.
+        /// Checking by whole words names the same frame as checking frame by frame, whatever pages are shared,
+        /// missing, or arrived as another kind.
         #[test]
         fn checking_words_finds_what_checking_frames_finds(
             reported in prop::collection::vec((0_u64..256, 1_u64..80), 0..6),

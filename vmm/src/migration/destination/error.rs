@@ -7,9 +7,9 @@ use thiserror::Error;
 
 use super::arrivals::BadArrival;
 use super::intake::IntakeError;
-use crate::encryption::{Malformed as MalformedStatus, NotMigratable};
+use crate::encryption::{MalformedStatus, NotMigratable};
 use crate::machine::compatibility::Incompatible;
-use crate::machine::{MachineError, ReceiveError as MachineReceiveError, Undecodable};
+use crate::machine::{ArrivalError, MachineError, Undecodable};
 use crate::migration::net::LinkError;
 use crate::migration::wire::{CertificatesError, Transfer};
 use crate::sev::certificate::BadCertificate;
@@ -21,7 +21,7 @@ pub enum DestinationError {
     /// The control connection.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// The offer or the state is no such thing.
+    /// The offer or the state cannot be decoded.
     #[error(transparent)]
     Undecodable(#[from] Undecodable),
     /// This host cannot run it.
@@ -42,7 +42,7 @@ pub enum DestinationError {
         /// Which.
         transfer: Transfer,
     },
-    /// It may be anybody's.
+    /// A word about a guest that may come from anyone: it has no proof that counts.
     #[error("somebody has a word on {transfer}, without a proof that counts here")]
     Unproven {
         /// Which.
@@ -63,7 +63,7 @@ pub enum DestinationError {
         /// Bytes.
         len: usize,
     },
-    /// What the source sent and offered do not fit together.
+    /// What the source sent does not fit its offer.
     #[error("what the source sent is not what it offered: SEV or not, and with which policy")]
     Platform,
     /// The guest is too large to keep count of.
@@ -92,11 +92,11 @@ pub enum DestinationError {
     Receive(#[from] ReceiveError),
     /// The machine.
     #[error(transparent)]
-    Finish(#[from] MachineReceiveError),
+    Finish(#[from] ArrivalError),
 }
 
 impl DestinationError {
-    /// Whether nothing is wrong here: the source has given up, and said so.
+    /// Whether the source has only given up, and said so: nothing is wrong here.
     #[must_use]
     pub fn is_the_sources_wish(&self) -> bool {
         matches!(

@@ -11,7 +11,6 @@ use log::{debug, info, warn};
 use super::recall::UNPROVEN;
 use super::received::Prepared;
 use crate::machine::{PausedMachine, RunningMachine};
-use crate::migration::chain_of;
 use crate::migration::handover::journal::{Journal, JournalError, forget};
 use crate::migration::handover::{
     Destination, DestinationInput, DestinationOutput, DestinationState, Step, advance, carry_out,
@@ -19,15 +18,16 @@ use crate::migration::handover::{
 use crate::migration::net::{Caller, Due, Line, Link, Listener, Lobby};
 use crate::migration::watch::{Sight, Watch, Wish};
 use crate::migration::wire::{Message, Say, VmId, Word};
+use crate::text::chain_of;
 use crate::vcpu::{Stop, VcpuError};
 
-/// How often waiting looks up.
+/// How often a wait calls the watch.
 const LOOK_UP: Duration = Duration::from_millis(50);
 
-/// How long a source that was told that its guest runs here may take for its last word.
+/// How long a source may take to answer that it has heard that its guest runs here.
 const LAST_WORD_MAX: Duration = Duration::from_secs(60);
 
-/// How long nobody has to come who asks for a guest that runs here.
+/// After this time without a question about a guest that runs here, answering ends.
 const IDLE: Duration = Duration::from_secs(3600);
 
 /// How a handover ended here.
@@ -35,7 +35,7 @@ const IDLE: Duration = Duration::from_secs(3600);
 pub enum Taken {
     /// The guest runs here.
     Runs(Box<RunningMachine>, Box<Answering>),
-    /// The guest was dropped. Its source may already offer it anew, or have a last word.
+    /// The guest was dropped. Its source may already offer it again, or have a last word.
     Dropped(Option<Box<Caller>>, Option<Line>),
 }
 
@@ -46,10 +46,10 @@ pub struct Answering {
     source: HeardSource,
 }
 
-/// Waits until the guest is this host's, and runs it, or it is not to be.
+/// Waits until it is decided who owns the guest. Runs the guest if it is this host, and drops it otherwise.
 ///
-/// The source may lose its connection and come back by `listener`. A person may decide by `watch`;
-/// nothing can be cancelled any more.
+/// The source may lose its connection and connect again to `listener`. A person may decide through `watch`. Nothing
+/// can be cancelled any more.
 ///
 /// # Errors
 /// [`VcpuError`] if the guest cannot be started.
@@ -109,7 +109,7 @@ where
         let sight = Sight { progress: account.now(), in_doubt: true, refused: refused.take() };
         input = match watch.look(&sight) {
             Some(Wish::Resolve(resolution)) => Some(DestinationInput::Resolve(resolution)),
-            // The source may commit the guest at any moment: only a decision ends the doubt.
+            // The source may commit the guest at any moment, so only a decision ends the doubt.
             Some(Wish::Cancel(_)) | None => source.next_input(listener, &half, LOOK_UP),
         };
     }
@@ -137,13 +137,13 @@ fn written(result: Result<(), JournalError>) -> DestinationInput {
     }
 }
 
-/// The source, as far as it can be heard.
+/// The connections on which the source may speak.
 #[derive(Debug)]
 struct HeardSource {
     link: Option<Link>,
-    /// Who else connects; it may be the source, which has lost its connection.
+    /// New connections. One of them may be the source's, if it has lost its old one.
     lobby: Lobby,
-    /// It offers the same guest anew.
+    /// The source offers the same guest again.
     anew: Option<Caller>,
 }
 
@@ -156,8 +156,8 @@ impl HeardSource {
         }
     }
 
-    /// What it says next, on its connection or on a new one: the old one may be stuck for ever. Nobody
-    /// may say anything for `patience`.
+    /// The source's next word, on its connection or on a new one, because the old one may be stuck for ever. `None`
+    /// if there is none within `patience`.
     fn next_input(
         &mut self,
         listener: &Listener,
@@ -200,7 +200,7 @@ impl HeardSource {
         }
     }
 
-    /// A new connection, of the source or of somebody else.
+    /// A new connection, of the source or of another peer.
     fn hear(&mut self, caller: Caller, half: &Destination) -> Option<DestinationInput> {
         if let Message::Word(word) = &caller.first {
             let input = half.hear(word);
@@ -220,7 +220,7 @@ impl HeardSource {
         }
         let mut abandon = None;
         if let Message::Offer(offer) = &caller.first {
-            // Of the guest that is here, offered anew: so its source has kept it.
+            // The guest that is here is offered again, so its source has kept it.
             abandon = offer.abandons().find_map(|word| half.hear(&word));
         }
         match abandon {
@@ -231,14 +231,13 @@ impl HeardSource {
     }
 }
 
-/// What others are told who offer a guest.
+/// The answer to every other offer.
 const RUNS: &str = "a guest runs here already: this process takes no other";
 const KEEPS: &str = "this host keeps a guest until its source commits it, offers it anew with a proof \
      that it is its source, or `sevferry resolve` decides here";
 
-/// Goes on answering a source that did not hear that its guest runs here, on a thread of its own
-/// that ends with the process. `journal` opens the guest's journal, which goes when the source has no
-/// more to ask.
+/// Goes on answering a source that did not hear that its guest runs here, on a thread of its own that ends with the
+/// process. `journal` opens the guest's journal. It is removed when the source has no more to ask.
 ///
 /// # Errors
 /// If the host has no thread to give.
@@ -266,7 +265,7 @@ pub fn keep_answering(
                         }
                         source.link = None;
                     }
-                    // The guest runs: there is nothing to do to it, and nobody asks for more.
+                    // The guest runs already, and no person decides here.
                     DestinationOutput::WriteJournal(_)
                     | DestinationOutput::RunGuest
                     | DestinationOutput::TearDown

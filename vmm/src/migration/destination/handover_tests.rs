@@ -21,7 +21,7 @@ const SOON: Duration = Duration::from_secs(5);
 const LONG: Duration = Duration::from_secs(60);
 
 /// A destination with a guest that waits for its source.
-struct Host {
+struct WaitingHost {
     _directory: TempDir,
     socket: Endpoint,
     listener: Listener,
@@ -29,7 +29,7 @@ struct Host {
     side: Destination,
 }
 
-impl Host {
+impl WaitingHost {
     fn new() -> Self {
         let directory = TempDir::new().unwrap();
         let socket = format!("unix:{}", directory.as_path().join("b").display());
@@ -40,7 +40,7 @@ impl Host {
         Self { _directory: directory, socket, listener, source, side }
     }
 
-    /// Somebody connects and says this: what it means here, and the connection.
+    /// Connects with this first message. Returns what it means here, and the connection.
     fn hears(&mut self, first: &Message) -> (Option<DestinationInput>, Link) {
         let mut link = link_to(&self.socket);
         link.say(first).unwrap();
@@ -64,11 +64,11 @@ fn assert_refused(mut link: Link, why: &str) {
     assert!(refused, "{told:?}");
 }
 
-/// Whoever knows the guest and its epoch, and not the secret, neither has it run here nor freed,
-/// whatever is said, by itself or with an offer of the same guest.
+/// A stranger who knows the guest and its epoch, but not the secret, can neither start nor free it here: not with a
+/// word, and not with an offer of the same guest.
 #[test]
 fn strangers_decide_nothing() {
-    let mut host = Host::new();
+    let mut host = WaitingHost::new();
     for say in [
         Say::Commit { is_last: false },
         Say::Commit { is_last: true },
@@ -95,7 +95,7 @@ fn strangers_decide_nothing() {
 /// Its source is heard on any connection, and so is its next offer.
 #[test]
 fn the_source_is_heard_wherever_it_comes_from() {
-    let mut host = Host::new();
+    let mut host = WaitingHost::new();
     let (heard, mut link) = host.hears(&word(&SECRET, Say::Commit { is_last: false }));
     assert_eq!(heard, Some(DestinationInput::Commit { is_last: false }));
     host.source.tell(host.side.word(Say::Running));
@@ -122,7 +122,7 @@ fn the_source_is_heard_wherever_it_comes_from() {
 /// What runs here is answered for, and its journal goes with its source's last word.
 #[test]
 fn the_journal_goes_with_the_last_word() {
-    let host = Host::new();
+    let host = WaitingHost::new();
     let journals = TempDir::new().unwrap();
     let directory = journals.as_path().to_owned();
     let open = move |vm| Journal::open(&directory, vm, Side::Destination).map_err(IoError::other);

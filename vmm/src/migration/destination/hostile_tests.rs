@@ -20,26 +20,24 @@ use super::joining::accept_connections;
 use super::placer::PageTarget;
 use crate::encryption::{MapGpaRange, Overflow, PageStatus, Status};
 use crate::migration::account::Tally;
-use crate::migration::chain_of;
 use crate::migration::net::{Endpoint, Link, Listener, Stream};
 use crate::migration::source::sender::{PageSender, Round};
 use crate::migration::wire::{
     Closing, FRAME_HEADER_LEN, Kind, Message, Offer, PageKind, PagesHeader, PayloadDigest, Secret,
     Transfer, VmId,
 };
-use crate::page::{Frame, FrameSet, PAGE_SIZE, PageRange};
+use crate::page::{Frame, FrameSet, PAGE_LEN, PAGE_SIZE, PageRange};
 use crate::sev::Policy;
 use crate::sev::receive::Receiving;
 use crate::sev::software::fixture::{Fixture, RAM_LEN};
+use crate::text::chain_of;
 
 const PAGES: u64 = RAM_LEN / PAGE_SIZE;
-const PAGE_LEN: usize = 4096;
 const SESSION: u64 = 0x1234_5678_9abc_def0;
 const SECRET: Secret = Secret([0x42; 16]);
 const STATE: &[u8] = b"the state of a machine";
 
-/// All has come by then that will ever come of a bad stream: where the source seems to be alive,
-/// somebody stops the destination.
+/// By then all of a bad stream has arrived. If the source still seems to be alive, the test stops the destination.
 const SOON: Duration = Duration::from_millis(100);
 
 /// A good stream takes less on any machine.
@@ -120,7 +118,7 @@ impl Golden {
     /// What the destination makes of these streams: the machine's state, or why not.
     fn receive(
         &self,
-        listener: &Host,
+        listener: &ListeningHost,
         streams: &[Vec<u8>; 3],
         patience: Duration,
     ) -> Result<Vec<u8>, String> {
@@ -130,7 +128,7 @@ impl Golden {
     /// The same; the second page connection goes on with `after`, on a thread of its own.
     fn receive_and(
         &self,
-        listener: &Host,
+        listener: &ListeningHost,
         streams: &[Vec<u8>; 3],
         patience: Duration,
         after: impl FnOnce(UnixStream) + Send,
@@ -215,12 +213,12 @@ fn say_after_two_rounds(mut stream: UnixStream, bytes: &[u8]) {
 }
 
 /// Where a destination listens.
-struct Host {
+struct ListeningHost {
     path: PathBuf,
     socket: Listener,
 }
 
-impl Host {
+impl ListeningHost {
     fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -234,7 +232,7 @@ impl Host {
 /// cut after any byte of any connection, it never is.
 #[test]
 fn every_truncation_is_refused() {
-    let (golden, host) = (Golden::record(), Host::new());
+    let (golden, host) = (Golden::record(), ListeningHost::new());
     for connection in 0..3 {
         for len in 0..golden.streams[connection].len() {
             let mut streams = golden.streams.clone();
@@ -251,11 +249,11 @@ fn every_truncation_is_refused() {
     golden.assert_equal();
 }
 
-/// A source that has sent the state, and then keeps a page connection readable with frames that are
-/// fast enough for every deadline, holds nobody.
+/// A source that has sent the state, and then keeps a page connection readable with frames that are fast enough for
+/// every deadline, is refused.
 #[test]
 fn pages_after_the_state_hold_nobody() {
-    let (golden, host) = (Golden::record(), Host::new());
+    let (golden, host) = (Golden::record(), ListeningHost::new());
     let begun = Instant::now();
     let drip = |mut stream: UnixStream| {
         let frame = |sequence: u64| {
@@ -326,16 +324,16 @@ fn some_damage() -> impl Strategy<Value = Damage> {
     ]
 }
 
-fn shared_golden() -> &'static (Golden, Host) {
-    static GOLDEN: OnceLock<(Golden, Host)> = OnceLock::new();
-    GOLDEN.get_or_init(|| (Golden::record(), Host::new()))
+fn shared_golden() -> &'static (Golden, ListeningHost) {
+    static GOLDEN: OnceLock<(Golden, ListeningHost)> = OnceLock::new();
+    GOLDEN.get_or_init(|| (Golden::record(), ListeningHost::new()))
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
 
-    /// Damaged anywhere but in the `join`, the stream is refused by name, or the guest's memory is
-    /// byte for byte what was sent, and so is the machine's state.
+    /// If the stream is damaged anywhere but in the `join`, either an error names the damage, or the guest's memory and
+    /// the machine's state are byte for byte what was sent.
     #[test]
     fn damage_is_refused_or_harmless(
         connection in 0_usize..3,

@@ -1,7 +1,7 @@
 //! The destination's intake: rounds of pages over all connections, then the two messages that end it.
 //!
-//! Placers and the control connection each have a thread; what they get arrives on one queue, and
-//! the caller's thread alone decides.
+//! Each placer and the control connection have a thread. They put what they receive into one queue, and only the
+//! caller's thread decides.
 
 use std::collections::BTreeSet;
 use std::io::Error as IoError;
@@ -20,30 +20,30 @@ use crate::migration::wire::{
     BadClosing, Closing, Kind, Message, Reason, RoundEnd, Say, Word, status_bytes_max,
 };
 
-/// What must come in twice the silence. A KiB a second where that is 30 s: less than any network, more
-/// than a peer that only holds the line.
+/// Bytes that must arrive within twice the silence. With a silence of 30 s that is 1 KiB a second: less than any
+/// network has, and more than a peer sends that only keeps the connection open.
 const PACE_BYTES: u64 = 64 << 10;
 
 /// How long all rounds together may take.
 const ROUNDS_TIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The source gives up or pauses the guest after [`ROUNDS_MAX`]; the last round comes then.
+/// The source gives up or pauses the guest after [`ROUNDS_MAX`] rounds. Then one last round follows.
 const ROUNDS_TAKEN_MAX: u32 = ROUNDS_MAX + 1;
 
-/// How long a source whose page connection has failed may take to say why.
+/// How long a source may take to say why its page connection failed.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
-/// How often waiting looks up.
+/// How often a wait checks whether to stop.
 const LOOK_UP: Duration = Duration::from_millis(100);
 
-/// What the source says after the last page.
+/// What the source sends after the last page.
 #[derive(Debug)]
 pub(crate) struct Delivered {
     /// `PageStatus::to_bytes`; `None` for a plain VM.
     pub(crate) status: Option<Vec<u8>>,
     /// The machine's state.
     pub(crate) state: Vec<u8>,
-    /// When the source saved that: after the last round was acknowledged.
+    /// The source saved that after this moment: when the last round was acknowledged.
     pub(crate) saved: SavedBetween,
     /// Rounds that arrived.
     pub(crate) rounds: u32,
@@ -54,13 +54,13 @@ pub(crate) struct Delivered {
 enum Arrival {
     /// A connection has ended a round.
     Round(usize, RoundEnd),
-    /// The source says something on the control connection.
+    /// A message on the control connection.
     Control(Message),
     /// A connection failed.
     Failed(IntakeError),
 }
 
-/// Takes pages until the source has sent the machine's state. `stop` is asked now and then.
+/// Takes pages until the source has sent the machine's state. Ends early once `stop` returns true.
 pub(crate) fn take_in(
     link: &mut Link,
     placers: &mut [PagePlacer],
@@ -72,7 +72,7 @@ pub(crate) fn take_in(
     let connections = placers.iter().map(PagePlacer::connection).collect::<Result<Vec<_>, _>>();
     let connections = connections.map_err(LinkError::Lost)?;
     thread::scope(|scope| {
-        // A source that says more than it may waits until the last thing was looked at.
+        // The queue is short: a source that sends too much waits until its last message was read.
         let (queue, arrivals) = sync_channel(1);
         let (mut go, over_here) = (Vec::new(), &over);
         let mut started = placers.iter_mut().enumerate().try_for_each(|(index, placer)| {
@@ -92,11 +92,11 @@ pub(crate) fn take_in(
         let delivered = started.and_then(|()| collect(link, target, &arrivals, &go, stop));
         over.store(true, Ordering::Relaxed);
         if delivered.is_err() {
-            // Nobody finishes what is of no use; the source is still told why.
+            // The placers stop at once, because the pages are of no use. The source is still told why.
             connections.iter().for_each(Stream::shut_down);
             link.stop_reading();
         }
-        // The placers wait for this, and then say whether anything came after the last round.
+        // The placers wait for this. Then they report whether anything came after the last round.
         drop(go);
         let delivered = delivered?;
         match arrivals.iter().find(|arrival| !matches!(arrival, Arrival::Control(_))) {
@@ -111,7 +111,7 @@ pub(crate) fn take_in(
     })
 }
 
-/// A placer's thread. Between rounds it waits until all connections have ended the round.
+/// A placer's thread. After each round it waits until all connections have ended the round.
 fn place_rounds(
     index: usize,
     placer: &mut PagePlacer,
@@ -125,14 +125,14 @@ fn place_rounds(
             Ok(None) => return,
             Err(cause) => Arrival::Failed(cause.into()),
         };
-        // Nobody listens any more, or will let us go on.
+        // The caller has ended the intake.
         if queue.send(arrival).is_err() || may_proceed.recv().is_err() {
             return;
         }
     }
 }
 
-/// The control connection's thread: ends with the machine's state, or when the source gives up.
+/// The control connection's thread. It ends with the machine's state, or when the source gives up.
 fn read_control(
     mut link: Link,
     mut due: Due,
@@ -168,7 +168,7 @@ fn collect(
     let (mut acknowledged, mut looked_up) = (Instant::now(), Instant::now());
     let mut pace = Pace::new(looked_up, target.silence);
     loop {
-        // Also while the source keeps us busy.
+        // Also while messages of the source keep coming.
         if looked_up.elapsed() >= LOOK_UP {
             looked_up = Instant::now();
             pace.check(target.tally.taken.load(Ordering::Relaxed), looked_up)?;
@@ -193,10 +193,10 @@ fn collect(
                     rounds = end.round;
                     target.tally.round_arrived(rounds);
                     acknowledged = Instant::now();
-                    // A source that does not read it does not send the next round either.
+                    // A source that does not read this does not send the next round either.
                     link.say(&Message::RoundOk { round: end.round })?;
                     for placer in go {
-                        // One that has ended says why by itself.
+                        // A placer that has ended reports the reason itself.
                         placer.send(()).unwrap_or_default();
                     }
                 }
@@ -224,7 +224,7 @@ fn collect(
     }
 }
 
-/// A source that gives up says why, then closes its connections; they are not heard in that order.
+/// A source that gives up says why and then closes its connections. This host may notice that in the other order.
 fn explained(cause: IntakeError, arrivals: &Receiver<Arrival>) -> IntakeError {
     let until = Instant::now() + LAST_WORDS;
     while let IntakeError::Placer(_) = cause {
@@ -243,15 +243,15 @@ fn explained(cause: IntakeError, arrivals: &Receiver<Arrival>) -> IntakeError {
     cause
 }
 
-/// Notices a source that says nothing, next to nothing, or never enough.
+/// Notices a source that sends nothing, or too little.
 #[derive(Debug)]
 struct Pace {
     begun: Instant,
-    /// How long nothing at all may come; in twice that, a source that is there sends [`PACE_BYTES`].
+    /// How long nothing at all may arrive. In twice that time at least [`PACE_BYTES`] must arrive.
     silence: Duration,
-    /// Bytes that had come when one came last.
+    /// All bytes by the time when the last one arrived.
     last: (u64, Instant),
-    /// Bytes that had come at some moment.
+    /// All bytes by an earlier time, against which the pace is measured.
     then: (u64, Instant),
 }
 
@@ -260,7 +260,7 @@ impl Pace {
         Self { begun: now, silence, last: (0, now), then: (0, now) }
     }
 
-    /// `bytes` have come by `now`.
+    /// By `now`, `bytes` have arrived in all.
     fn check(&mut self, bytes: u64, now: Instant) -> Result<(), IntakeError> {
         if now.duration_since(self.begun) > ROUNDS_TIME_MAX {
             return Err(IntakeError::Endless);
@@ -291,7 +291,7 @@ pub enum IntakeError {
     /// A page connection.
     #[error(transparent)]
     Placer(#[from] PlacerError),
-    /// What came after the last round.
+    /// The messages after the last round.
     #[error(transparent)]
     Closing(#[from] BadClosing),
     /// The source has given up and keeps the guest.
@@ -300,7 +300,7 @@ pub enum IntakeError {
         /// Why, in its words.
         reason: Reason,
     },
-    /// The source is not there.
+    /// The source sends nothing.
     #[error("the source has sent nothing for {} s", patience.as_secs())]
     Silent {
         /// How long.
@@ -324,7 +324,7 @@ pub enum IntakeError {
     /// The host has no thread to give.
     #[error("starting a thread for a connection")]
     Thread(#[source] IoError),
-    /// We were told to stop.
+    /// This host gave up.
     #[error("receiving was stopped")]
     Stopped,
 }
@@ -355,8 +355,8 @@ mod tests {
         }
     }
 
-    /// Whoever sends steadily may take hours, but not for ever; silence, or a byte now and then, is
-    /// not waited for. A stall that is shorter than the silence is, wherever it comes.
+    /// A source that sends steadily may take hours, but not for ever. One that is silent, or sends a byte now and then,
+    /// is given up. A stall shorter than the silence ends nothing, wherever it comes.
     #[test]
     fn a_source_keeps_a_pace() {
         let begun = Instant::now();

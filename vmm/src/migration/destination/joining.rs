@@ -1,4 +1,4 @@
-//! Page connections introduce themselves; whoever else connects is turned away and keeps nobody waiting.
+//! Waits for the page connections to introduce themselves. Other connections are closed, and delay nothing.
 
 use std::time::{Duration, Instant};
 
@@ -10,11 +10,11 @@ use super::placer::PagePlacer;
 use crate::migration::net::{Due, Listener, Lobby, in_all};
 use crate::migration::wire::{Message, Offer, Secret};
 
-/// How often waiting looks up.
+/// How often a wait checks whether to stop.
 const LOOK_UP: Duration = Duration::from_millis(20);
 
-/// Waits until every page connection has introduced itself: for `silence` since the last word, and
-/// for all of them together as long as for one message.
+/// Waits until every page connection has introduced itself: at most `silence` since the last message, and for all
+/// of them together as long as for one message.
 pub(crate) fn accept_connections(
     listener: &Listener,
     offer: &Offer,
@@ -41,7 +41,7 @@ pub(crate) fn accept_connections(
                 continue;
             }
         };
-        // A connection that is there already is not replaced.
+        // A second connection with the same index does not replace the first.
         if let Message::Join { session, index, proof } = caller.first
             && session == offer.session
             && proof.is(&secret.proof_of_join(session, index))

@@ -6,18 +6,18 @@
 pub(crate) mod arrivals;
 mod error;
 mod handover;
-mod host;
 #[cfg(test)]
 mod hostile_tests;
 mod intake;
 mod joining;
 pub(crate) mod placer;
 mod recall;
+mod receive_config;
 mod received;
 
 pub use error::DestinationError;
 pub use handover::{Answering, Taken, keep_answering, take_over};
-pub use host::Host;
+pub use receive_config::ReceiveConfig;
 pub use received::{Prepared, Received};
 
 use std::time::{Duration, Instant};
@@ -34,7 +34,6 @@ use crate::encryption::PageStatus;
 use crate::machine::compatibility::{HostOffer, MachineOffer, compare};
 use crate::machine::{MachineError, MachineState, PausedMachine, ReceivingMachine};
 use crate::migration::account::{Account, Tally};
-use crate::migration::chain_of;
 use crate::migration::handover::journal::{Journal, Side, forget};
 use crate::migration::net::{Caller, Due, Link, LinkError, Listener, Words};
 use crate::migration::preflight::assess;
@@ -47,6 +46,7 @@ use crate::sev::certificate::Certificate;
 use crate::sev::receive::Receiving;
 use crate::sev::send::SendSession;
 use crate::sev::session::Session;
+use crate::text::chain_of;
 
 /// Receives one guest from `caller`, or tells it what the journal knows of an earlier one, or whether
 /// its guest would be taken.
@@ -57,7 +57,7 @@ use crate::sev::session::Session;
 pub fn receive(
     caller: Caller,
     listener: &Listener,
-    host: &mut Host<'_>,
+    host: &mut ReceiveConfig<'_>,
     watch: &mut dyn Watch,
 ) -> Result<Received, DestinationError> {
     let Caller { mut link, first } = caller;
@@ -116,7 +116,7 @@ fn phases(
     link: &mut Link,
     offer: &Offer,
     listener: &Listener,
-    host: &mut Host<'_>,
+    host: &mut ReceiveConfig<'_>,
     watch: &mut dyn Watch,
 ) -> Result<Arrived, DestinationError> {
     let begun = Instant::now();
@@ -140,7 +140,7 @@ fn arrive(
     link: &mut Link,
     guest: &Expected<'_>,
     listener: &Listener,
-    host: &mut Host<'_>,
+    host: &mut ReceiveConfig<'_>,
     watch: &mut dyn Watch,
 ) -> Result<(PausedMachine, Account), DestinationError> {
     let Expected { begun, offer, ref description, ref secret } = *guest;

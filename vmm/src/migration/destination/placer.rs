@@ -20,10 +20,10 @@ use crate::migration::wire::{
 use crate::page::{Frame, PAGE_LEN, PageRange};
 use crate::sev::receive::{ReceiveError, Receiving};
 
-/// How often an idle connection looks whether it is still wanted.
+/// How often an idle connection checks whether to stop.
 const IDLE_STEP: Duration = Duration::from_millis(200);
 
-/// Bytes in which all connections together hold pages on their way into RAM.
+/// Bytes of all connections' page buffers together.
 const BUFFERS_MAX: usize = 4 << 20;
 
 /// A page frame's payload without its pages.
@@ -38,9 +38,9 @@ pub(crate) struct PageTarget<'a> {
     pub(crate) receiving: Option<&'a Receiving>,
     /// Random, from the offer.
     pub(crate) session: u64,
-    /// Counts what comes, which also shows that the source is alive.
+    /// Counts what arrives, which also shows that the source is alive.
     pub(crate) tally: &'a Tally,
-    /// How long nothing at all may come.
+    /// How long nothing at all may arrive.
     pub(crate) silence: Duration,
 }
 
@@ -51,7 +51,7 @@ pub(crate) struct PagePlacer {
     sequence: u64,
     round: u32,
     digest: RoundDigest,
-    /// What is short: headers, frame numbers, packets' headers.
+    /// The short parts: frame numbers, packets' headers, and the end of a round.
     lists: Vec<u8>,
     /// Pages, as many as a connection may hold at a time.
     pages: Vec<u8>,
@@ -66,18 +66,18 @@ impl PagePlacer {
         Self { stream, sequence: 0, round: 1, digest, lists, pages }
     }
 
-    /// Another handle on the connection, to end it from elsewhere.
+    /// Another handle on the connection, so that another thread can end it.
     pub(crate) fn connection(&self) -> Result<Stream, IoError> {
         self.stream.try_clone()
     }
 
-    /// Whether pages have come since the last round ended.
+    /// Whether pages have arrived since the last round ended.
     pub(crate) fn is_in_a_round(&self) -> bool {
         self.digest.frames() > 0
     }
 
-    /// Places pages until the round ends; `None` if the connection ends instead, between rounds,
-    /// or `unwanted` says so.
+    /// Places pages until the round ends. `None` if the connection ends between rounds, or once `unwanted` returns
+    /// true.
     pub(crate) fn place_round(
         &mut self,
         target: &PageTarget<'_>,
@@ -93,7 +93,7 @@ impl PagePlacer {
             let taken = &target.tally.taken;
             let mut wait = Wait::new(target.silence, PAGES_HEAD_LEN, &mut stop).counting(taken);
             match self.place_frame(target, &mut wait) {
-                // Its own error, if it has one, comes from having been given up.
+                // If it has an error of its own, that comes from having been given up.
                 Ok(Placed::Pages) | Err(_) if unwanted() => return Err(PlacerError::Unwanted),
                 Ok(Placed::Pages) => {}
                 Ok(Placed::RoundEnd(end)) => return Ok(Some(end)),
@@ -103,7 +103,7 @@ impl PagePlacer {
         }
     }
 
-    /// Takes what has begun to arrive, whole.
+    /// Reads the frame that has begun to arrive.
     fn place_frame(
         &mut self,
         target: &PageTarget<'_>,
@@ -151,7 +151,7 @@ impl PagePlacer {
         if self.stream.fill(buffer, wait)? { Ok(()) } else { Err(cut) }
     }
 
-    /// The firmware's packets bind neither the session's order nor the round: these numbers do.
+    /// Checks session, sequence and round: the firmware's packets bind none of them.
     fn check(&self, header: &PagesHeader, target: &PageTarget<'_>) -> Result<(), PlacerError> {
         let wrong = |what, expected, found| PlacerError::OutOfOrder { what, expected, found };
         if header.session != target.session {
@@ -214,7 +214,7 @@ impl PagePlacer {
         Ok(())
     }
 
-    /// Shared pages that are one run: read to where they belong, without another copy.
+    /// Shared pages that are one run: they are read into guest RAM directly, without another copy.
     fn place_run(
         &mut self,
         digest: PayloadDigest,
@@ -239,7 +239,7 @@ impl PagePlacer {
         Ok(digest)
     }
 
-    /// Pages that are opened, or belong here and there.
+    /// Other pages: private ones, and shared ones that are not one run.
     fn place_each(
         &mut self,
         digest: PayloadDigest,
@@ -287,7 +287,7 @@ impl PagePlacer {
     }
 }
 
-/// What has come.
+/// What has arrived.
 enum Placed {
     /// A frame of pages.
     Pages,
@@ -304,7 +304,7 @@ fn run_of(frames: &[Frame]) -> Option<PageRange> {
     (run.pages() == frames.len() as u64).then_some(run)
 }
 
-/// A run of pages comes that the host has not mapped yet: it had better be mapped at once.
+/// Maps a run of pages at once, before they are written one by one: the host has not mapped them yet.
 fn populate(target: &PageTarget<'_>, run: PageRange, kind: PageKind) {
     match kind {
         PageKind::Zero => {}
@@ -313,10 +313,10 @@ fn populate(target: &PageTarget<'_>, run: PageRange, kind: PageKind) {
     }
 }
 
-/// Zero pages, of which nothing came.
+/// Zero pages: nothing but their frame numbers has arrived.
 fn place_zeros(target: &PageTarget<'_>, frames: &[Frame]) -> Result<(), PlacerError> {
     for &frame in frames {
-        // RAM that nobody has written yet is zero, and stays untouched.
+        // RAM that was never written is zero already.
         if !target.arrivals.mark(frame, PageKind::Zero)? {
             write(target, frame, &[0; PAGE_LEN])?;
         }
@@ -324,7 +324,7 @@ fn place_zeros(target: &PageTarget<'_>, frames: &[Frame]) -> Result<(), PlacerEr
     Ok(())
 }
 
-/// A shared page, where the host may see it.
+/// Writes a shared page, in the host's view.
 fn write(target: &PageTarget<'_>, frame: Frame, page: &[u8; PAGE_LEN]) -> Result<(), PlacerError> {
     Ok(target.ram.write_pages(one(frame)?, page)?)
 }
@@ -333,7 +333,7 @@ fn one(frame: Frame) -> Result<PageRange, PlacerError> {
     PageRange::one(frame).map_err(|_last| PlacerError::NotRam { frame })
 }
 
-/// A private page, by the firmware.
+/// Has the firmware decrypt a private page into its place.
 fn open(
     target: &PageTarget<'_>,
     frame: Frame,

@@ -1,9 +1,9 @@
-//! What a destination's journal tells of guests that were here, and of whether one may come.
+//! What a destination's journal says about guests that were here, and whether an offered guest may come.
 
 use std::io::Error as IoError;
 
 use super::error::DestinationError;
-use super::host::Host;
+use super::receive_config::ReceiveConfig;
 use super::received::Received;
 use crate::migration::handover::journal::{Journal, JournalError, forget};
 use crate::migration::handover::{
@@ -12,20 +12,20 @@ use crate::migration::handover::{
 use crate::migration::net::{Caller, Line, Link, LinkError};
 use crate::migration::wire::{Offer, Secret, Word};
 
-/// What is said to somebody whose word on a guest does not count.
+/// The answer to a peer whose word on a guest does not count.
 pub(crate) const UNPROVEN: &str = "that word on a guest has no proof that counts here";
 
-/// This process has no such guest (any more): only the journal is left to tell the source what became
-/// of it here.
+/// Answers a word about a guest that this process does not have, or not any more: only the journal can tell the
+/// source what became of it.
 pub(crate) fn recall(
     mut link: Link,
     word: &Word,
-    host: &mut Host<'_>,
+    host: &mut ReceiveConfig<'_>,
 ) -> Result<Received, DestinationError> {
     let transfer = word.transfer;
     let mut journal = (host.journal)(transfer.vm).map_err(DestinationError::Journal)?;
     let Some((mut half, input)) = remembered(&journal, word) else {
-        // In the same words where the guest is known: they are no answer to anybody's question.
+        // The same words whether the guest is known or not, so that a stranger learns nothing.
         Caller::refuse_on(link, UNPROVEN);
         return Err(DestinationError::Unproven { transfer });
     };
@@ -49,18 +49,18 @@ pub(crate) fn recall(
     })
 }
 
-/// The destination that the journal tells of, and what the word means to it.
+/// The destination's state as the journal has it, and the input that the word is.
 fn remembered(journal: &Journal, word: &Word) -> Option<(Destination, DestinationInput)> {
     let last = journal.last(word.transfer)?;
     let side = Destination::recovered(last.transfer, last.secret, last.step)?;
     side.hear(word).map(|input| (side, input))
 }
 
-/// The journal of a guest that is offered, with the secret of this transfer in it: a guest that nobody
-/// could own here must not come.
+/// Writes the secret of this transfer into the journal of an offered guest. Without a journal this host could not
+/// become the owner, so the guest is refused.
 pub(crate) fn admit(
     offer: &Offer,
-    host: &mut Host<'_>,
+    host: &mut ReceiveConfig<'_>,
 ) -> Result<(Journal, Secret), DestinationError> {
     let transfer = offer.transfer;
     let mut journal = (host.journal)(transfer.vm).map_err(DestinationError::Journal)?;
@@ -69,7 +69,7 @@ pub(crate) fn admit(
             forget(&mut journal, word.transfer);
         }
     }
-    // Else a stranger's secret would take the place of the source's.
+    // Otherwise a stranger's secret would replace the source's.
     if journal.last(transfer).is_some() {
         return Err(DestinationError::Again { transfer });
     }
@@ -102,15 +102,16 @@ mod tests {
         journal.last(transfer).map(|last| last.step)
     }
 
-    /// A destination without a guest, whose journal is in `directory`, and what it makes of the first
-    /// message of somebody who connects; with that connection.
+    /// Gives `first` to a destination without a guest whose journal is in `directory`. Returns the result, and the
+    /// peer's end of the connection.
     fn hears(directory: &TempDir, first: &Message) -> (Result<Received, DestinationError>, Link) {
         let mut journal =
             |vm| Journal::open(directory.as_path(), vm, Side::Destination).map_err(IoError::other);
         let output = &SerialOutput::nowhere();
         let silence = SILENCE;
+        let platform = None;
         let mut host =
-            Host { platform: None, devices: &[], output, journal: &mut journal, silence };
+            ReceiveConfig { platform, devices: &[], output, journal: &mut journal, silence };
         let socket = format!("unix:{}", directory.as_path().join("socket").display());
         let endpoint = socket.parse().unwrap();
         let listener = Listener::bind(&endpoint).unwrap();
@@ -161,8 +162,7 @@ mod tests {
         }
     }
 
-    /// Whoever cannot prove to be the source is told the same whether the guest is known or not, and
-    /// changes nothing.
+    /// A stranger without a proof gets the same answer whether the guest is known or not, and changes nothing.
     #[test]
     fn a_stranger_is_not_answered_from_the_journal() {
         let (stranger, other) = (Secret([8; 16]), Transfer { epoch: 3, ..TRANSFER });
@@ -195,7 +195,9 @@ mod tests {
         let mut open = |_| Ok(journal(&directory, &[]));
         let output = &SerialOutput::nowhere();
         let silence = SILENCE;
-        let mut host = Host { platform: None, devices: &[], output, journal: &mut open, silence };
+        let platform = None;
+        let mut host =
+            ReceiveConfig { platform, devices: &[], output, journal: &mut open, silence };
         let mut offer = Offer {
             transfer: TRANSFER,
             session: 1,

@@ -1,4 +1,4 @@
-//! What a caller has led to: a guest, or an answer.
+//! The result of a control connection to this host: a guest, or an answer that was given.
 
 use crate::machine::PausedMachine;
 use crate::migration::account::Account;
@@ -7,40 +7,40 @@ use crate::migration::handover::journal::forget;
 use crate::migration::net::{Caller, Line, Link};
 use crate::migration::wire::{NotRunning, Secret, Transfer};
 
-/// A guest that has arrived whole and is paused here, its owner not yet decided.
+/// A guest that has arrived completely and is paused here. It is not decided yet who owns it.
 #[derive(Debug)]
 pub struct Prepared {
     /// The machine.
     pub machine: PausedMachine,
     /// The control connection.
     pub(crate) link: Link,
-    /// Where it is written down whose it is.
+    /// The record of who owns it.
     pub(crate) journal: Journal,
-    /// Which guest, which attempt.
+    /// Which guest and which attempt.
     pub transfer: Transfer,
-    /// What makes words about it count.
+    /// The key of the proofs of all words about it.
     pub(crate) secret: Secret,
-    /// How it came.
+    /// What was counted while it arrived.
     pub account: Account,
 }
 
 impl Prepared {
-    /// The guest is not to be taken over; its source, which was not told that it is prepared, keeps it.
+    /// Drops the guest. Its source keeps it, because it was not told that the guest is prepared here.
     pub fn refuse(mut self, why: &str) {
         forget(&mut self.journal, self.transfer);
         Caller::refuse_on(self.link, why);
     }
 }
 
-/// What a caller has led to.
+/// The result of a control connection.
 #[derive(Debug)]
 pub enum Received {
     /// A guest.
     Guest(Box<Prepared>),
-    /// The source of an earlier one was told what became of it here, and may have a last word.
+    /// The source of an earlier guest was told what became of it here, and may have a last word.
     Answered(Transfer, NotRunning, Line),
-    /// The source of an earlier one will not ask for it any more.
+    /// The source of an earlier guest will not ask about it any more.
     Settled(Transfer),
-    /// A source was told whether this guest would be taken: so many reasons against it.
+    /// A source asked whether this guest would be taken. The number counts the reasons against it.
     Asked(Transfer, usize),
 }

@@ -10,7 +10,7 @@ pub struct Destination {
     pub transfer: Transfer,
     /// What proves that a word is about it.
     pub secret: Secret,
-    /// Whether the copy here is known to be the last: then nobody is there to give it back to.
+    /// Whether the copy here is known to be the last. Then it cannot be given back.
     pub is_last: bool,
     /// Where it stands.
     pub state: DestinationState,
@@ -66,16 +66,16 @@ pub enum DestinationOutput {
     RunGuest,
     /// Free the guest.
     TearDown,
-    /// Nobody will ask the journal about this transfer any more.
+    /// Remove this transfer from the journal: the other side will not ask about it any more.
     Forget,
-    /// Tell who asked.
+    /// Refuse a decision.
     Refuse(Refusal),
 }
 
 type DestinationStep = (DestinationState, Vec<DestinationOutput>);
 
 impl Destination {
-    /// All is loaded and checked, `RECEIVE_FINISH` included; the journal says `accepted`.
+    /// The guest is loaded and checked, `RECEIVE_FINISH` is done, and the journal says `accepted`.
     #[must_use]
     pub fn new(transfer: Transfer, secret: Secret) -> (Self, Vec<DestinationOutput>) {
         let state = DestinationState::Prepared;
@@ -83,8 +83,8 @@ impl Destination {
         (Self { transfer, secret, is_last: false, state }, vec![prepared])
     }
 
-    /// Without the guest, after a crash or once it is given back: what to answer about a transfer
-    /// whose last step in the journal is `last`. `None`: that is no destination's step.
+    /// Without the guest, after a crash or after it was given back: answers the source's questions. `last` is the
+    /// last step of the transfer in the journal. `None` if that is not a destination's step.
     #[must_use]
     pub fn recovered(transfer: Transfer, secret: Secret, last: Step) -> Option<Self> {
         let because = match last {
@@ -97,7 +97,7 @@ impl Destination {
         Some(Self { transfer, secret, is_last: false, state })
     }
 
-    /// What a word means to the destination: nothing, unless it is its source's on this transfer.
+    /// The input that a word is. `None` unless the source said it, on this transfer.
     #[must_use]
     pub fn hear(&self, word: &Word) -> Option<DestinationInput> {
         if word.transfer != self.transfer || !word.is_proven(&self.secret) {
@@ -107,12 +107,12 @@ impl Destination {
             Say::Commit { is_last } => Some(DestinationInput::Commit { is_last }),
             Say::Abandon(_) => Some(DestinationInput::Abandon),
             Say::Released => Some(DestinationInput::Released),
-            // Our own, thrown back.
+            // Words of a destination, sent back to us.
             Say::Prepared | Say::Running | Say::NotRunning(_) => None,
         }
     }
 
-    /// What is said to the source, as it must travel to count.
+    /// `say` with its proof, ready to be sent to the source.
     #[must_use]
     pub fn word(&self, say: Say) -> Word {
         Word::new(&self.secret, self.transfer, say)
@@ -138,7 +138,7 @@ impl Destination {
     }
 }
 
-/// A person keeps the guest here only if the source has it no more.
+/// A person keeps the guest here only if the source does not have it any more.
 fn says_last(input: DestinationInput) -> bool {
     matches!(
         input,
@@ -158,7 +158,7 @@ fn prepared(input: DestinationInput) -> DestinationStep {
             let outputs = vec![DestinationOutput::WriteJournal(Step::Discarded)];
             (DestinationState::Discarding, outputs)
         }
-        // The source says that the guest is its own, so it will never ask what became of it here.
+        // The source keeps the guest, so it will never ask about it here.
         DestinationInput::Abandon => {
             let state = DestinationState::Dropped(NotRunning::GivenBack);
             (state, vec![DestinationOutput::TearDown, DestinationOutput::Forget])
@@ -197,8 +197,8 @@ fn owning(commanded: bool, is_last: bool, input: DestinationInput) -> Destinatio
     }
 }
 
-/// The copy goes first: whoever hears that the guest is given back runs it. The journal says
-/// `accepted` still, which means the same to a source that asks once more.
+/// The copy is freed first, because the source runs the guest when it hears that it is given back. The journal
+/// still says `accepted`, which gives the same answer to a source that asks once more.
 fn give_back() -> DestinationStep {
     let because = NotRunning::GivenBack;
     let said = DestinationOutput::Send(Say::NotRunning(because));
@@ -218,15 +218,15 @@ fn discarding(input: DestinationInput) -> DestinationStep {
             let over = Refusal::Over { over: "the guest is about to be discarded" };
             (DestinationState::Discarding, vec![DestinationOutput::Refuse(over)])
         }
-        // The source says it again, and is answered then.
+        // The source will say it again, and is answered then.
         DestinationInput::Commit { .. }
         | DestinationInput::Abandon
         | DestinationInput::Released => (DestinationState::Discarding, Vec::new()),
     }
 }
 
-/// In a state that nothing leaves: a commit is answered, a decision refused, and a source that has
-/// no more to ask is taken at its word.
+/// In a final state: a commit is answered, a decision is refused, and when the source has no more to ask the
+/// transfer is removed from the journal.
 fn answered(input: DestinationInput, answer: Say, over: &'static str) -> Vec<DestinationOutput> {
     match input {
         DestinationInput::Commit { .. } => vec![DestinationOutput::Send(answer)],

@@ -1,4 +1,5 @@
-//! The one loop of a handover: an input, the outputs that follow from it, and what comes of them.
+//! The loop that drives a handover's state machine: an input leads to outputs, and carrying them out may lead to
+//! the next input.
 
 use std::collections::VecDeque;
 
@@ -9,7 +10,7 @@ use super::source::{Source, SourceInput, SourceOutput};
 pub(crate) trait Half: Copy {
     /// What happens to it.
     type Input;
-    /// What it has its host do.
+    /// What its host must do.
     type Output;
     /// The next state, and what to do in this order.
     fn step(self, input: Self::Input) -> (Self, Vec<Self::Output>);
@@ -33,14 +34,15 @@ impl Half for Destination {
     }
 }
 
-/// Carries out one output; what comes of it is the next input.
+/// Carries out one output. Its result is the next input, if there is one.
 type Perform<'a, H, F> =
     dyn FnMut(&H, <H as Half>::Output) -> Result<Option<<H as Half>::Input>, F> + 'a;
 
-/// Tells `half` its next input, and has `perform` carry out whatever follows, in order, until nothing does.
+/// Gives `half` its next input. Then `perform` carries out the outputs in order, and their results are the next
+/// inputs, until there are no more.
 ///
 /// # Errors
-/// The first of `perform`; what would have followed is left.
+/// The first error of `perform`. The outputs after it are not carried out.
 pub(crate) fn advance<H: Half, F>(
     half: &mut H,
     input: H::Input,
@@ -51,7 +53,7 @@ pub(crate) fn advance<H: Half, F>(
     carry_out(half, outputs, perform)
 }
 
-/// [`advance`], from outputs: those that a half begins with.
+/// The same, but begins with outputs: those that a half has from the start.
 ///
 /// # Errors
 /// As [`advance`].

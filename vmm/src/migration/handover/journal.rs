@@ -1,15 +1,15 @@
-//! What a host remembers of handovers through a crash: one small file per guest and side.
+//! The record of a handover that survives a crash of the host: one small file per guest and side.
 //!
 //! `<directory>/<guest>.source.journal` and `<guest>.destination.journal` hold a line per step,
-//! which a person can read:
+//! as text:
 //!
 //! ```text
 //! 2 <checksum> <guest> <epoch> <secret> <step> <peer>
 //! ```
 //!
-//! The checksum is XXH3 of what follows it. A line is durable before [`Journal::append`] returns, in
-//! a file that the next process will find; a last line that a crash has torn was never reported as
-//! written, and is dropped. What nobody will ask for any more is taken back ([`Journal::forget`]).
+//! The checksum is XXH3 of the rest of the line. When [`Journal::append`] returns, the line is durable, in a file
+//! that the next process will find. A crash may leave a torn last line: it was never reported as written, and is
+//! dropped. Lines that are needed no more are removed ([`Journal::forget`]).
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Error as IoError, ErrorKind, Read};
@@ -25,8 +25,8 @@ use thiserror::Error;
 use twox_hash::XxHash3_64;
 
 use super::step::Step;
-use crate::migration::chain_of;
 use crate::migration::wire::{Secret, Transfer, VmId};
+use crate::text::chain_of;
 
 /// Bytes of the longest journal that is read. A handover adds less than 1,200.
 const JOURNAL_BYTES_MAX: u64 = 1 << 20;
@@ -40,7 +40,7 @@ const PEER_BYTES_MAX: usize = 256;
 /// Version of a line.
 const VERSION: &str = "2";
 
-/// Which side of a handover a journal is of. One host can be both, for one guest.
+/// The side of a handover that a journal belongs to. One host can be both sides of one guest's handover.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Side {
@@ -62,9 +62,9 @@ impl Side {
 /// A line of a journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    /// Of which handover.
+    /// Which handover.
     pub transfer: Transfer,
-    /// What proves that a word is about it.
+    /// The key of the proofs of all words about it.
     pub secret: Secret,
     /// What was decided.
     pub step: Step,
@@ -72,21 +72,21 @@ pub struct Record {
     pub peer: String,
 }
 
-/// A guest's journal, open for writing. Nobody else has it open.
+/// A guest's journal, open for writing. No other process has it open.
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
     file: File,
     records: Vec<Record>,
-    /// Bytes of the file that hold `records`; what is beyond them does not count.
+    /// Bytes of the file that hold `records`. What is behind them does not count.
     length: u64,
     /// Whether there may be bytes beyond `length`.
     is_torn: bool,
 }
 
 impl Journal {
-    /// Opens the journal of `vm` in `directory`, or begins it. One that nothing is ever written to
-    /// leaves no file: whoever may connect can name any number of guests.
+    /// Opens the journal of `vm` in `directory`, or begins it. A journal without lines leaves no file, because a
+    /// peer can name any number of guests.
     ///
     /// # Errors
     /// [`JournalError`] if the directory cannot be written, the file is another's, or it is damaged.
@@ -102,12 +102,12 @@ impl Journal {
             Err(TryLockError::WouldBlock) => return Err(JournalError::InUse { path }),
             Err(TryLockError::Error(cause)) => return Err(failed("locking")(cause)),
         }
-        // Its last owner may have removed it between our opening and our locking.
+        // The process that had it may have removed it after we opened it and before we locked it.
         if !is_file_at(&file, &path).map_err(failed("looking for"))? {
             return Err(JournalError::InUse { path });
         }
         let bytes = read_bounded(&mut file, &path)?;
-        // A file that has lines was made durable before the first of them.
+        // A file with lines was made durable before its first line was written.
         if bytes.is_empty() {
             let sync = File::open(directory).and_then(|directory| directory.sync_all());
             sync.map_err(failed("making durable the directory of"))?;
@@ -153,7 +153,7 @@ impl Journal {
         Ok(guests)
     }
 
-    /// Makes sure that the lines of a handover will find room, where the file system can say so.
+    /// Reserves room for the lines of a handover, where the file system can.
     ///
     /// # Errors
     /// [`JournalError`] if there is none.
@@ -168,11 +168,11 @@ impl Journal {
         }
     }
 
-    /// Appends a line; on return it survives a crash of the host, and the next process finds it.
+    /// Appends a line. When this returns, the line survives a crash of the host, and the next process finds it.
     ///
     /// # Errors
-    /// [`JournalError`] if it could not be written. The line was then taken back as far as the
-    /// disk allows, and never counts for this process.
+    /// [`JournalError`] if it could not be written. The line was then removed as far as the disk allows, and does
+    /// not count for this process.
     pub fn append(
         &mut self,
         transfer: Transfer,
@@ -195,7 +195,7 @@ impl Journal {
         Ok(())
     }
 
-    /// The file may have been moved or removed since it was opened: then nobody would find the line.
+    /// The file may have been moved or removed since it was opened. Then the next process would not find the line.
     fn write(&self, line: &str) -> Result<(), JournalError> {
         let written = self.file.write_all_at(line.as_bytes(), self.length);
         written.and_then(|()| self.file.sync_all()).map_err(failed("writing", &self.path))?;
@@ -205,11 +205,11 @@ impl Journal {
         Err(JournalError::Moved { path: self.path.clone() })
     }
 
-    /// Takes back the lines of `transfer` at the end: nobody will ask for them. A journal without a
-    /// line goes when it is closed.
+    /// Removes the lines of `transfer` from the end: they are needed no more. A journal without lines is removed
+    /// when it is closed.
     ///
     /// # Errors
-    /// [`JournalError`] if the file cannot be cut. The lines are true then as before.
+    /// [`JournalError`] if the file cannot be cut. The lines stay, and stay true.
     pub fn forget(&mut self, transfer: Transfer) -> Result<(), JournalError> {
         let of_others = self.records.iter().rposition(|record| record.transfer != transfer);
         let kept = of_others.map_or(0, |last| last + 1);
@@ -222,8 +222,8 @@ impl Journal {
         if kept == 0 { Ok(()) } else { self.trim() }
     }
 
-    /// Moves it to where no start reads it: all of it is settled here, and may be of interest to a
-    /// person who decides at the other side.
+    /// Moves it to a name that is not read at start. All of it is settled on this host, but a person who has to
+    /// decide on the other host may want to read it.
     ///
     /// # Errors
     /// [`JournalError`] if it cannot be moved.
@@ -258,8 +258,8 @@ impl Journal {
 
 impl Drop for Journal {
     fn drop(&mut self) {
-        // Locked until it is closed, so that nobody has begun to write. What is there may be
-        // another's by now.
+        // It is locked until it is closed, so no other process has begun to write to it. By now another file may
+        // have its name.
         if self.records.is_empty() && is_file_at(&self.file, &self.path).unwrap_or(false) {
             fs::remove_file(&self.path).unwrap_or_else(|cause| {
                 debug!("removing the empty {}: {cause}", self.path.display());
@@ -268,7 +268,7 @@ impl Drop for Journal {
     }
 }
 
-/// Nobody asks for this transfer any more. A journal that keeps it all the same does no harm.
+/// This transfer's lines are needed no more. If they cannot be removed, they do no harm.
 pub(crate) fn forget(journal: &mut Journal, transfer: Transfer) {
     if let Err(cause) = journal.forget(transfer) {
         warn!("{}", chain_of(&cause));
@@ -321,7 +321,7 @@ fn line(record: &Record) -> String {
     format!("{VERSION} {:016x} {text}\n", XxHash3_64::oneshot(text.as_bytes()))
 }
 
-/// The records, and how many bytes they take; what follows them is one torn line or nothing.
+/// The records, and how many bytes they take. Behind them is one torn line or nothing.
 fn parse(bytes: &[u8], path: &Path) -> Result<(Vec<Record>, usize), JournalError> {
     let mut records = Vec::new();
     let mut length = 0;
@@ -397,16 +397,16 @@ pub enum JournalError {
         #[source]
         cause: IoError,
     },
-    /// A line would be found by nobody.
+    /// The next process would not find a line.
     #[error("the journal {path} was moved or removed while it was in use: put it back")]
     Moved { path: PathBuf },
     /// Another process has it.
     #[error("the journal {path} is in use: is the guest being moved by another process?")]
     InUse { path: PathBuf },
-    /// No journal is so long.
+    /// Longer than any journal can be.
     #[error("the journal {path} is longer than 1 MiB: it is not one, or it must be moved away")]
     TooLong { path: PathBuf },
-    /// A line other than the last does not check.
+    /// A line that is not the last has a wrong checksum.
     #[error(
         "line {line} of the journal {path} is damaged: read it, and the peer's, to find who owns the guest; then move it away"
     )]

@@ -121,7 +121,7 @@ fn damage_is_refused() {
     assert!(matches!(folder.open(), Err(JournalError::TooLong { .. })));
 }
 
-/// Two processes cannot both decide, and nobody is led to another file.
+/// Two processes cannot both decide, and a symbolic link is not followed.
 #[test]
 fn a_journal_has_one_writer_and_no_links() {
     let folder = Folder::new();
@@ -199,8 +199,8 @@ fn a_journal_that_was_moved_takes_no_line() {
     }
 }
 
-/// What nobody asks for any more goes, with the file if nothing else is in it; what is said of
-/// another attempt stays.
+/// Lines that are needed no more are removed, and the file with them if it has no others. Lines about another attempt
+/// stay.
 #[test]
 fn what_is_settled_is_forgotten() {
     let folder = Folder::new();

@@ -8,7 +8,7 @@ use crate::migration::wire::{NotRunning, Reason, Say, Secret, Transfer, Word};
 pub struct Source {
     /// Which handover this is.
     pub transfer: Transfer,
-    /// What proves that a word is about it.
+    /// The key of the proofs of all words about it.
     pub secret: Secret,
     /// Where it stands.
     pub state: SourceState,
@@ -34,12 +34,12 @@ pub enum SourceState {
     Released(By),
 }
 
-/// Who has ended the source's doubt.
+/// What ended the source's doubt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum By {
-    /// The destination has said what became of the guest.
+    /// The destination's answer.
     Destination,
-    /// A person has decided; the destination may still have a question.
+    /// A person's decision. The destination may still ask.
     Person,
 }
 
@@ -73,7 +73,7 @@ pub enum SourceInput {
     JournalWritten,
     /// The last journal write failed, and the journal is as before.
     JournalFailed,
-    /// Somebody cancels, or a step failed at either side.
+    /// The user cancels, or a step failed at either side.
     Abort(Reason),
     /// A person decides.
     Resolve(Resolution),
@@ -97,9 +97,9 @@ pub enum SourceOutput {
     SendFinish,
     /// Free the guest.
     TearDown,
-    /// Nobody will ask the journal about this transfer any more.
+    /// Remove this transfer from the journal: the other side will not ask about it any more.
     Forget,
-    /// Tell who asked.
+    /// Refuse a cancel or a decision.
     Refuse(Refusal),
 }
 
@@ -110,8 +110,8 @@ impl Source {
         Self { transfer, secret, state: SourceState::Waiting }
     }
 
-    /// After a crash, which has lost the guest: what is left to do for a transfer whose last step
-    /// in the journal is `last`. `None`: nothing.
+    /// After a crash, in which the guest was lost. `last` is the last step of the transfer in the journal. `None` if
+    /// nothing is left to do.
     #[must_use]
     pub fn recovered(transfer: Transfer, secret: Secret, last: Step) -> Option<Self> {
         let doubt = Doubt { connected: false, answer: None, guest_here: false };
@@ -119,7 +119,7 @@ impl Source {
         (last == Step::Committed).then_some(Self { transfer, secret, state })
     }
 
-    /// What a word means to the source: nothing, unless it is its destination's on this transfer.
+    /// The input that a word is. `None` unless the destination said it, on this transfer.
     #[must_use]
     pub fn hear(&self, word: &Word) -> Option<SourceInput> {
         if word.transfer != self.transfer || !word.is_proven(&self.secret) {
@@ -129,12 +129,12 @@ impl Source {
             Say::Prepared => Some(SourceInput::Prepared),
             Say::Running => Some(SourceInput::Running),
             Say::NotRunning(because) => Some(SourceInput::NotRunning(because)),
-            // Our own, thrown back.
+            // Words of a source, sent back to us.
             Say::Commit { .. } | Say::Abandon(_) | Say::Released => None,
         }
     }
 
-    /// What is said to the destination, as it must travel to count.
+    /// `say` with its proof, ready to be sent to the destination.
     #[must_use]
     pub fn word(&self, say: Say) -> Word {
         Word::new(&self.secret, self.transfer, say)
@@ -183,7 +183,7 @@ fn waiting(input: SourceInput) -> SourceStep {
     }
 }
 
-/// The guest is ours. It runs first; telling the destination can fail.
+/// The guest stays here. It is resumed first, because telling the destination can fail.
 fn resume(reason: Reason) -> SourceStep {
     let outputs = vec![
         SourceOutput::SendCancel,
@@ -246,14 +246,14 @@ fn in_doubt(doubt: Doubt, input: &SourceInput) -> SourceStep {
 fn answered(doubt: Doubt, because: NotRunning) -> SourceStep {
     let doubt = Doubt { answer: Some(because), ..doubt };
     match because {
-        // It has no copy: ours is the last, and nothing newer has ever run.
+        // The destination has no copy and never ran it. Ours is the last copy, and none is newer.
         NotRunning::GivenBack | NotRunning::Discarded if doubt.guest_here => {
             keep(doubt, By::Destination)
         }
         // There is no copy anywhere.
         NotRunning::GivenBack | NotRunning::Discarded => release(doubt, By::Destination),
         NotRunning::Crashed if !doubt.guest_here => release(doubt, By::Destination),
-        // What is here is older than what ran there: that loss is for a person to see.
+        // The guest ran there, so our copy is older. Only a person may accept that loss.
         NotRunning::Crashed | NotRunning::JournalFailed => {
             (SourceState::InDoubt(doubt), Vec::new())
         }
@@ -264,8 +264,8 @@ fn keep(doubt: Doubt, by: By) -> SourceStep {
     (SourceState::Keeping(doubt, by), vec![SourceOutput::WriteJournal(Step::Kept)])
 }
 
-/// The guest is not ours any more. The journal comes last: who reads `released` must find that
-/// nothing can run here any more, and without it the commit is only said once more.
+/// The guest is not ours any more. The journal comes last: when it says `released`, nothing must be left here that
+/// could run. If a crash comes before that line, the commit is only said once more.
 fn release(doubt: Doubt, by: By) -> SourceStep {
     let mut outputs = Vec::new();
     if doubt.guest_here {
@@ -286,7 +286,7 @@ fn keeping(doubt: Doubt, by: By, input: &SourceInput) -> SourceStep {
         SourceInput::JournalFailed => {
             (SourceState::InDoubt(doubt), vec![SourceOutput::Refuse(Refusal::Journal)])
         }
-        // It runs there after all, and the guest has not been resumed here yet.
+        // The guest runs there after all, and has not been resumed here yet.
         SourceInput::Running => {
             let (state, mut outputs) = release(doubt, By::Destination);
             let over = "the destination owns the guest";
@@ -302,7 +302,7 @@ fn keeping(doubt: Doubt, by: By, input: &SourceInput) -> SourceStep {
     }
 }
 
-/// A destination that a person has decided about finds out by our journal.
+/// If a person has decided, the destination is not told now: it is answered from our journal when it asks.
 fn released(by: By, input: &SourceInput) -> Vec<SourceOutput> {
     match (input, by) {
         (SourceInput::JournalWritten, By::Destination) => {

@@ -1,4 +1,4 @@
-//! What is written down, decided, and refused in a handover.
+//! The steps that a journal records, the decisions that a person can make, and the reasons to refuse them.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -6,13 +6,13 @@ use thiserror::Error;
 /// What a journal says of a transfer. The last step counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Step {
-    /// Source: the destination may own the guest from here on; the source resumes it no more.
+    /// Source: from here on the destination may own the guest, and the source does not resume it.
     Committed,
-    /// Source: it keeps the guest, which its destination gave back, or a person decided so.
+    /// Source: it keeps the guest. The destination gave it back, or a person decided so.
     Kept,
-    /// Source: nothing of the guest is left here, and it is known what became of it.
+    /// Source: nothing of the guest is left here, and its fate is known.
     Released,
-    /// Destination: it takes the guest in, and its source may commit it.
+    /// Destination: it accepts the guest. From here on the source may commit it.
     Accepted,
     /// Destination: it owns the guest.
     Owner,
@@ -20,23 +20,23 @@ pub enum Step {
     Discarded,
 }
 
-/// What a person decides for a side that cannot know.
+/// What a person decides for a side that is in doubt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Resolution {
-    /// The guest runs here. The other side must have dropped it, or lost it for good, before.
+    /// The guest runs here. Before that, the other side must have dropped it or lost it for good.
     Keep,
     /// The guest is dropped here.
     Discard,
 }
 
-/// Why a side does not do what it was asked to; nothing has changed.
+/// Why a side refuses a cancel or a decision. Nothing has changed then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Error)]
 pub enum Refusal {
     /// A cancel after the commit.
     #[error("the guest is committed to the destination: only `resolve` can end the doubt")]
     Committed,
-    /// A decision while the protocol still decides.
+    /// A decision while the two sides can still decide it themselves.
     #[error("the handover is not in doubt: cancel the migration instead")]
     NotInDoubt,
     /// A decision that came too late.

@@ -1,8 +1,9 @@
-//! Words on a machine that takes long to make: SEV hardware pins all of a guest's memory before it is accepted.
+//! Progress messages of a destination whose machine takes long to make: on SEV hardware all of the guest's
+//! memory is pinned before the guest is accepted.
 //!
-//! The destination says now and then how far it is; the source waits as long as that grows. Pages go one
-//! way only and the source knows how many there are, so a destination that only holds the line is found
-//! out by the silence, and one that is never done by [`BUILDING_TIME_MAX`].
+//! The destination sends now and then how many pages are pinned. The source waits as long as that number grows.
+//! The source knows how many pages there are and their number only grows, so it notices a destination that makes
+//! no progress by the silence, and one that never ends by [`BUILDING_TIME_MAX`].
 
 use std::time::{Duration, Instant};
 
@@ -11,13 +12,13 @@ use super::link::Link;
 use crate::machine::pinning::Pinned;
 use crate::migration::wire::Message;
 
-/// How often the destination says how far it is. A machine that is made sooner is not spoken of.
+/// How often the destination sends its progress. For a machine that is made sooner it sends none.
 pub(crate) const WORD_EVERY: Duration = Duration::from_secs(1);
 
 /// How long a machine may take. The largest guest has 8 TiB; pinning takes a second or so for a few GiB.
 pub(crate) const BUILDING_TIME_MAX: Duration = Duration::from_secs(4 * 60 * 60);
 
-/// The destination's words.
+/// The destination's side.
 #[derive(Debug)]
 pub(crate) struct Words {
     said: Instant,
@@ -29,10 +30,10 @@ impl Words {
         Self { said: Instant::now(), pages: 0 }
     }
 
-    /// So much is pinned: says so if it is time, and hears whether the source is still there.
+    /// Sends how much is pinned, if it is time, and checks that the source is still there.
     ///
     /// # Errors
-    /// [`LinkError`] if the source has given up, or said what it must not.
+    /// [`LinkError`] if the source has given up, or sent a message that is not allowed now.
     pub(crate) fn say(
         &mut self,
         link: &mut Link,
@@ -48,26 +49,26 @@ impl Words {
     }
 }
 
-/// What the source has heard.
+/// The source's side.
 #[derive(Debug)]
 pub(crate) struct Heard {
     begun: Instant,
     /// All pages of the guest.
     of: u64,
-    /// Those that were pinned at the last word.
+    /// Pages that were pinned at the last message.
     pages: u64,
 }
 
 impl Heard {
-    /// Nothing yet, of a guest with so many bytes of RAM.
+    /// No message yet, for a guest with so many bytes of RAM.
     pub(crate) fn of_guest(ram_bytes: u64) -> Self {
         Self { begun: Instant::now(), of: ram_bytes.div_ceil(crate::page::PAGE_SIZE), pages: 0 }
     }
 
-    /// A word: the source waits on, from now.
+    /// A message has come: the source's wait starts again.
     ///
     /// # Errors
-    /// [`LinkError::Stuck`] if it says nothing new, or another guest's; [`LinkError::Endless`].
+    /// [`LinkError::Stuck`] if it is no progress, or not about this guest; [`LinkError::Endless`].
     pub(crate) fn hear(&mut self, pinned: Pinned) -> Result<(), LinkError> {
         if self.begun.elapsed() > BUILDING_TIME_MAX {
             return Err(LinkError::Endless { patience: BUILDING_TIME_MAX });

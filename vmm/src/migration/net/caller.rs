@@ -1,10 +1,10 @@
-//! Who connects to a host that receives guests: a source with a guest, or one that is back with a
-//! word about an earlier one.
+//! A control connection to a host that receives guests: of a source that offers a guest, or of one that asks about
+//! an earlier guest.
 
 use super::link::Link;
 use crate::migration::wire::{Message, Reason};
 
-/// The connection of somebody who was answered, and may have more to say.
+/// A connection whose first message was answered. More may come on it.
 #[derive(Debug)]
 pub struct Line(pub(crate) Link);
 
@@ -16,12 +16,12 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// Turns it away.
+    /// Refuses it, and closes the connection.
     pub(crate) fn refuse(self, why: &str) {
         Self::refuse_on(self.link, why);
     }
 
-    /// Turns away whoever is at the other end.
+    /// Refuses on `link`, and closes it.
     pub(crate) fn refuse_on(mut link: Link, why: &str) {
         // It may be gone: then it needs no reason.
         link.say(&Message::Refuse { reason: Reason::new(why) }).unwrap_or_default();

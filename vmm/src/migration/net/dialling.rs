@@ -1,5 +1,5 @@
-//! Connecting, on a thread of its own: a name server or a host that does not answer keeps nobody from
-//! giving up. What the thread still waits for then comes to nothing: it connects to nobody any more.
+//! Connects on a thread of its own, so that the caller can give up although a name server or a host does not
+//! answer. After that the thread makes no connection any more.
 
 use std::io::{Error as IoError, ErrorKind};
 use std::sync::Arc;
@@ -11,20 +11,20 @@ use std::time::{Duration, Instant};
 use super::endpoint::Endpoint;
 use super::stream::Stream;
 
-/// How long a name may be looked up. That is not the other host's time.
+/// How long the look-up of a name may take. It does not count as the other host's time.
 pub const LOOK_UP_MAX: Duration = Duration::from_secs(30);
 
 /// A connection that is being made.
 #[derive(Debug)]
 pub(crate) struct Dialling {
     outcome: Receiver<Result<Stream, IoError>>,
-    /// Whether the name has been found; the thread has the other reference.
+    /// Whether the name has been found. The thread has the other reference.
     found: Arc<AtomicBool>,
     begun: Instant,
 }
 
 impl Dialling {
-    /// To `to`, whose host has `patience` to answer.
+    /// Connects to `to`. Its host has `patience` to answer.
     ///
     /// # Errors
     /// If this host has no thread to give.
@@ -46,14 +46,14 @@ impl Dialling {
                     true
                 })
             };
-            // Fails if nobody wants the connection any more: it is closed here then.
+            // Fails if the caller has given up. Then the connection is closed here.
             tell.send(connect(&is_wanted)).unwrap_or_default();
         };
         Builder::new().name("connect".to_owned()).spawn(dial)?;
         Ok(Self { outcome, found, begun: Instant::now() })
     }
 
-    /// The connection, or why there is none; `None` if that is not known within `step`.
+    /// The connection, or the error; `None` if there is neither within `step`.
     pub(crate) fn outcome(&self, step: Duration) -> Option<Result<Stream, IoError>> {
         match self.outcome.recv_timeout(step) {
             Ok(outcome) => Some(outcome),
@@ -100,8 +100,8 @@ mod tests {
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
     }
 
-    /// While nobody answers, whoever waits looks up; once it has given up, the name that is found at
-    /// last is not connected to.
+    /// While there is no answer, the caller can check whether to give up. After it has given up, no connection is made
+    /// to the name that is found at last.
     #[test]
     fn a_lookup_that_hangs_is_given_up() {
         let directory = TempDir::new().unwrap();

@@ -1,4 +1,4 @@
-//! What may come next on a control connection, and why it did not.
+//! Which message may come next on a control connection, and why none came.
 
 use std::io::Error as IoError;
 use std::time::Duration;
@@ -9,8 +9,8 @@ use crate::migration::wire::{
     CLOSING_HEADER_LEN, FrameHeader, Kind, Malformed, Reason, STATUS_BYTES_MAX,
 };
 
-/// What may come next. Anything else is refused by its header, before there is memory for it;
-/// only a refusal or an abandonment, which are short, may always come.
+/// Which message may come next. Any other is refused by its header, before memory is taken for it. A refusal and
+/// an abandonment are short, and may always come.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Due {
     what: &'static str,
@@ -20,7 +20,7 @@ pub(crate) struct Due {
 }
 
 impl Due {
-    /// From whoever connects to a host that receives guests.
+    /// First on a control connection to a host that receives guests.
     pub(crate) const GREETING: Self =
         Self::new("its first message", &[Kind::Offer, Kind::Commit, Kind::Released, Kind::Inquiry]);
     /// First on a page connection.
@@ -44,7 +44,7 @@ impl Due {
 
     /// After the last round, from the source of an SEV guest.
     pub(crate) const fn region_list(status_bytes_max: u32) -> Self {
-        // The state is refused later, by the name of what is missing.
+        // The state is refused later, with an error that names what is missing.
         let due = Self::new("the region list", &[Kind::StatusList, Kind::State]);
         Self { status_bytes_max, ..due }
     }
@@ -52,7 +52,7 @@ impl Due {
     /// After that, or from the source of a plain VM at once.
     pub(crate) const STATE: Self = Self::new("the state", &[Kind::State]);
 
-    /// It has not come for all of `patience`.
+    /// It has not come within `patience`.
     pub(crate) fn silent(self, patience: Duration) -> LinkError {
         LinkError::Silent { wanted: self.what, patience }
     }
@@ -78,10 +78,10 @@ pub enum LinkError {
     /// The connection is gone, or silent.
     #[error("the connection to the other host was lost")]
     Lost(#[source] IoError),
-    /// What came is no message.
+    /// What came is not a message.
     #[error(transparent)]
     Malformed(#[from] Malformed),
-    /// The peer wants no more.
+    /// The peer has refused or given up.
     #[error("the other host refused: {0}")]
     Refused(Reason),
     /// The peer stopped answering.
@@ -92,7 +92,7 @@ pub enum LinkError {
         /// How long.
         patience: Duration,
     },
-    /// It says how far it is, and that is nothing new or not this guest's.
+    /// Its progress does not grow, or is not this guest's.
     #[error(
         "the other host says again that {pages} of {of} pages of the guest's memory are pinned, or of another \
          guest's: it does not get on"
@@ -103,13 +103,13 @@ pub enum LinkError {
         /// As it says.
         of: u64,
     },
-    /// It gets on, for ever.
+    /// It makes progress, but takes too long.
     #[error("the other host has been pinning the guest's memory for {} hours", patience.as_secs() / 3600)]
     Endless {
         /// How long.
         patience: Duration,
     },
-    /// An answer to what was not asked yet.
+    /// An answer to a question that was not asked yet.
     #[error("the other host answered before it was asked")]
     Early,
     /// Out of order.

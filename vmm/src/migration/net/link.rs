@@ -9,16 +9,16 @@ use super::reading::Reading;
 use super::stream::Stream;
 use crate::migration::wire::{Message, Say, Word};
 
-/// How often waiting for a message looks up.
+/// How often a wait for a message checks whether to give up.
 const STEP: Duration = Duration::from_millis(50);
 
 /// A control connection.
 #[derive(Debug)]
 pub(crate) struct Link {
     stream: Stream,
-    /// How long the peer may be silent in the middle of a message, or not read one of ours.
+    /// How long the peer may send nothing in the middle of a message, or read nothing of ours.
     silence: Duration,
-    /// What has come of the next message.
+    /// What has arrived of the next message.
     reading: Reading,
     patience: Patience,
     /// Bytes that have come.
@@ -42,8 +42,8 @@ impl Link {
         self.stream.send(&mut [IoSlice::new(&bytes)], &mut wait).map_err(LinkError::Lost)
     }
 
-    /// Waits until the peer has taken all that was sent, `others` bytes on other connections among it, or
-    /// says something: a network may be slower than the buffers of this host.
+    /// Waits until the peer has taken all that was sent, or sends something. `others` gives the bytes that it has
+    /// not taken on other connections. A network may be slower than this host fills its buffers.
     pub(crate) fn until_taken(
         &mut self,
         others: &dyn Fn() -> usize,
@@ -68,15 +68,14 @@ impl Link {
         Ok(())
     }
 
-    /// Says something short at once: a peer that has left no room for it has read nothing for long,
-    /// and is not waited for.
+    /// Sends a short message at once. If there is no room for it, the peer has read nothing for long, and this
+    /// does not wait.
     pub(crate) fn say(&mut self, message: &Message) -> Result<(), LinkError> {
         let bytes = message.encode()?;
         self.stream.send_at_once(&bytes).map_err(LinkError::Lost)
     }
 
-    /// The next message, if it is what is due and whole within `step`. What has come of it is kept
-    /// for the next time.
+    /// The next message, if it is due and complete within `step`. A part of it is kept for the next call.
     pub(crate) fn hear(&mut self, due: Due, step: Duration) -> Result<Option<Message>, LinkError> {
         let until = Instant::now() + step;
         loop {
@@ -114,12 +113,12 @@ impl Link {
         self.silence
     }
 
-    /// Whether a message has begun to arrive, and is not whole.
+    /// Whether a part of a message has arrived.
     pub(crate) fn is_in_a_message(&self) -> bool {
         self.reading.said() > 0
     }
 
-    /// Grows whenever something comes.
+    /// Grows with every byte that arrives.
     pub(crate) fn heard(&self) -> u64 {
         self.heard
     }
@@ -127,8 +126,8 @@ impl Link {
     /// Sends a message that has an answer.
     ///
     /// # Errors
-    /// [`LinkError::Refused`] if the peer has refused or given up meanwhile; [`LinkError::Early`] if
-    /// it has said anything else, which can only be an answer to what it has not read.
+    /// [`LinkError::Refused`] if the peer has refused or given up meanwhile. [`LinkError::Early`] if it has sent
+    /// anything else: that would be an answer to a message that it has not read.
     pub(crate) fn ask(
         &mut self,
         message: &Message,
@@ -138,7 +137,7 @@ impl Link {
         self.send(message, stop)
     }
 
-    /// Whatever has arrived by now came too early.
+    /// Checks that nothing has arrived: it would be too early.
     ///
     /// # Errors
     /// As [`Link::ask`].
@@ -161,7 +160,7 @@ impl Link {
         answer.ok_or_else(|| due.silent(patience))
     }
 
-    /// [`Link::answer`], or `None` once `stop` says so.
+    /// [`Link::answer`], or `None` once `stop` returns true.
     pub(crate) fn answer_unless(
         &mut self,
         due: Due,
@@ -187,12 +186,12 @@ impl Link {
         }
     }
 
-    /// Nothing more is read here, by any handle; whoever waits to read stops.
+    /// Shuts down reading, for every handle. A thread that waits to read stops waiting.
     pub(crate) fn stop_reading(&self) {
         self.stream.stop_reading();
     }
 
-    /// The connection, of which nothing was read beyond what was received.
+    /// The connection. No byte of it was read after the last message.
     pub(crate) fn into_stream(self) -> Stream {
         self.stream
     }
@@ -215,8 +214,8 @@ mod tests {
 
     const SILENCE: Duration = Duration::from_secs(1);
 
-    /// What a peer takes slowly, but steadily, may take longer than the silence; what it does not take
-    /// may not, and whoever wants no more is heard meanwhile.
+    /// A peer that takes bytes slowly but steadily may take longer than the silence. One that takes nothing may not.
+    /// The wait can be given up meanwhile.
     #[test]
     fn what_was_sent_is_waited_for_while_it_is_taken() {
         let (near, mut far) = UnixStream::pair().unwrap();

@@ -1,7 +1,8 @@
-//! Connections that have not said their first message yet. All are heard at once, so that nobody who
-//! says nothing, or little, keeps the others waiting; how many there are, how much they may say, and
-//! how long they may take, is bounded. That the host lacks a descriptor or memory for the next one
-//! passes: it is tried again.
+//! Connections whose first message has not arrived yet.
+//!
+//! The lobby reads from all of them at once, so a silent or slow connection does not delay the others. Their
+//! number, the bytes they may send and the time they may take are bounded. If the host has no descriptor or
+//! memory for the next connection, the lobby tries again later.
 
 use std::collections::VecDeque;
 use std::io::{Error as IoError, ErrorKind};
@@ -17,61 +18,61 @@ use super::link::Link;
 use super::patience::{Overdue, in_all};
 use super::reading::Reading;
 use super::stream::{Listener, Stream, wait_for_any};
-use crate::migration::chain_of;
 use crate::migration::wire::{CONNECTIONS_MAX, Message, Reason};
+use crate::text::chain_of;
 
-/// Connections at a time; beyond, the oldest is closed. A migration's own come all at once.
+/// Most connections at a time. One more closes the oldest. The connections of one migration come all at once.
 const ROOM: usize = 2 * CONNECTIONS_MAX as usize;
 
-/// What all first messages that are not whole may hold together; beyond, the longest is closed. An
-/// offer has some tens of KiB, and one may have a mebibyte.
+/// Most bytes of all incomplete first messages together. More closes the connection with the longest one. An
+/// offer usually has some tens of KiB; it may have 1 MiB.
 const BYTES_MAX: usize = 2 << 20;
 
 /// How long to wait after a connection could not be accepted.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
-/// How often the user hears of that.
+/// Least time between two messages to the user about that.
 const COMPLAIN_AGAIN: Duration = Duration::from_secs(60);
 
-/// Who has connected and is not known yet.
+/// Connections that are accepted and not identified yet.
 #[derive(Debug)]
 pub struct Lobby {
     due: Due,
-    /// How long a newcomer may be silent.
+    /// How long a new connection may be silent.
     silence: Duration,
     newcomers: VecDeque<Newcomer>,
-    /// Those who have said something, or were turned away, and were not told of yet.
+    /// Results that the caller of [`Lobby::hear`] has not fetched yet.
     heard: VecDeque<Result<Caller, LinkError>>,
-    /// Nobody is accepted before this.
+    /// No connection is accepted before this.
     closed_until: Option<Instant>,
-    /// When that was last said to the user.
+    /// When the user was last told so.
     complained: Option<Instant>,
-    /// When anybody was heard last, or came.
+    /// When the last byte or connection arrived.
     last_word: Instant,
 }
 
 impl Lobby {
-    /// Of a host that receives guests: a source offers one, or asks for an earlier one. Nobody may
-    /// be silent for longer than `silence`.
+    /// For a host that receives guests: a source offers a guest, or asks about an earlier one. A connection
+    /// that is silent for longer than `silence` is closed.
     #[must_use]
     pub fn new(silence: Duration) -> Self {
         Self::of(Due::GREETING, silence)
     }
 
-    /// Whoever says anything but what is due is turned away.
+    /// A connection whose first message is not `due` is closed.
     pub(crate) fn of(due: Due, silence: Duration) -> Self {
         let (newcomers, heard) = (VecDeque::new(), VecDeque::new());
         let last_word = Instant::now();
         Self { due, silence, newcomers, heard, closed_until: None, complained: None, last_word }
     }
 
-    /// When anybody was heard last, or came.
+    /// When the last byte or connection arrived.
     pub(crate) fn last_word(&self) -> Instant {
         self.last_word
     }
 
-    /// The next who has said a whole first message, or why somebody was turned away; `None` if there
-    /// is nobody within `patience`.
+    /// The next connection with a complete first message, or the reason why one was closed. `None` if there is
+    /// neither within `patience`.
     pub fn hear(
         &mut self,
         listener: &Listener,
@@ -79,7 +80,7 @@ impl Lobby {
     ) -> Option<Result<Caller, LinkError>> {
         let until = Instant::now() + patience;
         loop {
-            // Before anything is read: who has given up long ago is no caller.
+            // Before anything is read: a connection that was given up long ago is not a caller.
             self.turn_late_ones_away();
             if let Some(heard) = self.heard.pop_front() {
                 return Some(heard);
@@ -110,12 +111,12 @@ impl Lobby {
         }
     }
 
-    /// Hears also who has been heard before: what is said there next is a first message again.
+    /// Adds a connection that has been used before. Its next message counts as a first message.
     pub fn let_back_in(&mut self, Line(link): Line) {
         self.newcomers.push_back(Newcomer::new(link.into_stream()));
     }
 
-    /// Accepts all who knock now.
+    /// Accepts every connection that waits now.
     fn let_in(&mut self, listener: &Listener) {
         for _ in 0..ROOM {
             let stream = match listener.accept(Duration::ZERO) {
@@ -131,8 +132,8 @@ impl Lobby {
         }
     }
 
-    /// Somebody could not be accepted. Either who came is gone, or descriptors or memory are short;
-    /// then the strangers here may have what is missing.
+    /// A connection could not be accepted. Either its peer is gone, or descriptors or memory are short. In the
+    /// second case the connections in this lobby may hold what is missing.
     fn close_for_a_while(&mut self, cause: &IoError) {
         let now = Instant::now();
         self.closed_until = Some(now + ACCEPT_AGAIN);
@@ -146,7 +147,7 @@ impl Lobby {
         }
     }
 
-    /// Takes in what everybody has said meanwhile.
+    /// Reads what has arrived on every connection.
     fn listen(&mut self) {
         for mut newcomer in std::mem::take(&mut self.newcomers) {
             match newcomer.listen(self.due) {
@@ -190,28 +191,28 @@ impl Lobby {
         }
     }
 
-    /// A source of another version learns so, if it is one at all.
+    /// Tells a source of another version that this host has another version.
     fn turn_away(&mut self, newcomer: Newcomer, cause: LinkError) {
         let reason = Reason::new(&chain_of(&cause));
         let mut link = Link::new(newcomer.stream, self.silence);
-        // It may be gone: then it needs no reason.
+        // It may be gone. Then it needs no reason.
         link.say(&Message::Refuse { reason }).unwrap_or_default();
         self.heard.push_back(Err(cause));
     }
 }
 
-/// Why somebody is closed who has done nothing wrong.
+/// Why a connection is closed that did nothing wrong.
 fn crowded() -> LinkError {
     LinkError::Lost(IoError::new(ErrorKind::QuotaExceeded, "too many connections at once"))
 }
 
-/// A connection that has not said yet who it is.
+/// A connection that is not identified yet.
 #[derive(Debug)]
 struct Newcomer {
     stream: Stream,
     came: Instant,
     last_word: Instant,
-    /// Its first message, which holds no more than what has come.
+    /// Its first message. It takes memory only for bytes that have arrived.
     reading: Reading,
 }
 
@@ -221,8 +222,8 @@ impl Newcomer {
         Self { stream, came: now, last_word: now, reading: Reading::sparing() }
     }
 
-    /// Takes what has come of its first message, and no byte more; the message, if it is whole.
-    /// Never waits.
+    /// Reads what has arrived of its first message, and no byte of the next. Returns the message once it is
+    /// complete. Never waits.
     fn listen(&mut self, due: Due) -> Result<Option<Message>, LinkError> {
         let before = self.reading.said();
         let message = self.reading.take(&mut self.stream, due)?;
@@ -232,7 +233,7 @@ impl Newcomer {
         Ok(message)
     }
 
-    /// How long it may take, if it says no more.
+    /// How much longer it may take if nothing more arrives.
     fn until(&self, silence: Duration) -> Instant {
         (self.last_word + silence).min(self.came + in_all(silence, self.reading.len()))
     }
@@ -251,7 +252,7 @@ impl Newcomer {
         LinkError::Lost(cause.into())
     }
 
-    /// Bytes that it makes this host hold.
+    /// Bytes of memory that it takes on this host.
     fn held(&self) -> usize {
         self.reading.held()
     }

@@ -15,13 +15,13 @@ const SOON: Duration = Duration::from_secs(5);
 /// How long a stranger may be silent.
 const SILENCE: Duration = Duration::from_secs(30);
 
-struct Host {
+struct LobbyHost {
     _directory: TempDir,
     path: std::path::PathBuf,
     listener: Listener,
 }
 
-impl Host {
+impl LobbyHost {
     fn new() -> Self {
         let directory = TempDir::new().unwrap();
         let path = directory.as_path().join("lobby");
@@ -43,8 +43,8 @@ fn offer(machine: usize) -> Message {
     Message::Offer(Offer { transfer, session: 1, connections: 1, abandoned, machine })
 }
 
-/// The next who is a caller; whoever was turned away before is passed over.
-fn caller(lobby: &mut Lobby, host: &Host) -> Caller {
+/// The next caller. Connections that were refused before it are passed over.
+fn caller(lobby: &mut Lobby, host: &LobbyHost) -> Caller {
     loop {
         let heard = lobby.hear(&host.listener, SOON);
         if let Ok(caller) = heard.expect("somebody is heard before the strangers' time is over") {
@@ -56,7 +56,7 @@ fn caller(lobby: &mut Lobby, host: &Host) -> Caller {
 /// However many say nothing, or half a message, a source is heard at once.
 #[test]
 fn strangers_keep_nobody_waiting() {
-    let (host, mut lobby) = (Host::new(), Lobby::new(SILENCE));
+    let (host, mut lobby) = (LobbyHost::new(), Lobby::new(SILENCE));
     let whole = offer(100).encode().unwrap();
     let mut strangers: Vec<_> = (0..60).map(|_| host.says(b"")).collect();
     strangers.extend((0..60).map(|len| host.says(&whole[..len])));
@@ -68,10 +68,10 @@ fn strangers_keep_nobody_waiting() {
     assert_eq!(caller(&mut lobby, &host).first, offer(7));
 }
 
-/// Whoever says something else is told why, and whoever goes away is forgotten.
+/// A connection with another first message is told why it is refused. One that goes away is forgotten.
 #[test]
 fn others_are_turned_away() {
-    let (host, mut lobby) = (Host::new(), Lobby::new(SILENCE));
+    let (host, mut lobby) = (LobbyHost::new(), Lobby::new(SILENCE));
     let http = host.says(b"GET / HTTP/1.1\r\nHost: b\r\n\r\n");
     let heard = lobby.hear(&host.listener, SOON).unwrap();
     assert!(matches!(heard, Err(LinkError::Malformed(_))), "{heard:?}");
@@ -92,7 +92,7 @@ fn others_are_turned_away() {
 #[test]
 fn a_stall_is_waited_for_and_silence_is_not() {
     let silence = Duration::from_millis(1500);
-    let (host, mut lobby) = (Host::new(), Lobby::new(silence));
+    let (host, mut lobby) = (LobbyHost::new(), Lobby::new(silence));
     let whole = offer(100).encode().unwrap();
     let begun = Instant::now();
     let _mute = host.says(b"");
@@ -119,7 +119,7 @@ fn a_stall_is_waited_for_and_silence_is_not() {
 /// Nothing of what follows the first message is read with it.
 #[test]
 fn what_follows_is_left() {
-    let (host, mut lobby) = (Host::new(), Lobby::new(SILENCE));
+    let (host, mut lobby) = (LobbyHost::new(), Lobby::new(SILENCE));
     let next = Message::Start { encryption: None };
     let both = [offer(3).encode().unwrap(), next.encode().unwrap()].concat();
     let _source = host.says(&both);
@@ -130,7 +130,7 @@ fn what_follows_is_left() {
 /// The oldest of too many goes first, and so a source that comes last is heard.
 #[test]
 fn there_is_room_for_so_many() {
-    let (host, mut lobby) = (Host::new(), Lobby::new(SILENCE));
+    let (host, mut lobby) = (LobbyHost::new(), Lobby::new(SILENCE));
     let mut strangers = Vec::new();
     for _ in 0..ROOM + 20 {
         strangers.push(host.says(b"S"));
@@ -147,7 +147,7 @@ fn there_is_room_for_so_many() {
 /// short one is heard all the same.
 #[test]
 fn long_messages_do_not_add_up() {
-    let (host, mut lobby) = (Host::new(), Lobby::new(SILENCE));
+    let (host, mut lobby) = (LobbyHost::new(), Lobby::new(SILENCE));
     let long = offer(1 << 20).encode().unwrap();
     let mut strangers: Vec<_> = (0..8).map(|_| (host.says(b""), 0)).collect();
     let _source = host.says(&offer(3).encode().unwrap()[..30]);
@@ -174,7 +174,7 @@ proptest! {
     /// In whatever pieces a first message comes, it is the same.
     #[test]
     fn pieces_make_a_message(len in 0..200_000_usize, mut cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6)) {
-        let (host, mut lobby) = (Host::new(), Lobby::new(SILENCE));
+        let (host, mut lobby) = (LobbyHost::new(), Lobby::new(SILENCE));
         let (message, mut source) = (offer(len), host.says(b""));
         let bytes = message.encode().unwrap();
         let mut at: Vec<_> = cuts.drain(..).map(|cut| cut.index(bytes.len())).collect();

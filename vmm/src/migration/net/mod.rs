@@ -1,4 +1,4 @@
-//! Connections between two hosts: where to, how long to wait, whole messages, and whoever connects.
+//! Connections between two hosts: addresses, deadlines, whole messages, and incoming connections.
 
 mod building;
 mod caller;

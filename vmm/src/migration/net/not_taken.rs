@@ -1,12 +1,12 @@
-//! How much of what was sent the other host has not taken: on a slow network, the kernel's buffers hold
-//! for a while what a sender believes gone.
+//! How many of the bytes sent the other host has not taken yet. On a slow network the kernel's buffers hold bytes
+//! for a while after they were sent.
 #![expect(unsafe_code, reason = "the one file that asks a socket for its queue")]
 
 use std::ffi::c_int;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// Bytes that were sent on `socket`, and the other host (TCP) or process (a unix socket) has not taken.
-/// A socket that is broken has none: who reads or writes it learns why.
+/// Bytes that were sent on `socket` and that the other host (TCP) or process (a unix socket) has not taken. It is
+/// 0 for a broken socket: the next read or write returns its error.
 pub(crate) fn not_taken(socket: BorrowedFd<'_>) -> usize {
     let mut bytes: c_int = 0;
     // SAFETY: SIOCOUTQ, which has TIOCOUTQ's number, writes one int to its argument, which is ours and

@@ -1,9 +1,10 @@
-//! How long a peer is waited for, the same in both directions: `--silence-s` since the last byte that
-//! it sent, or took of ours; and for one message or page frame in all twice that, and what its bytes
-//! need at [`RATE_MIN`].
+//! How long this host waits for its peer. There are two limits, the same for reading and for writing:
 //!
-//! So a stall that is shorter than the silence ends nothing, a peer that is gone is noticed when the
-//! silence ends, and one that sends a byte now and then holds nobody for long.
+//! - the silence (`--silence-s`), since the last byte that the peer sent or took;
+//! - for one whole message or page frame, twice the silence, plus the time that its bytes need at [`RATE_MIN`].
+//!
+//! So a stall shorter than the silence ends nothing. A peer that is gone is noticed after the silence. A peer
+//! that sends a byte now and then is given up after the second limit.
 
 use std::io::{Error as IoError, ErrorKind};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,20 +12,20 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-/// Bytes a second that a message or page frame may be relied on to have: less than any network that
-/// guests are moved over, and more than a peer that only holds the line.
+/// Least bytes a second of a message or page frame. It is less than any network has that guests are moved over,
+/// and more than a peer sends that only keeps the connection open.
 const RATE_MIN: u64 = 16 << 10;
 
-/// How often waiting asks whether it is still wanted.
+/// How often a wait checks whether to give up.
 const STEP: Duration = Duration::from_millis(50);
 
-/// How long something with `len` bytes may take in all.
+/// How long `len` bytes may take in all.
 pub(crate) fn in_all(silence: Duration, len: usize) -> Duration {
     silence.saturating_mul(2).saturating_add(Duration::from_secs(len as u64 / RATE_MIN))
 }
 
-/// The patience with one message or page frame. Only waiting uses it up: what this host does with
-/// the bytes meanwhile is not the peer's fault.
+/// The time that one message or page frame may still take. Only time spent waiting counts: the time that this
+/// host spends on the bytes is not the peer's fault.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Patience {
     silence: Duration,
@@ -39,12 +40,12 @@ impl Patience {
         Self { silence, quiet: Duration::ZERO, waited: Duration::ZERO }
     }
 
-    /// A byte has come, or was taken.
+    /// A byte has arrived, or the peer took one.
     pub(crate) fn moved(&mut self) {
         self.quiet = Duration::ZERO;
     }
 
-    /// It was waited for so long.
+    /// This host waited for so long.
     pub(crate) fn wait(&mut self, time: Duration) {
         self.quiet = self.quiet.saturating_add(time);
         self.waited = self.waited.saturating_add(time);
@@ -66,32 +67,32 @@ impl Patience {
     }
 }
 
-/// The wait for one message or page frame, and who is asked meanwhile whether to give it up.
+/// The wait for one message or page frame, and the check whether to give it up.
 pub(crate) struct Wait<'a> {
     patience: Patience,
     len: usize,
     stop: &'a mut dyn FnMut() -> bool,
-    /// Bytes that have come, or were taken, for whoever looks after all connections.
+    /// Bytes that have arrived or were taken, on all connections: the thread that watches them reads it.
     count: Option<&'a AtomicU64>,
 }
 
 impl<'a> Wait<'a> {
-    /// For something with `len` bytes; more may become known.
+    /// For `len` bytes; [`Wait::expect`] replaces that number.
     pub(crate) fn new(silence: Duration, len: usize, stop: &'a mut dyn FnMut() -> bool) -> Self {
         Self { patience: Patience::new(silence), len, stop, count: None }
     }
 
-    /// Counts all bytes there too.
+    /// Adds all bytes to `count` too.
     pub(crate) fn counting(self, count: &'a AtomicU64) -> Self {
         Self { count: Some(count), ..self }
     }
 
-    /// It has so many bytes, as its header says.
+    /// It has `len` bytes, as its header says.
     pub(crate) fn expect(&mut self, len: usize) {
         self.len = len;
     }
 
-    /// So many bytes have come, or were taken.
+    /// `bytes` have arrived, or were taken.
     pub(crate) fn moved(&mut self, bytes: usize) {
         self.patience.moved();
         if let Some(count) = self.count {
@@ -115,16 +116,16 @@ impl<'a> Wait<'a> {
     }
 }
 
-/// Why a peer is not waited for any longer.
+/// Why this host stops waiting for its peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub(crate) enum Overdue {
-    /// Not a byte.
+    /// No byte for too long.
     #[error("the peer has neither sent nor taken a byte for {seconds} s")]
     Silent {
         /// How long.
         seconds: u64,
     },
-    /// Too few of them.
+    /// Too few bytes.
     #[error("the peer is too slow: {len} bytes have taken more than {seconds} s")]
     Slow {
         /// How many would have been due.
@@ -132,7 +133,7 @@ pub(crate) enum Overdue {
         /// How long.
         seconds: u64,
     },
-    /// Somebody wants no more.
+    /// The wait was given up.
     #[error("it was given up")]
     Unwanted,
 }
@@ -178,9 +179,9 @@ mod tests {
         assert_eq!(in_all(SILENCE, 4 << 20), Duration::from_secs(60 + 256));
     }
 
-    /// Whoever wants no more is heard first.
+    /// A wait that is given up ends at once.
     #[test]
-    fn whoever_wants_no_more_is_heard() {
+    fn a_wait_that_is_given_up_ends() {
         let mut wanted = [false, true].into_iter();
         let mut stop = || wanted.next().unwrap();
         let mut wait = Wait::new(SILENCE, 64, &mut stop);

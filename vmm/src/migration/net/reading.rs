@@ -1,5 +1,4 @@
-//! One message off a connection, in whatever pieces it comes. Never waits, and takes no byte of what
-//! follows.
+//! Reads one message off a connection, in whatever pieces it arrives. Never waits, and reads no byte of the next.
 
 use std::io::{ErrorKind, Read};
 
@@ -10,27 +9,28 @@ use crate::migration::wire::{FRAME_HEADER_LEN, FrameHeader, Message};
 /// How much is read at a time.
 pub(crate) const STEP: usize = 64 << 10;
 
-/// What has come of a message.
+/// What has arrived of a message.
 #[derive(Debug)]
 pub(crate) struct Reading {
     /// Bytes that have come.
     said: usize,
     head: [u8; FRAME_HEADER_LEN],
-    /// Whole, once the head is there.
+    /// Its whole length, once the header is there.
     header: Option<FrameHeader>,
     body: Vec<u8>,
-    /// Whether memory is taken only for what has come.
+    /// Whether memory is taken only for bytes that have arrived.
     is_sparing: bool,
 }
 
 impl Reading {
-    /// Nothing has come. Memory for the message is taken once its header has been found due.
+    /// Nothing has arrived. Memory for the message is taken when its header has arrived and is due.
     pub(crate) fn new() -> Self {
         let head = [0; FRAME_HEADER_LEN];
         Self { said: 0, head, header: None, body: Vec::new(), is_sparing: false }
     }
 
-    /// The same for a stranger, who gets no memory for what he only promises.
+    /// The same for a connection that is not identified: memory is taken only for bytes that have arrived, whatever
+    /// length its header promises.
     pub(crate) fn sparing() -> Self {
         Self { is_sparing: true, ..Self::new() }
     }
@@ -50,7 +50,7 @@ impl Reading {
         self.body.len()
     }
 
-    /// Takes some of what has come; the message, if it is whole, and then the next begins.
+    /// Reads some of what has arrived. Returns the message if it is complete; the next call begins the next one.
     pub(crate) fn take(
         &mut self,
         stream: &mut Stream,

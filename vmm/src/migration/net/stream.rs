@@ -16,9 +16,9 @@ use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice};
 use super::endpoint::Endpoint;
 use super::not_taken::not_taken;
 use super::patience::{Overdue, Wait};
-use crate::migration::socket_file::{NoSocket, SocketFile};
+use crate::socket_file::{NoSocket, SocketFile};
 
-/// How long each address of a name is tried at least.
+/// Least time for a try to connect to one address of a name.
 const CONNECT_MIN: Duration = Duration::from_millis(100);
 
 /// A socket that listens.
@@ -34,7 +34,7 @@ impl Listener {
     /// Listens at `endpoint`.
     ///
     /// # Errors
-    /// From the socket calls; the address in use, most often.
+    /// From the socket calls; most often the address is in use.
     pub fn bind(endpoint: &Endpoint) -> Result<Self, NoSocket> {
         let listener = match endpoint {
             Endpoint::Tcp { host, port } => Self::Tcp(TcpListener::bind((host.as_str(), *port))?),
@@ -50,7 +50,7 @@ impl Listener {
         Ok(listener)
     }
 
-    /// The socket's file, for whoever outlives the listener to remove.
+    /// The socket's file, so that it can be removed later than the listener is closed.
     pub fn take_file(&mut self) -> Option<SocketFile> {
         match self {
             Self::Tcp(_) => None,
@@ -61,8 +61,8 @@ impl Listener {
     /// The next connection; `None` if none came within `patience`.
     ///
     /// # Errors
-    /// From the socket calls. None of them says that nobody will ever come: the host, or this
-    /// process, lacks something for now, or who came is gone.
+    /// From the socket calls. Each of them may pass: the host or this process is short of something, or the peer
+    /// that connected is gone.
     pub fn accept(&self, patience: Duration) -> Result<Option<Stream>, IoError> {
         if !ready(self.descriptor(), PollFlags::IN, patience)? {
             return Ok(None);
@@ -97,7 +97,7 @@ pub enum Stream {
 }
 
 impl Stream {
-    /// Connects within `patience`, once the name is found; `found` is told then, and whether to go on.
+    /// Looks up the name, calls `found`, and if that returns true connects within `patience`.
     ///
     /// # Errors
     /// From the socket calls, or if the name has no address.
@@ -133,7 +133,7 @@ impl Stream {
         Err(last)
     }
 
-    /// Small messages must not wait for more, and no call may wait for longer than its deadline.
+    /// Small messages must not wait for more to send, and no call may wait beyond its deadline.
     fn prepared(self) -> Result<Self, IoError> {
         match &self {
             Self::Tcp(stream) => {
@@ -145,7 +145,7 @@ impl Stream {
         Ok(self)
     }
 
-    /// Another handle on the same connection, to shut it down from elsewhere.
+    /// Another handle on the same connection, so that another thread can shut it down.
     ///
     /// # Errors
     /// From `dup`.
@@ -156,7 +156,7 @@ impl Stream {
         })
     }
 
-    /// Ends the connection in both directions: whoever reads or writes it stops.
+    /// Ends the connection in both directions. Threads that read or write it stop waiting.
     pub fn shut_down(&self) {
         // It may be gone already, which is what is wanted.
         match self {
@@ -165,7 +165,7 @@ impl Stream {
         }
     }
 
-    /// Ends what comes in; sending goes on.
+    /// Ends reading. Sending goes on.
     pub fn stop_reading(&self) {
         // It may be gone already, which is what is wanted.
         match self {
@@ -182,7 +182,7 @@ impl Stream {
         ready(self.descriptor(), PollFlags::IN, patience)
     }
 
-    /// Bytes of what was sent that the peer has not taken yet.
+    /// Bytes that were sent and that the peer has not taken yet.
     pub(crate) fn not_taken(&self) -> usize {
         not_taken(self.descriptor())
     }
@@ -190,8 +190,8 @@ impl Stream {
     /// Fills `buffer`; `false` if the stream ended before its first byte.
     ///
     /// # Errors
-    /// [`ErrorKind::UnexpectedEof`] in the middle, [`ErrorKind::TimedOut`] when `wait` is over,
-    /// however much has come by then.
+    /// [`ErrorKind::UnexpectedEof`] if the stream ended in the middle; [`ErrorKind::TimedOut`] when `wait` is over,
+    /// however much has arrived by then.
     pub(crate) fn fill(&mut self, buffer: &mut [u8], wait: &mut Wait<'_>) -> Result<bool, IoError> {
         let mut done = 0;
         while let Some(rest @ [_, ..]) = buffer.get_mut(done..) {
@@ -273,15 +273,15 @@ impl Stream {
         Ok(())
     }
 
-    /// Writes `bytes` into what room the socket has.
+    /// Writes `bytes`, if the socket's buffer has room for them.
     ///
     /// # Errors
-    /// From the socket; [`ErrorKind::WouldBlock`] if there is not enough.
+    /// From the socket; [`ErrorKind::WouldBlock`] if there is not enough room.
     pub(crate) fn send_at_once(&mut self, bytes: &[u8]) -> Result<(), IoError> {
         self.write_all(bytes)
     }
 
-    /// Waits until the socket may be ready for `what`; whether it is, the next try finds out.
+    /// Waits until the socket may be ready for `what`. The next try shows whether it is.
     fn wait(&self, what: PollFlags, wait: &mut Wait<'_>) -> Result<(), IoError> {
         let (step, begun) = (wait.step()?, Instant::now());
         ready(self.descriptor(), what, step)?;
@@ -326,8 +326,8 @@ impl Write for Stream {
     }
 }
 
-/// Whether somebody connects to `listener`, if there is one, or something can be read from any of
-/// `streams`, within `patience`.
+/// Whether within `patience` there is a connection to accept from `listener`, if there is one, or something to
+/// read from one of `streams`.
 ///
 /// # Errors
 /// From `poll`.
@@ -346,7 +346,7 @@ pub(crate) fn wait_for_any<'a>(
     wait_for(&mut polled, patience)
 }
 
-/// std would wait for ever for a listener that accepts nobody and whose queue is full.
+/// std has no deadline here: it would wait for ever for a listener that accepts nothing and whose queue is full.
 fn connect_unix(path: &str, patience: Duration) -> Result<UnixStream, IoError> {
     let address = SocketAddrUnix::new(path)?;
     let flags = SocketFlags::CLOEXEC;
@@ -361,7 +361,7 @@ fn connect_unix(path: &str, patience: Duration) -> Result<UnixStream, IoError> {
     }
 }
 
-/// What the system call said.
+/// The result of the system call.
 fn io_error(cause: VolatileMemoryError) -> IoError {
     if let VolatileMemoryError::IOError(cause) = cause { cause } else { IoError::other(cause) }
 }

@@ -136,7 +136,7 @@ fn a_trickle_does_not_hold_the_line() {
     });
 }
 
-/// Whoever wants no more is heard while a peer does not read, or does not send.
+/// A wait is given up while a peer does not read, or does not send.
 #[test]
 fn a_wish_is_heard_meanwhile() {
     let (mut near, _far) = pair();
@@ -151,7 +151,7 @@ fn a_wish_is_heard_meanwhile() {
     assert!(begun.elapsed() < LONG / 2);
 }
 
-/// Somebody who listens and accepts nobody is not waited for for ever.
+/// A process that listens and accepts no connection is not waited for for ever.
 #[test]
 fn a_full_queue_is_not_waited_for() {
     let path = std::env::temp_dir().join(format!("sevferry-queue-{}", std::process::id()));

@@ -1,7 +1,7 @@
-//! The destination's half of a pre-flight: what it would say to an offer, and all of it.
+//! The destination's half of a pre-flight: every reason that it would have to refuse an offer.
 //!
-//! A machine that nothing speaks against is made, as for a guest that comes, and dropped: so memory
-//! that cannot be had or locked, and a platform that is full, are found out too.
+//! If there is none so far, it makes the machine as for a real migration, and drops it. So it also finds out whether
+//! memory is short or cannot be locked, and whether the platform is full.
 
 use std::io::Error as IoError;
 use std::time::Instant;
@@ -10,21 +10,21 @@ use crate::devices::SerialOutput;
 use crate::machine::compatibility::{HostOffer, MachineOffer, compare};
 use crate::machine::{MachineError, ReceivingMachine, certificates_of, pinning};
 use crate::migration::account::Account;
-use crate::migration::chain_of;
-use crate::migration::destination::Host;
+use crate::migration::destination::ReceiveConfig;
 use crate::migration::handover::journal::Side;
 use crate::migration::net::{Link, Words};
 use crate::migration::watch::{Watch, cancelled};
 use crate::migration::wire::{
     Assessment, OBJECTIONS_MAX, Objection, Offer, PlatformBytes, to_wire,
 };
+use crate::text::chain_of;
 
-/// Everything that speaks against the guest of `offer`; nothing is left of it afterwards.
+/// Every reason against the guest of `offer`. Nothing is left of it afterwards.
 ///
-/// `link` hears how far that is, and `watch` may cancel it.
+/// The progress is sent on `link`, and `watch` may cancel it.
 pub(crate) fn assess(
     offer: &Offer,
-    host: &mut Host<'_>,
+    host: &mut ReceiveConfig<'_>,
     link: &mut Link,
     watch: &mut dyn Watch,
 ) -> Assessment {
@@ -58,8 +58,8 @@ pub(crate) fn assess(
     Assessment { objections: bounded(objections), platform }
 }
 
-/// What a real offer is refused for first, one by one.
-fn differences(description: &MachineOffer, host: &Host<'_>) -> Vec<Objection> {
+/// The differences of the machines: a real offer is refused for the first of them.
+fn differences(description: &MachineOffer, host: &ReceiveConfig<'_>) -> Vec<Objection> {
     let here = match HostOffer::read(host.platform, host.devices) {
         Ok(here) => here,
         Err(cause) => return vec![Objection::new("KVM", &chain_of(&cause))],
@@ -69,20 +69,20 @@ fn differences(description: &MachineOffer, host: &Host<'_>) -> Vec<Objection> {
     found.iter().map(|each| Objection::new(each.subject(), &chain_of(each))).collect()
 }
 
-/// The certificates that the source has to look at; of the machine itself, if it can be made.
+/// The certificates that the source has to verify. They come from the machine itself, if it can be made.
 fn make(
     description: &MachineOffer,
-    host: &Host<'_>,
+    host: &ReceiveConfig<'_>,
     can_be_made: bool,
-    watch: &mut pinning::Watch<'_>,
+    watch: &mut pinning::PinCallback<'_>,
 ) -> Result<Option<PlatformBytes>, MachineError> {
     if can_be_made {
-        let Host { platform, devices, .. } = *host;
+        let ReceiveConfig { platform, devices, .. } = *host;
         let output = SerialOutput::nowhere();
         let machine = ReceivingMachine::build(description, platform, devices, output, watch)?;
         return Ok(machine.platform_certificates()?.as_ref().map(to_wire));
     }
-    // Also of a host that cannot make the machine: whatever is wrong with them is one reason more.
+    // A host that cannot make the machine sends them too: if they are wrong, that is one more reason.
     let platform = host.platform.filter(|_| description.sev.is_some());
     Ok(platform.map(certificates_of).transpose()?.as_ref().map(to_wire))
 }
@@ -104,7 +104,7 @@ fn subject(cause: &MachineError) -> &'static str {
     }
 }
 
-/// As many as fit into a message; the last says how many do not.
+/// As many as fit into a message. The last one says how many are left out.
 fn bounded(mut objections: Vec<Objection>) -> Vec<Objection> {
     let most = OBJECTIONS_MAX as usize;
     if let Some(more) = objections.len().checked_sub(most).filter(|&more| more > 0) {

@@ -1,9 +1,9 @@
 //! Why a migration would be refused: every reason, before anything moves.
 //!
-//! What is looked at is what a migration looks at, by the same code: the page status, the offer and
-//! the destination's comparison with it, its certificates against the guest's policy. The guest runs
-//! meanwhile, and the destination waits for the next caller afterwards. Only the firmware's own word
-//! is not heard: asking for it is `SEND_START`.
+//! It checks what a migration checks, by the same code: the page status, the offer and the destination's comparison
+//! with it, and the destination's certificates against the guest's policy. The guest runs meanwhile, and afterwards
+//! the destination waits for the next connection. Only the firmware is not asked, because the question would be
+//! `SEND_START`.
 
 mod assessment;
 
@@ -15,7 +15,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::machine::compatibility::MachineOffer;
 use crate::machine::{MachineError, Prospect, RunningMachine, certificates_of};
-use crate::migration::chain_of;
 pub use crate::migration::handover::journal::Side;
 use crate::migration::net::{Due, Heard, Link, LinkError};
 use crate::migration::source::{Options, SourceError};
@@ -23,16 +22,17 @@ use crate::migration::source::{connect, described};
 use crate::migration::wire::{Assessment, Message, Objection, Reason, from_wire};
 use crate::sev::Policy;
 use crate::sev::target::{PlatformCertificates, RefusedTarget, refusals, refusals_anywhere};
+use crate::text::chain_of;
 
 /// One reason why the guest would not be moved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Hindrance {
-    /// Who refuses: the guest, or the host that it is on; or the host that it would go to, or the way there.
+    /// The side that refuses. The source: the guest or its host. The destination: its host, or the way there.
     pub by: Side,
-    /// What it is about, in a word or two.
+    /// Its subject, in a word or two.
     pub subject: Reason,
-    /// Why, for people.
+    /// The reason, for people.
     pub reason: Reason,
 }
 
@@ -50,9 +50,9 @@ impl Hindrance {
 pub struct Candidate {
     /// What a destination must be able to make.
     machine: MachineOffer,
-    /// What vouches for the platform that it is on; `None` for a plain VM, or if nobody does.
+    /// The endorsement of its platform. `None` for a plain VM, or if there is none.
     own: Option<PlatformCertificates>,
-    /// What keeps it here, whatever the destination.
+    /// The reasons against any destination.
     hindrances: Vec<Hindrance>,
 }
 
@@ -87,8 +87,8 @@ impl Candidate {
         Ok(Self { machine, own: certificates.ok().flatten(), hindrances })
     }
 
-    /// Every reason why it would not be moved as `options` say; none if it would. `stop` is asked
-    /// now and then.
+    /// Every reason why it would not be moved as `options` say; none if it would. Ends early once `stop` returns
+    /// true.
     pub fn hindrances(self, options: &Options, stop: &mut dyn FnMut() -> bool) -> Vec<Hindrance> {
         let Self { machine, own, hindrances: mut found } = self;
         let mut target = None;
@@ -109,7 +109,7 @@ impl Candidate {
             }
             Err(cause) => found.push(theirs(subject(&cause), &cause)),
         }
-        // A word without meaning is among the destination's reasons.
+        // A policy with unknown bits is among the destination's reasons already.
         let policy = machine.sev.and_then(|sev| Policy::new(sev.policy).ok());
         if let Some(policy) = policy {
             let refusals = match (&target, &own) {
@@ -128,7 +128,7 @@ impl Candidate {
     }
 }
 
-/// What the destination has to say.
+/// Asks the destination for its assessment.
 fn ask(
     machine: &MachineOffer,
     options: &Options,
@@ -171,7 +171,7 @@ fn theirs(subject: &str, reason: &dyn Error) -> Hindrance {
     Hindrance::new(Side::Destination, subject, reason)
 }
 
-/// What it means that there is no assessment.
+/// The reason to show when there is no assessment.
 fn subject(cause: &SourceError) -> &'static str {
     if matches!(cause, SourceError::Link(LinkError::Malformed(_))) {
         "protocol"

@@ -1,4 +1,4 @@
-//! What all phases of an attempt share: what is wished, what is counted, and how long it may take.
+//! What all phases of an attempt share: the watch, the account, and the deadlines.
 
 use super::error::SourceError;
 use super::options::Options;
@@ -13,7 +13,7 @@ use crate::migration::wire::{Message, Secret};
 
 /// A guest that is being moved, running or paused.
 pub(super) trait Movable {
-    /// Whether it allows a migration now.
+    /// Whether the guest allows a migration now.
     fn allows(&self) -> Result<(), NotMigratable>;
 }
 
@@ -43,7 +43,7 @@ pub(super) struct Peer {
     pub(super) link: Link,
     /// As in the offer.
     pub(super) session: u64,
-    /// What makes words about this transfer count.
+    /// The key of the proofs of all words about this transfer.
     pub(super) secret: Secret,
 }
 
@@ -52,8 +52,8 @@ impl<'a> Attempt<'a> {
         Self { options, watch, plan: Plan::new(options), tally: Tally::default() }
     }
 
-    /// Does what waits for the destination. If the attempt is to end meanwhile, `act` is told to stop, and
-    /// the reason is the error.
+    /// Runs `act`, which waits for the destination. If the attempt is to end meanwhile, `act` is told to stop, and
+    /// the error is the reason.
     pub(super) fn unless_ended<T>(
         &mut self,
         guest: &dyn Movable,
@@ -69,7 +69,7 @@ impl<'a> Attempt<'a> {
         ended.map_or(done, Err)
     }
 
-    /// Says what has an answer.
+    /// Sends a message that has an answer.
     pub(super) fn ask(
         &mut self,
         guest: &dyn Movable,
@@ -79,7 +79,7 @@ impl<'a> Attempt<'a> {
         self.unless_ended(guest, |_, stop| Ok(link.ask(message, stop)?))
     }
 
-    /// The destination's next word.
+    /// The destination's next message.
     pub(super) fn answer(
         &mut self,
         guest: &dyn Movable,
@@ -93,8 +93,8 @@ impl<'a> Attempt<'a> {
         })
     }
 
-    /// Waits until the destination has taken what was sent, `others` bytes on other connections among it; from
-    /// then on it may be silent for so long.
+    /// Waits until the destination has taken all that was sent; `others` gives the bytes on other connections. Only
+    /// then its silence begins to count.
     pub(super) fn until_taken(
         &mut self,
         guest: &dyn Movable,
@@ -112,7 +112,7 @@ impl<'a> Attempt<'a> {
     }
 }
 
-/// What is wished, the time, or what the guest says, if that ends the attempt.
+/// The reason to end the attempt, if there is one: a wish, the time, or the guest.
 fn reason_to_end(
     guest: &dyn Movable,
     plan: &mut Plan,

@@ -8,7 +8,7 @@ use thiserror::Error;
 use super::rounds::RoundsError;
 use super::sender::SenderError;
 use crate::encryption::NotMigratable;
-use crate::machine::{SaveError, Unfinished};
+use crate::machine::{NotQuiet, SaveError};
 use crate::memory::RamError;
 use crate::migration::convergence::GaveUp;
 use crate::migration::net::{Endpoint, LinkError};
@@ -24,7 +24,7 @@ pub enum SourceError {
     /// The guest does not allow it.
     #[error(transparent)]
     NotMigratable(#[from] NotMigratable),
-    /// Nobody there.
+    /// The destination cannot be reached.
     #[error("connecting to {to}; is `sevferry receive` running there?")]
     Connect {
         /// Where.
@@ -36,10 +36,10 @@ pub enum SourceError {
     /// The control connection.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// A message of ours beyond its cap.
+    /// A message of this host is longer than its cap.
     #[error(transparent)]
     Malformed(#[from] Malformed),
-    /// The offer or the state as bytes.
+    /// The offer or the state could not be encoded.
     #[error(transparent)]
     Encode(#[from] EncodeError),
     /// No randomness.
@@ -48,16 +48,16 @@ pub enum SourceError {
     /// A plain VM's destination.
     #[error("the destination has no SEV platform; start it with --platform")]
     NoPlatform,
-    /// Certificates for a guest that has no use for them.
+    /// Certificates for a guest without SEV.
     #[error("the destination sent an SEV platform's certificates for a guest without SEV")]
     Unasked,
     /// Certificates.
     #[error(transparent)]
     Certificates(#[from] CertificatesError),
-    /// A destination that this guest must not be sent to.
+    /// The guest must not be sent to this destination.
     #[error("the destination was refused before anything was sent")]
     Refused(#[from] RefusedTarget),
-    /// The guest's policy has bits that mean nothing.
+    /// The guest's policy has unknown bits.
     #[error(transparent)]
     Policy(#[from] BadPolicy),
     /// The firmware.
@@ -66,7 +66,7 @@ pub enum SourceError {
     /// Pages.
     #[error(transparent)]
     Pages(#[from] SenderError),
-    /// What changed.
+    /// The log of changes.
     #[error(transparent)]
     Rounds(#[from] RoundsError),
     /// The dirty log.
@@ -75,15 +75,15 @@ pub enum SourceError {
     /// It would take too long.
     #[error(transparent)]
     Plan(#[from] GaveUp),
-    /// The user wants no more.
+    /// The user cancelled it.
     #[error("cancelled: {0}")]
     Cancelled(Reason),
-    /// A vCPU does not come out of the guest.
+    /// A vCPU does not leave the guest.
     #[error("pausing the guest: a vCPU does not stop")]
     Busy,
     /// A device is still at work.
     #[error("pausing the guest")]
-    Unfinished(#[source] Unfinished),
+    NotQuiet(#[source] NotQuiet),
     /// The guest ended by itself.
     #[error("the guest ended during the migration")]
     GuestEnded,

@@ -11,7 +11,6 @@ use super::attempt::{Attempt, Peer};
 use super::error::SourceError;
 use super::stay::{Ended, Stay, stayed};
 use crate::machine::RunningMachine;
-use crate::migration::chain_of;
 use crate::migration::handover::journal::{Journal, forget};
 use crate::migration::handover::{
     Refusal, Resolution, Source, SourceInput, SourceOutput, SourceState, Step, advance,
@@ -20,38 +19,39 @@ use crate::migration::net::{Dialling, Due, Link, LinkError};
 use crate::migration::progress::{Outcome, Phase};
 use crate::migration::watch::{Sight, Wish};
 use crate::migration::wire::{Abandoned, Message, NotRunning, Reason, Say, Secret, Word};
+use crate::text::chain_of;
 use crate::vcpu::{Stop, VcpuError};
 
-/// How often a commit that is not answered is said again, and a connection tried.
+/// How often to repeat a commit that is not answered, and to try a new connection.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// What a destination may say for each word of ours, or before our first: it answers once, and may
-/// not have heard that the guest was asked for twice.
+/// Most words of a destination for each word of ours, and before our first. It answers each word once, and an
+/// answer to an earlier word may still be on its way.
 const WORDS_MAX: u32 = 8;
 
-/// How often waiting looks up.
+/// How often a wait calls the watch.
 const LOOK_UP: Duration = Duration::from_millis(50);
 
-/// A guest that is paused here and has been sent whole.
+/// A guest that is paused here and was sent completely.
 pub(super) struct Handing<'a> {
     attempt: Attempt<'a>,
     secret: Secret,
-    /// What is here of the guest; `None` once it runs here again, or is gone.
+    /// The guest as it was paused. `None` once it runs here again, or is gone.
     copy: Option<Stay>,
     /// The guest, once it runs here again.
     running: Option<RunningMachine>,
     link: Option<Link>,
-    /// When the destination was last heard, or connected to.
+    /// When the destination last said something, or was connected to.
     heard: Instant,
-    /// When it was last connected to again.
+    /// When the last new connection was begun.
     dialled: Option<Instant>,
-    /// Until that has an outcome.
+    /// That connection, until it is made or has failed.
     dialling: Option<Dialling>,
-    /// What the destination has said since it was last asked.
+    /// Words of the destination since our last.
     words: u32,
-    /// When something last happened.
+    /// When the last input was.
     since: Instant,
-    /// Why the last wish is not granted.
+    /// Why the last wish was refused.
     refused: Option<Refusal>,
     /// Why the guest stays here, if it does.
     why: Option<Reason>,
@@ -76,7 +76,7 @@ impl<'a> Handing<'a> {
         }
     }
 
-    /// Until it is known whose the guest is.
+    /// Runs until it is known who owns the guest.
     ///
     /// # Errors
     /// [`VcpuError`] if the guest stays and could not be resumed: it is lost.
@@ -118,17 +118,17 @@ impl<'a> Handing<'a> {
         }
     }
 
-    /// Something happens.
+    /// Handles one input, and all that follows from it.
     fn note(&mut self, half: &Source, input: &SourceInput) {
         self.since = Instant::now();
-        // What fails after the end, such as telling a destination that is gone, explains nothing.
+        // A failure after the end, such as telling a destination that is gone, does not explain the outcome.
         let is_over = matches!(half.state, SourceState::Resumed | SourceState::Released(_));
         if let Some(why) = reason_in(input).filter(|_| !is_over) {
             self.why = Some(why);
         }
     }
 
-    /// What the destination or a person says next, or that a while has passed.
+    /// The next input: a word of the destination, a person's decision, or that a while has passed.
     fn next_input(&mut self, half: &Source) -> Option<SourceInput> {
         let (in_doubt, refused) = (half.is_in_doubt(), self.refused.take());
         let Attempt { plan, tally, watch, .. } = &mut self.attempt;
@@ -139,7 +139,7 @@ impl<'a> Handing<'a> {
             None => {}
         }
         let is_silent = self.heard.elapsed() > self.attempt.options.silence;
-        // One that has begun to say something has the link's deadlines.
+        // A destination that has begun a message has the link's deadlines.
         let is_speaking = self.link.as_ref().is_some_and(Link::is_in_a_message);
         if !in_doubt && is_silent && !is_speaking {
             let reason = "the destination did not get ready in time";
@@ -177,14 +177,14 @@ impl<'a> Handing<'a> {
                 warn!("the destination sent {:?} during the handover", other.kind());
                 Some(SourceInput::ConnectionLost)
             }
-            // A connection can be stuck for ever: another may get through.
+            // A connection can be stuck for ever. A new one may work.
             None if in_doubt && is_silent && !is_speaking => Some(SourceInput::ConnectionLost),
             None if in_doubt && self.since.elapsed() > RETRY => Some(SourceInput::Retry),
             None => None,
         }
     }
 
-    /// What a word on the handover comes to.
+    /// The input that a word is.
     fn heard_word(&mut self, half: &Source, word: &Word) -> Option<SourceInput> {
         if !half.is_in_doubt() {
             let early = early(half, word).map(|reason| SourceInput::Abort(Reason::new(&reason)));
@@ -194,7 +194,7 @@ impl<'a> Handing<'a> {
             warn!("who answers at {} cannot prove to be the destination", self.attempt.options.to);
             return None;
         };
-        // Only the destination's own word keeps a connection.
+        // A connection is kept only for words that are proven to be the destination's.
         self.heard = Instant::now();
         if let SourceInput::NotRunning(because) = input {
             note_answer(half, because);
@@ -202,7 +202,7 @@ impl<'a> Handing<'a> {
         Some(input)
     }
 
-    /// Carries out one output; what comes of it is the next input.
+    /// Carries out one output. Its result is the next input, if there is one.
     fn perform<E>(
         &mut self,
         output: SourceOutput,
@@ -279,8 +279,8 @@ impl<'a> Handing<'a> {
         }
     }
 
-    /// One try; the next comes when this one's failure is reported. A destination that accepts and
-    /// hangs up at once is tried no more often than one that is not there.
+    /// Begins one try to connect. The next begins when this one has failed. A destination that accepts and closes at
+    /// once is tried no more often than one that is not there.
     fn reconnect(&mut self) -> Option<SourceInput> {
         self.link = None;
         let is_early = self.dialled.is_some_and(|dialled| dialled.elapsed() < RETRY);
@@ -295,7 +295,7 @@ impl<'a> Handing<'a> {
         None
     }
 
-    /// The connection that is being made, if it is there after a moment.
+    /// The new connection, if it is made within a moment.
     fn await_connection(&mut self) -> Option<SourceInput> {
         let Some(dialling) = &self.dialling else {
             park_timeout(LOOK_UP);
@@ -318,17 +318,17 @@ impl<'a> Handing<'a> {
     }
 }
 
-/// Ends what is left of a guest that runs elsewhere, on a thread of its own: giving memory back takes the
-/// kernel longer than the guest stood still. A process that ends meanwhile gives it back as well.
+/// Drops what is left of a guest that runs elsewhere, on a thread of its own: giving its memory back takes the kernel
+/// longer than the guest was paused. If the process ends meanwhile, the memory is given back all the same.
 fn tear_down(copy: Stay) {
     let spawned = Builder::new().name("tear-down".to_owned()).spawn(move || drop(copy));
-    // Without a thread it has been dropped by now.
+    // Without a thread it is dropped by now.
     if let Err(cause) = spawned {
         debug!("no thread to tear a guest down: {cause}");
     }
 }
 
-/// Why the guest stays here, if this is what makes it stay.
+/// The reason why the guest stays here, if this input makes it stay.
 fn reason_in(input: &SourceInput) -> Option<Reason> {
     match input {
         SourceInput::Abort(reason) => Some(reason.clone()),
@@ -347,12 +347,12 @@ fn reason_in(input: &SourceInput) -> Option<Reason> {
     }
 }
 
-/// The guest stays, for this reason.
+/// The input that makes the guest stay, for this reason.
 fn abort(cause: &dyn Error) -> SourceInput {
     SourceInput::Abort(Reason::new(&chain_of(cause)))
 }
 
-/// Why a word is none that a destination may say before it is given the guest.
+/// The error for a word that a destination must not say before it is given the guest.
 fn early(half: &Source, word: &Word) -> Option<String> {
     match word.say {
         Say::Prepared if word.transfer != half.transfer => {
@@ -368,8 +368,8 @@ fn early(half: &Source, word: &Word) -> Option<String> {
     }
 }
 
-/// The destination was told `commit` and does not run the guest. It is asked again and again, and
-/// may answer the same each time.
+/// Logs that the destination was told `commit` and does not run the guest. It is asked again and again and may give
+/// the same answer each time, so that is said once.
 fn note_answer(half: &Source, because: NotRunning) {
     let SourceState::InDoubt(doubt) = half.state else { return };
     if doubt.answer != Some(because) {

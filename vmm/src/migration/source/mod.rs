@@ -27,7 +27,7 @@ use crate::migration::handover::journal::Journal;
 use crate::migration::watch::Watch;
 use crate::vcpu::{Stop, VcpuError};
 
-/// Sends `machine`, as long as `watch` does not wish otherwise.
+/// Sends `machine`, unless `watch` cancels it.
 ///
 /// # Errors
 /// [`VcpuError`] if the guest could not be resumed: it is lost.

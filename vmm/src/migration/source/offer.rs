@@ -24,17 +24,17 @@ use crate::sev::send::Sending;
 use crate::sev::session::random;
 use crate::sev::target::{PlatformCertificates, RefusedTarget, verify_target};
 
-/// How often waiting for a connection looks up.
+/// How often the wait for a connection calls the watch.
 const LOOK_UP: Duration = Duration::from_millis(50);
 
-/// A guest that nobody has been told of yet.
+/// The first phase: the guest is not offered yet.
 pub(super) struct Offering<'a> {
     pub(super) attempt: Attempt<'a>,
     pub(super) machine: RunningMachine,
 }
 
 impl<'a> Offering<'a> {
-    /// Offers the guest; the destination says what it is, and is verified before anything is sent.
+    /// Offers the guest. The destination names its platform, which is verified before anything is sent.
     pub(super) fn run(self) -> Result<Transferring<'a>, Box<GivenUp<'a>>> {
         let Self { mut attempt, machine } = self;
         attempt.plan.account.enter(Phase::Offer);
@@ -62,7 +62,7 @@ impl<'a> Offering<'a> {
 }
 
 impl Attempt<'_> {
-    /// A connection to the destination, and what to say first.
+    /// A connection to the destination, and the offer.
     fn call(&mut self, machine: &RunningMachine) -> Result<(Link, Offer), SourceError> {
         machine.migratable()?;
         let options = self.options;
@@ -71,7 +71,7 @@ impl Attempt<'_> {
         Ok((Link::new(stream, options.silence), offer))
     }
 
-    /// The destination's platform, once it has made the machine: until then it says how far it is.
+    /// The destination's platform, once it has made the machine. Until then it sends its progress.
     fn acceptance(
         &mut self,
         machine: &RunningMachine,
@@ -93,7 +93,7 @@ impl Attempt<'_> {
     }
 }
 
-/// A guest whose destination would take it.
+/// The second phase: the destination has accepted the guest.
 struct Accepted<'a> {
     attempt: Attempt<'a>,
     machine: RunningMachine,
@@ -101,8 +101,8 @@ struct Accepted<'a> {
 }
 
 impl<'a> Accepted<'a> {
-    /// `SEND_START`, for a platform whose certificates hold; the destination begins to receive, and page
-    /// connections join.
+    /// `SEND_START`, for a platform whose certificates are verified. Then the destination begins to receive, and the
+    /// page connections join.
     fn start(
         mut self,
         platform: Option<&PlatformBytes>,
@@ -174,7 +174,7 @@ impl<'a> Accepted<'a> {
         }
     }
 
-    /// The destination begins; page connections are opened, and what the guest writes is recorded.
+    /// Has the destination begin, opens the page connections, and starts the log of what the guest writes.
     fn join(
         &mut self,
         encryption: Option<SessionBytes>,
@@ -197,7 +197,7 @@ impl<'a> Accepted<'a> {
     }
 }
 
-/// What the destination is told of the guest.
+/// The offer of a guest.
 pub(crate) fn described(machine: &MachineOffer, options: &Options) -> Result<Offer, SourceError> {
     let (transfer, connections) = (options.transfer, options.connections);
     let session = u64::from_le_bytes(random().map_err(SourceError::Random)?);
@@ -205,7 +205,7 @@ pub(crate) fn described(machine: &MachineOffer, options: &Options) -> Result<Off
     Ok(Offer { transfer, session, connections, abandoned, machine: machine.to_bytes()? })
 }
 
-/// Connects, unless `stop` says so meanwhile.
+/// Connects. Gives up once `stop` returns true.
 pub(crate) fn connect(
     options: &Options,
     stop: &mut dyn FnMut() -> bool,
@@ -231,8 +231,7 @@ mod tests {
     use crate::migration::convergence::{Goal, TimeoutStrategy};
     use crate::migration::wire::{Transfer, VmId};
 
-    /// A host whose queue is full answers nobody, like one that is not there; whoever wants no more
-    /// is heard all the same.
+    /// A host whose queue is full does not answer, like one that is not there. The wait for it can be given up.
     #[test]
     fn a_host_that_does_not_answer_is_given_up_at_once() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -9,9 +9,9 @@ use crate::migration::wire::{Abandoned, Transfer};
 /// How to send.
 #[derive(Debug)]
 pub struct Options {
-    /// Where to.
+    /// The destination's address.
     pub to: Endpoint,
-    /// Page connections.
+    /// Number of page connections.
     pub connections: u16,
     /// When to pause the guest.
     pub goal: Goal,
@@ -21,8 +21,8 @@ pub struct Options {
     pub silence: Duration,
     /// Which guest, and which attempt.
     pub transfer: Transfer,
-    /// Earlier attempts, whose destinations may have a copy of the guest still.
+    /// Earlier attempts, whose destinations may still have a copy of the guest.
     pub abandoned: Vec<Abandoned>,
-    /// Send also a guest whose policy lets the firmware send it to any destination.
+    /// Also send a guest whose policy lets the firmware send it to any destination.
     pub allow_unchecked: bool,
 }

@@ -1,4 +1,4 @@
-//! When to pause the guest, from what each round has measured, and when to give up.
+//! Decides when to pause the guest and when to give up, from what each round has measured.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use crate::migration::convergence::{Convergence, Decision, GaveUp, Left, Measure
 use crate::migration::handover::journal::Side;
 use crate::migration::progress::Carried;
 
-/// One attempt's account, and what follows from it.
+/// One attempt's account, and the decisions that follow from it.
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) account: Account,
@@ -16,7 +16,7 @@ pub(crate) struct Plan {
     connections: u16,
     /// How long the destination may be silent.
     silence: Duration,
-    /// What had been sent, and sealed, when the last round ended.
+    /// Pages sent, and time spent on sealing, when the last round ended.
     before: (Carried, Duration),
 }
 
@@ -40,7 +40,7 @@ impl Plan {
         }
     }
 
-    /// A round took `elapsed`, and `left` has changed meanwhile.
+    /// A round took `elapsed`, and `left` changed meanwhile.
     pub(crate) fn end_round(&mut self, tally: &Tally, elapsed: Duration, left: Left) -> Decision {
         let (now, sealed) = (tally.carried(), tally.sealing());
         let (before, sealed_before) = self.before;

@@ -1,11 +1,10 @@
-//! Which pages each round sends: what has changed since the round before, by the status of now.
+//! Which pages each round sends: those that changed since the round before, each by its present status.
 //!
-//! Order matters, and [`ChangeLog`] keeps it: the dirty log is taken first, then the pages whose
-//! status flipped, and with them the status by which the round sends. A page that flips afterwards
-//! is in the next round, so no page stays sent from the wrong view; the last round, with vCPUs
-//! paused, is exact. Three races come from breaking this rule: a write before its hypercall, a
-//! status older than the dirty log, a flip between the two reads. `race_tests.rs` has each of them, and
-//! what becomes of it without the rule.
+//! Order matters, and [`ChangeLog`] keeps it. The dirty log is taken first. Then come the pages whose status flipped,
+//! and with them the status by which the round sends. A page that flips afterwards is in the next round, so no page
+//! stays sent from the wrong view. The last round, with vCPUs paused, is exact. Without this rule there are three
+//! races: a write before its hypercall, a status older than the dirty log, and a flip between the two reads.
+//! `race_tests.rs` has each of them, and shows what it does without the rule.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,7 +23,7 @@ use crate::migration::convergence::Left;
 use crate::page::FrameSet;
 use crate::sev::send::Sending;
 
-/// How often a running round looks up.
+/// How often a running round calls the watch.
 const LOOK_UP: Duration = Duration::from_millis(20);
 
 /// Where rounds learn what has changed: from a machine, or from the script of a test.
@@ -144,7 +143,7 @@ fn send_on_all(
                 if result.is_err() {
                     round.stop.store(true, Ordering::Relaxed);
                 }
-                // Fails only if nobody counts any more.
+                // Fails only if the round has ended.
                 done.send(result).unwrap_or_default();
             };
             Builder::new().spawn_scoped(scope, send).map(drop)

@@ -125,7 +125,7 @@ impl PageSender {
         Ok(end)
     }
 
-    /// Pages of an SEV guest, each as what it is.
+    /// Adds pages of an SEV guest, each as private or shared.
     fn add_either(
         &mut self,
         run: PageRange,
@@ -151,15 +151,15 @@ impl PageSender {
         Ok(())
     }
 
-    /// Pages that the host may see. What is not zero is copied in runs: page by page the copying takes twice
-    /// as long, because the processor fetches ahead only inside of one copy.
+    /// Adds pages that the host may see. Pages that are not zero are copied in runs: page by page the copy takes
+    /// twice as long, because the processor fetches ahead only within one copy.
     fn add_shared(&mut self, run: PageRange, round: &Round<'_>) -> Result<(), SenderError> {
         let mut rest = Some(run);
         while let Some(here) = rest {
             let room = here.base().0.saturating_add(self.shared.room());
             let mut filled = here.base();
-            // Most pages show in their first bytes that they are not zero. One that the guest writes meanwhile is
-            // sent again.
+            // The first bytes of most pages show that they are not zero. A page that the guest writes meanwhile is sent
+            // again.
             while filled.0 < here.limit().0.min(room) && !is_zero(filled, round)? {
                 filled = Frame(filled.0 + 1);
             }

@@ -1,4 +1,4 @@
-//! The way back from every phase: the guest runs on here, and the firmware and the destination know.
+//! The way back from every phase: cancels the transfer at the firmware, resumes the guest, and tells the destination.
 
 use std::sync::mpsc::Sender;
 
@@ -9,12 +9,12 @@ use super::error::SourceError;
 use super::rounds::Rounds;
 use crate::devices::virtio::NotHeld;
 use crate::machine::{PausedMachine, RunningMachine};
-use crate::migration::chain_of;
 use crate::migration::net::Link;
 use crate::migration::progress::{Outcome, Summary};
 use crate::migration::wire::{Abandoned, Message, Reason, Say, Secret, Word};
 use crate::sev::launch::Launched;
 use crate::sev::send::Sending;
+use crate::text::chain_of;
 use crate::vcpu::{Stop, VcpuError};
 
 /// How an attempt ended.
@@ -26,42 +26,43 @@ pub enum Ended {
     Stayed {
         /// The guest; `None` if it ended by itself.
         machine: Option<Box<RunningMachine>>,
-        /// What was done, and why it was not sent.
+        /// What was done, and why it was not moved.
         summary: Box<Summary>,
-        /// What the next offer of the guest says of this attempt.
+        /// What the next offer of the guest says about this attempt.
         abandoned: Option<Abandoned>,
     },
 }
 
-/// A guest at the source, wherever an attempt has left it.
+/// A guest at the source, in the state in which an attempt has left it.
 #[derive(Debug)]
 pub(super) enum Kept {
     Running(RunningMachine),
     Paused(PausedMachine),
-    /// By itself.
+    /// It ended by itself.
     Ended,
 }
 
-/// A guest, and what is to be undone before it runs on as if nothing had been tried.
+/// A guest, and what must be undone before it runs on as if nothing had been tried.
 #[derive(Debug)]
 pub(super) struct Stay {
     pub(super) guest: Kept,
-    /// The firmware's transfer, once it has begun.
+    /// The firmware's transfer, if it has begun.
     pub(super) sending: Option<Sending>,
-    /// The log of what the guest writes, once it has begun.
+    /// The log of what the guest writes, if it has begun.
     pub(super) rounds: Option<Rounds>,
     /// Whether the guest may have been slowed down.
     pub(super) is_slowed: bool,
 }
 
 impl Stay {
-    /// Of a guest to which nothing was done yet.
+    /// For a guest to which nothing was done yet.
     pub(super) fn running(machine: RunningMachine) -> Self {
         let guest = Kept::Running(machine);
         Self { guest, sending: None, rounds: None, is_slowed: false }
     }
 
-    /// No more log, `SEND_CANCEL`, full speed, and the vCPUs run. `None` if the guest has ended.
+    /// Stops the log, cancels at the firmware (`SEND_CANCEL`), gives the guest its full speed, and resumes it. `None`
+    /// if the guest has ended.
     ///
     /// # Errors
     /// [`VcpuError`] if it could not be resumed: it is lost.
@@ -108,7 +109,7 @@ impl Stay {
         }
     }
 
-    /// `SEND_FINISH`: from now on the guest is the destination's, whatever the firmware says.
+    /// `SEND_FINISH`. From now on the guest is the destination's, even if the firmware fails.
     pub(super) fn finish_sending(&mut self) {
         if let Some(Err(cause)) = self.sending.take().map(Sending::finish) {
             let cause = chain_of(&cause);
@@ -117,7 +118,7 @@ impl Stay {
     }
 }
 
-/// `SEND_CANCEL`; firmware that fails once may not fail again.
+/// `SEND_CANCEL`, twice if the first fails: firmware that fails once may not fail again.
 fn cancelled(sending: Sending) -> Option<Launched> {
     let again = match sending.cancel() {
         Ok(launched) => return Some(launched),
@@ -135,14 +136,14 @@ fn cancelled(sending: Sending) -> Option<Launched> {
         .ok()
 }
 
-/// Whoever has to be told that the attempt is over.
+/// The peer that must be told that the attempt is over.
 #[derive(Debug)]
 pub(super) enum Told {
-    /// Nobody was there.
+    /// There is no connection.
     Nobody,
-    /// A destination that has not accepted.
+    /// A destination that has not accepted the guest.
     Asked(Link),
-    /// One that has.
+    /// A destination that has accepted it.
     Accepted(Link, Secret),
 }
 
@@ -174,7 +175,7 @@ impl<'a> GivenUp<'a> {
         Self::new(attempt, stay, Told::Accepted(peer.link, peer.secret), cause)
     }
 
-    /// The guest runs first; telling the destination can fail.
+    /// The guest is resumed first, because telling the destination can fail.
     ///
     /// # Errors
     /// As [`Stay::resume`].
@@ -187,7 +188,7 @@ impl<'a> GivenUp<'a> {
         let reason = chain_of(&cause);
         let machine = stay.resume(events)?;
         let for_people = Reason::new(&reason);
-        // It may be gone: then it gives up by itself.
+        // It may be gone. Then it gives up by itself.
         let abandoned = match told {
             Told::Nobody => None,
             Told::Asked(mut link) => {

@@ -1,4 +1,4 @@
-//! The pages: rounds while the guest runs, then the last one and the machine's state while it is paused.
+//! Sends the pages: rounds while the guest runs, then the last round and the machine's state while it is paused.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use super::rounds::Rounds;
 use super::sender::{PageSender, SenderError};
 use super::stay::{GivenUp, Kept, Stay};
 use crate::machine::{PausedMachine, RunningMachine, Unpaused};
-use crate::migration::chain_of;
 use crate::migration::convergence::Decision;
 use crate::migration::net::{Due, Link, LinkError};
 use crate::migration::progress::Phase;
 use crate::migration::wire::{Closing, Kind, Message, Say, Word};
 use crate::sev::send::Sending;
+use crate::text::chain_of;
 
-/// How long a destination that has closed a page connection may take to say why.
+/// How long a destination may take to say why it closed a page connection.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What sends pages.
@@ -58,8 +58,8 @@ impl<'a> Transferring<'a> {
         let (guest, cause) = match machine.pause() {
             Ok(machine) => return Ok(LastRound { attempt, machine, peer, flow }),
             Err(Unpaused::Busy(machine)) => (Kept::Running(*machine), SourceError::Busy),
-            Err(Unpaused::Unfinished(cause, machine)) => {
-                (Kept::Running(*machine), SourceError::Unfinished(cause))
+            Err(Unpaused::NotQuiet(cause, machine)) => {
+                (Kept::Running(*machine), SourceError::NotQuiet(cause))
             }
             Err(Unpaused::Stopped(_report)) => (Kept::Ended, SourceError::GuestEnded),
             Err(Unpaused::Lost(cause, _report)) => (Kept::Ended, SourceError::Vcpu(cause)),
@@ -120,7 +120,7 @@ impl PageFlow {
     }
 }
 
-/// A destination that refuses closes its connections after it has said why.
+/// A destination that refuses says why and then closes its connections. This host may notice that in the other order.
 fn explained(cause: SenderError, link: &mut Link) -> SourceError {
     match link.hear(Due::REFUSAL, LAST_WORDS) {
         Ok(Some(
@@ -130,7 +130,7 @@ fn explained(cause: SenderError, link: &mut Link) -> SourceError {
     }
 }
 
-/// A guest that is paused, and the last of it.
+/// The next phase: the guest is paused, and the rest of it is sent.
 pub(super) struct LastRound<'a> {
     attempt: Attempt<'a>,
     machine: PausedMachine,
@@ -158,10 +158,10 @@ impl<'a> LastRound<'a> {
 
     fn send_last_round(&mut self) -> Result<(), SourceError> {
         let Self { attempt, machine, peer, flow } = self;
-        // It may have withdrawn after the last round; from now on it cannot.
+        // The guest may have withdrawn its readiness after the last round. From now on it cannot.
         machine.migratable()?;
         flow.rounds.take_changes()?;
-        // Nothing runs that could make a cache dirty again.
+        // No vCPU runs that could make a cache dirty again.
         if let Some(sending) = flow.sending.as_ref().filter(|_| machine.wants_write_back()) {
             sending.write_back_caches().map_err(SourceError::Send)?;
         }

@@ -1,7 +1,7 @@
 //! What follows the last round, bound to where it belongs: the region list and the machine's state.
 //!
-//! Pages have their digests and rounds; without this the two messages that decide what all pages mean
-//! would be the only ones that damage, or a mix-up of two migrations, could change unseen.
+//! Pages have their digests and rounds. These two messages decide what all pages mean, so they have a digest too:
+//! else damage, or a mix-up of two migrations, could change them unnoticed.
 
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -68,13 +68,13 @@ fn name(kind: Kind) -> &'static str {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[expect(missing_docs, reason = "the messages name the fields")]
 pub enum BadClosing {
-    /// Of another migration.
+    /// It belongs to another migration.
     #[error("{what} is of session {found:#x} where {due:#x} is due")]
     Session { what: &'static str, found: u64, due: u64 },
-    /// Of another moment.
+    /// It belongs after another round.
     #[error("{what} follows round {found} where {due} was the last")]
     Round { what: &'static str, found: u32, due: u32 },
-    /// Not what was sent.
+    /// It is not what was sent.
     #[error("{what} was damaged on its way")]
     Damaged { what: &'static str },
 }

@@ -4,7 +4,8 @@ use sha2::{Digest, Sha256};
 use twox_hash::XxHash3_64;
 
 use super::message::RoundEnd;
-use super::pages::{PAGE_LEN, PAGES_HEAD_LEN};
+use super::pages::PAGES_HEAD_LEN;
+use crate::page::PAGE_LEN;
 
 /// The digest of a page frame's payload: XXH3 of the frame numbers, then of the packets' headers
 /// (private pages only), then of each page, each seeded with the result of the one before. It

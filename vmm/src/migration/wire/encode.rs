@@ -25,7 +25,7 @@ impl Message {
     /// [`Malformed`] if a part is beyond its cap, which the peer would refuse.
     pub fn encode(&self) -> Result<Vec<u8>, Malformed> {
         let mut bytes = vec![0; FRAME_HEADER_LEN];
-        let mut body = Body(&mut bytes);
+        let mut body = BodyWriter(&mut bytes);
         match self {
             Self::Offer(offer) | Self::Inquiry(offer) => body.offer(offer)?,
             Self::Accept { secret, platform } => {
@@ -63,9 +63,9 @@ impl Message {
 }
 
 /// What follows a frame header, as it is written.
-struct Body<'a>(&'a mut Vec<u8>);
+struct BodyWriter<'a>(&'a mut Vec<u8>);
 
-impl Body<'_> {
+impl BodyWriter<'_> {
     fn put(&mut self, bytes: &[u8]) {
         self.0.extend_from_slice(bytes);
     }

@@ -5,14 +5,14 @@ use thiserror::Error;
 use super::kind::{Kind, PageKind};
 use crate::page::Frame;
 
-/// Why bytes are no frame.
+/// Why bytes are not a frame.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[expect(missing_docs, reason = "the messages name the fields")]
 pub enum Malformed {
-    /// Something else is talking to us.
+    /// The peer speaks another protocol.
     #[error("the peer does not speak this protocol: a frame starts with {magic:02x?}")]
     Magic { magic: [u8; 4] },
-    /// A program of another age.
+    /// The peer speaks another version.
     #[error(
         "the peer speaks version {theirs} of the protocol and this program version {ours}: use the same release on both hosts"
     )]
@@ -20,13 +20,13 @@ pub enum Malformed {
     /// No message has this number.
     #[error("a frame is of kind {number}, which does not exist")]
     UnknownKind { number: u16 },
-    /// Beyond the cap; nothing was allocated.
+    /// Longer than its cap. Nothing was allocated.
     #[error("a frame of kind {kind:?} has {length} bytes; at most {most} are allowed")]
     TooLong { kind: Kind, length: u64, most: u32 },
     /// Ends too early.
     #[error("{what} ends too early: {needed} more bytes are needed and {left} are left")]
     Truncated { what: &'static str, needed: usize, left: usize },
-    /// Goes on too long.
+    /// Bytes are left over.
     #[error("a frame of kind {kind:?} has {extra} bytes after its end")]
     Trailing { kind: Kind, extra: usize },
     /// A message was expected.
@@ -35,25 +35,25 @@ pub enum Malformed {
     /// Pages were expected.
     #[error("a frame of kind {kind:?} came where pages were expected")]
     NotPages { kind: Kind },
-    /// A part beyond its cap.
+    /// A part longer than its cap.
     #[error("{field} has {length} bytes; at most {most} are allowed")]
     FieldTooLong { field: &'static str, length: u64, most: u32 },
-    /// A yes or no that is neither.
+    /// A flag that is neither 0 nor 1.
     #[error("{field} is {found}, which is neither 0 nor 1")]
     NotABool { field: &'static str, found: u8 },
-    /// Text that is none.
+    /// Text that is not UTF-8.
     #[error("a reason is not UTF-8 text")]
     NotText,
-    /// A number without meaning.
+    /// An unknown number.
     #[error("{field} is {found}, which is not allowed")]
     Value { field: &'static str, found: u64 },
-    /// A kind of page without meaning.
+    /// An unknown kind of page.
     #[error("pages are of kind {number}, which does not exist")]
     UnknownPageKind { number: u8 },
     /// No pages, or too many.
     #[error("a page frame has {count} pages; 1 to 64 are allowed")]
     PageCount { count: u8 },
-    /// Bits that mean nothing yet.
+    /// Reserved bits are set.
     #[error("reserved bytes of a page frame's header are {found:#x} instead of 0")]
     Reserved { found: u16 },
     /// The length contradicts the count.

@@ -12,26 +12,26 @@ use crate::machine::pinning::Pinned;
 /// Every message except page frames, whose header is [`PagesHeader`](super::PagesHeader).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
-    /// Source, first on the control connection: this guest, for you?
+    /// Source, first on the control connection: offers the guest.
     Offer(Offer),
-    /// Destination: yes; this is my platform.
+    /// Destination: accepts the guest, and names its platform.
     Accept {
-        /// What makes words about this transfer count from now on.
+        /// The key of the proofs of all words about this transfer from now on.
         secret: Secret,
-        /// `None`: a guest without SEV is welcome.
+        /// `None` for a guest without SEV.
         platform: Option<PlatformBytes>,
     },
-    /// Either side, before the handover: no, and why. Ends the migration.
+    /// Either side, before the handover: refuses, and says why. It ends the migration.
     Refuse {
         /// For people.
         reason: Reason,
     },
-    /// Source: begin to receive.
+    /// Source: tells the destination to begin.
     Start {
         /// `None` for a guest without SEV.
         encryption: Option<SessionBytes>,
     },
-    /// Destination: begun; page connections may join.
+    /// Destination: it has begun, and page connections may join.
     Started,
     /// Source, first on each page connection.
     Join {
@@ -42,9 +42,9 @@ pub enum Message {
         /// [`Secret::proof_of_join`].
         proof: Proof,
     },
-    /// Source, on every page connection: the round is over here.
+    /// Source, on every page connection: the round is over on this connection.
     RoundEnd(RoundEnd),
-    /// Destination, on the control connection: the round arrived whole on all connections.
+    /// Destination, on the control connection: the round arrived completely on all connections.
     RoundOk {
         /// The round, from 1.
         round: u32,
@@ -55,9 +55,9 @@ pub enum Message {
     State(Closing),
     /// Either side, about who owns the guest.
     Word(Word),
-    /// Source, instead of an [`Message::Offer`]: would you take this guest? Nothing follows from it.
+    /// Source, instead of an [`Message::Offer`]: asks whether the destination would take the guest, and no more.
     Inquiry(Offer),
-    /// Destination, to an inquiry; it waits for the next caller then.
+    /// Destination: answers an inquiry. Then it waits for the next connection.
     Assessment(Assessment),
     /// Destination, before it accepts or assesses: the guest's memory is being pinned.
     Building(Pinned),
@@ -92,7 +92,7 @@ impl From<Word> for Message {
     }
 }
 
-/// What the source has to move, and how.
+/// The guest that the source offers, and how it would send it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offer {
     /// Which guest, which attempt.
@@ -101,7 +101,7 @@ pub struct Offer {
     pub session: u64,
     /// How many page connections will join: 1 to [`CONNECTIONS_MAX`](super::CONNECTIONS_MAX).
     pub connections: u16,
-    /// Earlier attempts whose copy of this guest is of no use any more, wherever it is: up to
+    /// Earlier attempts. Copies of the guest that they have left anywhere are useless. Up to
     /// [`ABANDONED_MAX`](super::ABANDONED_MAX).
     pub abandoned: Vec<Abandoned>,
     /// The serial form of the machine's offer (`machine::compatibility`).
@@ -109,7 +109,7 @@ pub struct Offer {
 }
 
 impl Offer {
-    /// What the offer says of earlier attempts, as it would have been said by itself.
+    /// The earlier attempts as words: each as if it had been said by itself.
     pub fn abandons(&self) -> impl Iterator<Item = Word> + '_ {
         self.abandoned.iter().map(|abandoned| {
             let transfer = Transfer { epoch: abandoned.epoch, ..self.transfer };
@@ -118,17 +118,17 @@ impl Offer {
     }
 }
 
-/// A [`Say::Abandon`] that may not have been heard when it was said.
+/// A [`Say::Abandon`] that may not have arrived when it was said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Abandoned {
-    /// Of which attempt to move the guest.
+    /// Which attempt to move the guest.
     pub epoch: u64,
     /// Its proof.
     pub proof: Proof,
 }
 
 impl Abandoned {
-    /// The attempt of this transfer, whose secret is known.
+    /// For an attempt whose secret is known.
     #[must_use]
     pub fn new(secret: &Secret, transfer: Transfer) -> Self {
         let word = Word::new(secret, transfer, Say::Abandon(Reason::default()));
@@ -136,7 +136,7 @@ impl Abandoned {
     }
 }
 
-/// What a destination thinks of a guest that it is asked about.
+/// The destination's answer to an inquiry.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Assessment {
     /// Every reason why it would refuse the guest, up to [`OBJECTIONS_MAX`](super::OBJECTIONS_MAX).

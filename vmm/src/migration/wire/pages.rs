@@ -22,7 +22,7 @@ use super::cursor::{Reader, Writer};
 use super::header::{FRAME_HEADER_LEN, FrameHeader, MAGIC, VERSION};
 use super::kind::{Kind, PageKind};
 use super::malformed::Malformed;
-use crate::page::{Frame, PAGE_SIZE};
+use crate::page::{Frame, PAGE_LEN};
 
 /// Bytes between those and the payload of a page frame.
 pub const PAGES_HEADER_LEN: usize = 32;
@@ -36,10 +36,6 @@ pub const PAGES_MAX: usize = 64;
 
 /// Bytes of a packet's header (SEV API, `SEND_UPDATE_DATA`).
 pub const PACKET_HEADER_LEN: usize = 52;
-
-/// A page, for lengths in memory.
-pub(super) const PAGE_LEN: usize = 4096;
-const _: () = assert!(PAGE_LEN as u64 == PAGE_SIZE);
 
 /// Bytes of a frame number.
 const NUMBER_LEN: usize = 8;

@@ -1,4 +1,4 @@
-//! Why: words for people, and why a destination does not run a guest.
+//! Reasons: text for people, and the codes for why a destination does not run a guest.
 
 use std::fmt::{Display, Formatter, Result as FmtResult};
 
@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NotRunning {
-    /// It never ran the guest and has it no more: its journal could not be written, or the process
-    /// that had the guest is gone.
+    /// It never ran the guest and does not have it any more: its journal could not be written, or the process that had
+    /// the guest is gone.
     GivenBack,
-    /// It never ran the guest, was told to discard it, and has.
+    /// It never ran the guest, and a person had it discard it.
     Discarded,
-    /// It could not write its journal. It keeps the guest, which is the last copy, and tries again.
+    /// It could not write its journal. It keeps the guest, because it has the last copy, and tries again.
     JournalFailed,
     /// It owned the guest and has crashed since: the guest is gone there.
     Crashed,
@@ -35,7 +35,7 @@ impl NotRunning {
         }
     }
 
-    /// Whether the destination has no copy, and never ran it: the source's is as good as ever.
+    /// Whether the destination has no copy and never ran it. Then the source's copy is the newest.
     #[must_use]
     pub fn gives_back(self) -> bool {
         matches!(self, Self::GivenBack | Self::Discarded)
@@ -53,7 +53,7 @@ impl Display for NotRunning {
     }
 }
 
-/// Words for people, from a peer that is not trusted: short and without control characters.
+/// Text for people, from a peer that is not trusted: short, and without control characters.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Hash, Serialize, Deserialize)]
 #[serde(from = "String")]
 pub struct Reason(String);
@@ -68,7 +68,7 @@ impl Reason {
     /// Bytes of the longest.
     pub const BYTES_MAX: usize = 1024;
 
-    /// `text` with what steers a terminal replaced, cut at [`Reason::BYTES_MAX`].
+    /// `text`, with characters that control a terminal replaced, and cut at [`Reason::BYTES_MAX`].
     #[must_use]
     pub fn new(text: &str) -> Self {
         let mut kept = String::new();
@@ -88,8 +88,8 @@ impl Reason {
     }
 }
 
-/// Neither a control character, nor one that changes the direction or place of others, nor one that
-/// is not seen (Unicode's `Bidi_Control` and most of `Cf`, and the separators of lines).
+/// Whether a character may be shown: no control character, none that changes the direction or place of others, and
+/// none that is invisible (Unicode's `Bidi_Control` and most of `Cf`, and the separators of lines).
 fn is_harmless(char: char) -> bool {
     let is_format = matches!(
         char,

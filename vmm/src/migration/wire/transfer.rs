@@ -62,7 +62,7 @@ impl FromStr for VmId {
     }
 }
 
-/// Text that is no guest's identity.
+/// Text that is not a guest's identity.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("`{text}` is not the identity of a guest: 32 hexadecimal digits are")]
 pub struct BadVmId {
@@ -70,13 +70,13 @@ pub struct BadVmId {
     text: String,
 }
 
-/// One attempt to move one guest. Whoever owns the guest counts its attempts, so that nothing said
-/// in one attempt is taken for another.
+/// One attempt to move one guest. The host that owns the guest counts the attempts, so that no message of one attempt
+/// is taken for one of another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Transfer {
     /// The guest.
     pub vm: VmId,
-    /// Counts the attempts to move it; grows with each, on whichever host.
+    /// Counts the attempts to move it, over all hosts.
     pub epoch: u64,
 }
 

@@ -1,11 +1,10 @@
 //! The words that decide who owns a guest, and the proof that makes each of them count.
 //!
-//! The destination makes a secret for each transfer and tells it once, in its acceptance. From then
-//! on nothing about that transfer counts without a proof: HMAC-SHA256 under the secret, over the
-//! word. The secret itself is never said again: a source in doubt speaks to whoever listens where
-//! its destination was.
+//! The destination makes a secret for each transfer and sends it once, when it accepts. From then on a word about
+//! that transfer counts only with a proof: HMAC-SHA256 under the secret, over the word. The secret itself is never
+//! sent again, because a source in doubt connects to the destination's address, and anyone may listen there by then.
 //!
-//! What is proven stays true for ever, so that whoever repeats it does no harm: there is no nonce.
+//! There is no nonce: a word that was true stays true, so a peer that repeats it does no harm.
 
 use std::fmt::{Debug, Display, Formatter, Result as FmtResult};
 use std::str::FromStr;
@@ -24,7 +23,7 @@ use crate::sev::session::Key;
 pub struct Secret(pub [u8; 16]);
 
 impl Secret {
-    /// Of a new transfer.
+    /// For a new transfer.
     ///
     /// # Errors
     /// [`RandomError`] if the system has no randomness.
@@ -34,7 +33,7 @@ impl Secret {
         Ok(Self(bytes))
     }
 
-    /// That a page connection is the source's.
+    /// The proof that a page connection is the source's.
     #[must_use]
     pub fn proof_of_join(&self, session: u64, index: u16) -> Proof {
         let (session, index) = (session.to_le_bytes(), index.to_le_bytes());
@@ -45,13 +44,13 @@ impl Secret {
         let detail = match say {
             Say::Commit { is_last } => u8::from(*is_last),
             Say::NotRunning(because) => because.number(),
-            // Its reason is for people, and decides nothing.
+            // The reason is for people. It decides nothing, so the proof leaves it out.
             Say::Abandon(_) | Say::Prepared | Say::Running | Say::Released => 0,
         };
         self.proof(say.kind(), &[&transfer.vm.0, &transfer.epoch.to_le_bytes(), &[detail]])
     }
 
-    /// The parts of each kind have their lengths.
+    /// No lengths are needed between the parts: each kind's parts have fixed lengths.
     fn proof(&self, kind: Kind, parts: &[&[u8]]) -> Proof {
         let mut mac = Key::from_bytes(self.0).hmac();
         mac.update(&(kind as u16).to_le_bytes());
@@ -60,31 +59,31 @@ impl Secret {
     }
 }
 
-/// Never shown.
+/// The secret itself is never shown.
 impl Debug for Secret {
     fn fmt(&self, f: &mut Formatter<'_>) -> FmtResult {
         f.write_str("Secret")
     }
 }
 
-/// That who says something knows the secret of the transfer.
+/// The proof that the sender of a message knows the transfer's secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Proof(pub [u8; 32]);
 
 impl Proof {
-    /// Whether it is that one, in a time that tells nothing.
+    /// Whether both are equal, in constant time.
     #[must_use]
     pub fn is(&self, due: &Self) -> bool {
         self.0.ct_eq(&due.0).into()
     }
 }
 
-/// What either side says of who owns the guest.
+/// What the two sides say about the owner of the guest.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Say {
     /// Destination: everything is loaded and checked; the guest is paused here.
     Prepared,
-    /// Source: the guest is yours. Also first on a connection that is made to say it again.
+    /// Source: the guest is yours. It is also the first message of a connection that is made to repeat it.
     Commit {
         /// Whether the source has lost its own copy, so that the destination's is the last.
         is_last: bool,
@@ -93,7 +92,7 @@ pub enum Say {
     Running,
     /// Destination, to a [`Say::Commit`]: the guest does not run here.
     NotRunning(NotRunning),
-    /// Source: the guest is mine. Never said of one that its destination may run.
+    /// Source: the guest is mine. Never said about a guest that the destination may run.
     Abandon(Reason),
     /// Source: I know what became of the guest, nothing of it is left here, and I do not ask again.
     Released,
@@ -133,14 +132,14 @@ impl Word {
         Self { transfer, say, proof }
     }
 
-    /// Whether one who knows this secret has said it.
+    /// Whether its sender knows `secret`.
     #[must_use]
     pub fn is_proven(&self, secret: &Secret) -> bool {
         self.proof.is(&secret.proof_of_word(self.transfer, &self.say))
     }
 }
 
-/// As in a journal.
+/// As it is written in a journal.
 impl Display for Secret {
     fn fmt(&self, f: &mut Formatter<'_>) -> FmtResult {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))

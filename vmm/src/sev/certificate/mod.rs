@@ -75,7 +75,7 @@ pub const ECDH_SHA256: u32 = 3;
 /// What a certificate's key is for, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PublicKeyUse {
-    /// Who uses it.
+    /// The key's usage.
     pub usage: Usage,
     /// [`ECDSA_SHA256`] or [`ECDH_SHA256`].
     pub algorithm: u32,
@@ -295,13 +295,13 @@ impl Certificate {
     }
 }
 
-/// What a platform exports besides its PDH certificate.
+/// The certificates that a platform exports besides its PDH.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Chain {
     /// Signs the PDH.
     pub pek: Certificate,
-    /// Signs the PEK: whoever owns the platform.
+    /// The platform owner's certificate. It signs the PEK.
     pub oca: Certificate,
     /// Signs the PEK: the chip.
     pub cek: Certificate,
@@ -321,8 +321,8 @@ impl Chain {
         Ok(chain)
     }
 
-    /// Checks every signature from `pdh` up to the chip and the owner, as far as this chain reaches:
-    /// whether the chip is AMD's only AMD's certificates can say.
+    /// Checks every signature from `pdh` up to the chip and the owner, as far as this chain reaches. Only AMD's
+    /// certificates can show whether the chip is AMD's.
     ///
     /// # Errors
     /// [`BadCertificate`], naming the signer that did not sign.
@@ -421,7 +421,7 @@ pub enum BadCertificate {
     /// Both slots are used.
     #[error("the certificate already carries two signatures")]
     Full,
-    /// The vendor's key is no RSA key.
+    /// The vendor's key is not an RSA key.
     #[error("the vendor's key cannot sign the certificate")]
     VendorKey,
     /// The key cannot sign.

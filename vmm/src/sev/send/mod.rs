@@ -12,7 +12,7 @@ use kvm_bindings::kvm_enc_region;
 use thiserror::Error;
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::Status;
+use super::SevStatus;
 use super::abi;
 use super::certificate::Certificate;
 use super::command::{Command, CommandError, Vm, address_of_mut, blob};
@@ -65,7 +65,7 @@ pub struct NotSending {
     pub cause: SendError,
 }
 
-/// `SEND_START` and a query of the length of packet headers; cancels if those are not as we know them.
+/// `SEND_START`, and a query of the length of packet headers. Cancels if that is not the known length.
 fn start(
     vm: &Vm,
     to: &PlatformCertificates,
@@ -104,7 +104,7 @@ fn check_header_length(vm: &Vm) -> Result<(), SendError> {
     let mut query = abi::Packet::default();
     vm.query(Command::SEND_UPDATE_DATA, &mut query).map_err(SendError::Query)?;
     match query.hdr_len {
-        // A firmware that fills in nothing: the headers of all that are known have this length.
+        // This firmware fills in nothing. All known firmware has headers of this length.
         0 => Ok(()),
         len if len as usize == HEADER_LEN => Ok(()),
         len => Err(SendError::Length { what: "packet header", len }),
@@ -128,7 +128,7 @@ impl Sending {
 
     /// `SEND_UPDATE_DATA`: encrypts the page at page-aligned host address `address` into a packet:
     /// `header` gets flags, initial counter block and MAC, `data` the page, encrypted. Several
-    /// threads may seal at once. The packet says nothing of the page's place or time.
+    /// threads may seal at once. The packet does not bind the page's address, nor when it was sealed.
     ///
     /// # Errors
     /// [`SendError::Seal`]; the packet is then worthless.
@@ -154,7 +154,7 @@ impl Sending {
     }
 
     /// Makes the kernel write back the caches of all CPUs that may have run the guest: it does so when
-    /// memory that was pinned for a guest is let go, so a page of ours is pinned for a moment.
+    /// memory that was pinned for a guest is unpinned, so this pins a page of its own for a moment.
     ///
     /// `SEND_UPDATE_DATA` is the one command that reads guest memory for which the kernel flushes
     /// nothing, and before Milan caches are not coherent between the views of a page.
@@ -179,7 +179,7 @@ impl Sending {
     /// `SEND_CANCEL`: the guest is as before `SEND_START`, and the target can open nothing more.
     ///
     /// # Errors
-    /// [`NotCancelled`], which gives the guest back: it may run on, and cancelling be tried again.
+    /// [`NotCancelled`], which gives the guest back: it may run on, and cancelling may be tried again.
     pub fn cancel(self) -> Result<Launched, NotCancelled> {
         match self.vm.issue_plain(Command::SEND_CANCEL) {
             Ok(()) => Ok(Launched { vm: self.vm, measurement: self.measurement }),
@@ -209,7 +209,7 @@ impl Sending {
 }
 
 impl SendError {
-    /// Whether the firmware does not know the command, which it will not learn.
+    /// Whether the firmware does not know the command. Then another try fails too.
     #[must_use]
     pub fn is_unknown_command(&self) -> bool {
         let (Self::Start(cause)
@@ -221,7 +221,7 @@ impl SendError {
         else {
             return false;
         };
-        cause.status() == Some(Status::INVALID_COMMAND)
+        cause.status() == Some(SevStatus::INVALID_COMMAND)
     }
 }
 
@@ -259,7 +259,7 @@ pub enum SendError {
     /// The query of `SEND_UPDATE_DATA`.
     #[error("asking the firmware for the length of packet headers")]
     Query(#[source] CommandError),
-    /// The firmware does not speak the formats we know.
+    /// The firmware uses a format that is not known here.
     #[error("the firmware's {what} has {len} bytes, which is unknown; update this program")]
     Length {
         /// What has that length.
@@ -276,7 +276,7 @@ pub enum SendError {
         #[source]
         cause: CommandError,
     },
-    /// A page of ours, pinned and let go.
+    /// Pinning and unpinning a page to make the kernel write back caches.
     #[error("writing back the caches of all CPUs")]
     WriteBack(#[source] CommandError),
     /// `SEND_CANCEL`.

@@ -17,7 +17,7 @@ use crate::sev::receive::{ReceiveError, Receiving};
 use crate::sev::software::fixture::{Fixture, RAM_LEN};
 use crate::sev::software::{Identity, Model};
 use crate::sev::target::verify_target;
-use crate::sev::{Errno, Platform, Policy, Status};
+use crate::sev::{Errno, Platform, Policy, SevStatus};
 
 const PAGES: u64 = RAM_LEN / PAGE_SIZE;
 
@@ -126,7 +126,7 @@ fn a_cancelled_transfer_leaves_nothing() {
     let second = pair.send(launched);
     let receiving = pair.receive(&second);
     let Err(ReceiveError::Open { cause, .. }) = pair.open(&receiving, 0, &stale) else { panic!() };
-    assert_eq!(cause.status(), Some(Status::BAD_MEASUREMENT));
+    assert_eq!(cause.status(), Some(SevStatus::BAD_MEASUREMENT));
     assert_eq!(pair.target.guest_sees(0, PAGE_LEN), [0; PAGE_LEN]);
     pair.open(&receiving, 0, &pair.seal(&second, 0)).unwrap();
     assert_eq!(pair.target.guest_sees(0, PAGE_LEN), page_of(1));
@@ -154,7 +154,7 @@ impl Platform for Unreliable {
     fn memory_encrypt_op(&self, command: &mut kvm_sev_cmd) -> Result<(), Errno> {
         let mut script = self.script.lock().unwrap();
         if script.refuse.take_if(|id| *id == command.id).is_some() {
-            command.error = Status::HW_PLATFORM.0;
+            command.error = SevStatus::HW_PLATFORM.0;
             return Err(Errno::EIO);
         }
         let answer = self.platform.memory_encrypt_op(command);

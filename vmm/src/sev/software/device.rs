@@ -10,7 +10,7 @@ use zerocopy::IntoBytes;
 use crate::sev::abi::{self, BLOB_LEN_MAX, CHAIN_LEN, SevIssueCmd, device_command, length};
 use crate::sev::certificate::CERTIFICATE_LEN;
 use crate::sev::measurement::FirmwareVersion;
-use crate::sev::{Errno, SevDevice, Status};
+use crate::sev::{Errno, SevDevice, SevStatus};
 
 use super::host::{HostState, SoftwareHost};
 use super::identity::ID_LEN;
@@ -36,7 +36,7 @@ impl SoftwareHost {
     /// Opens this machine's `/dev/sev`.
     ///
     /// # Errors
-    /// If the process has no descriptor left: one is held so that its number is nobody else's.
+    /// If the process has no descriptor left. One is held so that no other file gets its number.
     pub fn open_device(&self) -> Result<SoftwareDevice, IoError> {
         let placeholder = File::open("/dev/null")?;
         self.lock().devices.insert(placeholder.as_raw_fd());
@@ -76,8 +76,8 @@ impl SevDevice for SoftwareDevice {
                 command.error = 0;
                 Ok(())
             }
-            Err(Refusal::Kernel(errno)) => Err(errno),
-            Err(Refusal::Firmware(status)) => {
+            Err(CommandRefusal::Kernel(errno)) => Err(errno),
+            Err(CommandRefusal::Firmware(status)) => {
                 command.error = status.0;
                 Err(Errno::EIO)
             }
@@ -90,21 +90,21 @@ impl SevDevice for SoftwareDevice {
 }
 
 /// What refused a command: only the firmware's word goes into `error`.
-enum Refusal {
+enum CommandRefusal {
     Kernel(Errno),
-    Firmware(Status),
+    Firmware(SevStatus),
 }
 
-impl From<Errno> for Refusal {
+impl From<Errno> for CommandRefusal {
     fn from(errno: Errno) -> Self {
         Self::Kernel(errno)
     }
 }
 
-fn platform_status(host: &HostState, model: &Model, address: u64) -> Result<(), Refusal> {
+fn platform_status(host: &HostState, model: &Model, address: u64) -> Result<(), CommandRefusal> {
     let guests = host.firmware.guest_count();
     let FirmwareVersion { major: api_major, minor: api_minor, build } = model.firmware;
-    let status = abi::PlatformStatus {
+    let status = abi::UserDataStatus {
         api_major,
         api_minor,
         state: match (host.is_initialised, guests) {
@@ -120,7 +120,7 @@ fn platform_status(host: &HostState, model: &Model, address: u64) -> Result<(), 
     Ok(user_memory::write_value(address, &status)?)
 }
 
-fn export_pdh(host: &HostState, address: u64) -> Result<(), Refusal> {
+fn export_pdh(host: &HostState, address: u64) -> Result<(), CommandRefusal> {
     let mut export: abi::PdhCertExport = user_memory::read_value(address)?;
     let asked = export;
     let query = asked.pdh_uaddr == 0
@@ -137,20 +137,20 @@ fn export_pdh(host: &HostState, address: u64) -> Result<(), Refusal> {
     export.chain_len = length(CHAIN_LEN);
     user_memory::write_value(address, &export)?;
     if short {
-        return Err(Refusal::Firmware(Status::INVALID_LEN));
+        return Err(CommandRefusal::Firmware(SevStatus::INVALID_LEN));
     }
     let identity = host.firmware.identity();
     user_memory::write(asked.pdh_uaddr, identity.pdh_certificate().as_bytes())?;
     Ok(user_memory::write(asked.chain_uaddr, identity.chain().as_bytes())?)
 }
 
-fn export_id(host: &HostState, address: u64) -> Result<(), Refusal> {
+fn export_id(host: &HostState, address: u64) -> Result<(), CommandRefusal> {
     let mut export: abi::IdExport = user_memory::read_value(address)?;
     let asked = export;
     export.len = length(ID_LEN);
     user_memory::write_value(address, &export)?;
     if asked.uaddr == 0 || (asked.len as usize) < ID_LEN {
-        return Err(Refusal::Firmware(Status::INVALID_LEN));
+        return Err(CommandRefusal::Firmware(SevStatus::INVALID_LEN));
     }
     Ok(user_memory::write(asked.uaddr, &host.firmware.identity().chip_id())?)
 }
@@ -201,7 +201,7 @@ mod tests {
             chain_uaddr: address_of_mut(&mut chain),
             chain_len: 6252,
         };
-        let query = (Err(Errno::EIO), Status::INVALID_LEN.0);
+        let query = (Err(Errno::EIO), SevStatus::INVALID_LEN.0);
         for mut export in [
             abi::PdhCertExport::default(),
             abi::PdhCertExport { pdh_uaddr: 0, ..good },

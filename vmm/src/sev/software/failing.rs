@@ -1,11 +1,11 @@
-//! A platform one of whose commands fails as it was told to: what happens to a guest then can be seen.
+//! A platform that lets one chosen command fail, to show what happens to a guest then.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kvm_bindings::{kvm_enc_region, kvm_sev_cmd};
 
 use crate::memory::GuestView;
-use crate::sev::{Errno, Platform, Status};
+use crate::sev::{Errno, Platform, SevStatus};
 
 use super::failure::{Failure, How};
 use super::host::{SoftwareHost, refuse};
@@ -21,7 +21,7 @@ impl SoftwareHost {
     }
 }
 
-/// A platform one of whose commands fails.
+/// A platform that lets one command fail.
 #[derive(Debug)]
 struct FailingPlatform {
     platform: Box<dyn Platform>,
@@ -35,16 +35,16 @@ impl FailingPlatform {
         Self { platform, failure, host, issued: AtomicU64::new(0) }
     }
 
-    /// What `command` comes to, if it is one that fails now.
+    /// The failure of `command`, if it is to fail now.
     fn fails(&self, command: &mut kvm_sev_cmd) -> Option<Errno> {
         if !self.failure.command.is(command) {
             return None;
         }
         let (issued, at) = (self.issued.fetch_add(1, Ordering::Relaxed) + 1, self.failure.at.get());
         match self.failure.how {
-            How::Once if issued == at => Some(refuse(&mut command.error, Status::HW_PLATFORM)),
+            How::Once if issued == at => Some(refuse(&mut command.error, SevStatus::HW_PLATFORM)),
             How::Unknown if issued >= at => {
-                Some(refuse(&mut command.error, Status::INVALID_COMMAND))
+                Some(refuse(&mut command.error, SevStatus::INVALID_COMMAND))
             }
             How::Dead if issued == at => {
                 self.host.stop_answering();
@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn a_command_fails_once() {
         let (_fixture, vm) = failing("GUEST_STATUS:2");
-        for expected in [None, Some(Status::HW_PLATFORM), None] {
+        for expected in [None, Some(SevStatus::HW_PLATFORM), None] {
             assert_eq!(status(&vm).err().and_then(|refused| refused.status()), expected);
         }
     }
@@ -116,7 +116,7 @@ mod tests {
         let (_fixture, vm) = failing("SEND_CANCEL:1:unknown");
         for _again in 0..2 {
             let refused = vm.issue_plain(Command::SEND_CANCEL).unwrap_err();
-            assert_eq!(refused.status(), Some(Status::INVALID_COMMAND));
+            assert_eq!(refused.status(), Some(SevStatus::INVALID_COMMAND));
             assert!(refused.to_string().contains("the firmware does not know the command"));
             status(&vm).unwrap();
         }

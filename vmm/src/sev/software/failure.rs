@@ -22,8 +22,8 @@ pub struct Failure {
 pub(super) enum How {
     /// `HW_PLATFORM`, once.
     Once,
-    /// `:dead`: the secure processor hangs. The kernel says -ETIMEDOUT of this command and -EBUSY of
-    /// whatever would need the firmware afterwards.
+    /// `:dead`: the secure processor hangs. The kernel returns -ETIMEDOUT for this command, and -EBUSY for every later
+    /// command that needs the firmware.
     Dead,
     /// `:unknown`: an older firmware, which does not know the command: `INVALID_COMMAND`, each time.
     Unknown,

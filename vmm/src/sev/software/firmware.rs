@@ -11,14 +11,14 @@ use crate::sev::abi::{CHAIN_LEN, GuestState};
 use crate::sev::certificate::{CERTIFICATE_LEN, Certificate, Chain};
 use crate::sev::measurement::{AttestationReport, REPORT_LEN};
 use crate::sev::session::{SESSION_LEN, Session, SharedSecret, TransportKeys};
-use crate::sev::target::{PlatformCertificates, RefusedTarget, Source, check_target};
+use crate::sev::target::{PlatformCertificates, RefusedTarget, SendingPlatform, check_target};
 use crate::sev::vendor::{Root, VendorChain};
-use crate::sev::{Policy, Status};
+use crate::sev::{Policy, SevStatus};
 
 use super::guest::Guest;
 use super::identity::Identity;
 use super::model::VERSION;
-use super::transfer::Transfer;
+use super::page_cipher::PageCipher;
 
 /// Most guests that the firmware keeps.
 const GUESTS_MAX: usize = 4096;
@@ -52,18 +52,19 @@ impl Firmware {
         policy: u32,
         owner_certificate: Option<&[u8]>,
         session: Option<&[u8]>,
-    ) -> Result<u32, Status> {
+    ) -> Result<u32, SevStatus> {
         let (policy, keys) = match (owner_certificate, session) {
             (Some(certificate), Some(session)) => self.unwrap(policy, certificate, session)?,
             (None, None) => {
-                let keys = TransportKeys::random().map_err(|_no_randomness| Status::HW_PLATFORM)?;
+                let keys =
+                    TransportKeys::random().map_err(|_no_randomness| SevStatus::HW_PLATFORM)?;
                 (known_policy(policy)?, keys)
             }
             (Some(certificate), None) => {
                 peer_key(certificate)?;
-                return Err(Status::INVALID_LEN);
+                return Err(SevStatus::INVALID_LEN);
             }
-            (None, Some(_)) => return Err(Status::INVALID_CERTIFICATE),
+            (None, Some(_)) => return Err(SevStatus::INVALID_CERTIFICATE),
         };
         check_policy(policy)?;
         self.check_key_sharing(shared, policy)?;
@@ -78,11 +79,11 @@ impl Firmware {
         policy: u32,
         source_pdh: &[u8],
         session: &[u8],
-    ) -> Result<u32, Status> {
+    ) -> Result<u32, SevStatus> {
         let (policy, keys) = self.unwrap(policy, source_pdh, session)?;
         check_policy(policy)?;
         self.check_key_sharing(shared, policy)?;
-        self.add(Guest::receiving(policy, Transfer::new(&keys)?))
+        self.add(Guest::receiving(policy, PageCipher::new(&keys)?))
     }
 
     /// `SEND_START` with room for a session of `room` bytes.
@@ -91,24 +92,25 @@ impl Firmware {
         handle: u32,
         target: &TargetBlobs<'_>,
         room: usize,
-    ) -> Result<SentSession, Status> {
-        let guest = self.guests.get_mut(&handle).ok_or(Status::INVALID_GUEST)?;
+    ) -> Result<SentSession, SevStatus> {
+        let guest = self.guests.get_mut(&handle).ok_or(SevStatus::INVALID_GUEST)?;
         guest.require(GuestState::Running)?;
         let vendor_len = target.vendor.len();
         let lengths_fit = target.pdh.len() == CERTIFICATE_LEN
             && target.chain.len() == CHAIN_LEN
             && (vendor_len == VENDOR_LENS[0] || vendor_len == VENDOR_LENS[1]);
         if !lengths_fit || room < SESSION_LEN {
-            return Err(Status::INVALID_LEN);
+            return Err(SevStatus::INVALID_LEN);
         }
         let policy = guest.policy;
-        let source = Source { root: Some(Root::Software), oca: &self.identity.chain().oca };
+        let source =
+            SendingPlatform { root: Some(Root::Software), oca: &self.identity.chain().oca };
         let theirs = check_blobs(target, policy, &source)?;
-        let keys = TransportKeys::random().map_err(|_no_randomness| Status::HW_PLATFORM)?;
+        let keys = TransportKeys::random().map_err(|_no_randomness| SevStatus::HW_PLATFORM)?;
         let secret = SharedSecret::agree(self.identity.pdh_key(), &theirs);
-        let session =
-            Session::wrap(&secret, &keys, policy).map_err(|_no_randomness| Status::HW_PLATFORM)?;
-        guest.start_sending(Transfer::new(&keys)?);
+        let session = Session::wrap(&secret, &keys, policy)
+            .map_err(|_no_randomness| SevStatus::HW_PLATFORM)?;
+        guest.start_sending(PageCipher::new(&keys)?);
         Ok(SentSession { policy: policy.bits(), session })
     }
 
@@ -118,22 +120,22 @@ impl Firmware {
         policy: u32,
         peer: &[u8],
         session: &[u8],
-    ) -> Result<(Policy, TransportKeys), Status> {
+    ) -> Result<(Policy, TransportKeys), SevStatus> {
         let peer = peer_key(peer)?;
-        let session = Session::read_from_bytes(session).map_err(|_size| Status::INVALID_LEN)?;
+        let session = Session::read_from_bytes(session).map_err(|_size| SevStatus::INVALID_LEN)?;
         let policy = known_policy(policy)?;
         let secret = SharedSecret::agree(self.identity.pdh_key(), &peer);
         Ok((policy, session.unwrap(&secret, policy)?))
     }
 
     /// `ACTIVATE`: binds a guest to an ASID.
-    pub(super) fn activate(&mut self, handle: u32, asid: u32) -> Result<(), Status> {
+    pub(super) fn activate(&mut self, handle: u32, asid: u32) -> Result<(), SevStatus> {
         if self.guests.values().any(|guest| guest.asid == Some(asid)) {
-            return Err(Status::ASID_OWNED);
+            return Err(SevStatus::ASID_OWNED);
         }
         let guest = self.guest(handle)?;
         match guest.asid {
-            Some(_) => Err(Status::ACTIVE),
+            Some(_) => Err(SevStatus::ACTIVE),
             None => {
                 guest.asid = Some(asid);
                 Ok(())
@@ -153,36 +155,36 @@ impl Firmware {
         handle: u32,
         nonce: [u8; 16],
         room: usize,
-    ) -> Result<AttestationReport, Status> {
+    ) -> Result<AttestationReport, SevStatus> {
         let body = self.guest(handle)?.report(nonce)?;
         if room < REPORT_LEN {
-            return Err(Status::INVALID_LEN);
+            return Err(SevStatus::INVALID_LEN);
         }
         AttestationReport::sign(body, self.identity.pek_key())
-            .map_err(|_unsigned| Status::HW_PLATFORM)
+            .map_err(|_unsigned| SevStatus::HW_PLATFORM)
     }
 
     /// The guest with this handle.
-    pub(super) fn guest(&mut self, handle: u32) -> Result<&mut Guest, Status> {
-        self.guests.get_mut(&handle).ok_or(Status::INVALID_GUEST)
+    pub(super) fn guest(&mut self, handle: u32) -> Result<&mut Guest, SevStatus> {
+        self.guests.get_mut(&handle).ok_or(SevStatus::INVALID_GUEST)
     }
 
     /// A guest may share another's key only if both have the same policy and it allows that.
-    fn check_key_sharing(&self, handle: u32, policy: Policy) -> Result<(), Status> {
+    fn check_key_sharing(&self, handle: u32, policy: Policy) -> Result<(), SevStatus> {
         if handle == 0 {
             return Ok(());
         }
-        let other = self.guests.get(&handle).ok_or(Status::INVALID_GUEST)?;
+        let other = self.guests.get(&handle).ok_or(SevStatus::INVALID_GUEST)?;
         if other.policy == policy && !policy.has(Policy::NOKS) {
             Ok(())
         } else {
-            Err(Status::POLICY_FAILURE)
+            Err(SevStatus::POLICY_FAILURE)
         }
     }
 
-    fn add(&mut self, guest: Guest) -> Result<u32, Status> {
+    fn add(&mut self, guest: Guest) -> Result<u32, SevStatus> {
         if self.guests.len() >= GUESTS_MAX {
-            return Err(Status::RESOURCE_LIMIT);
+            return Err(SevStatus::RESOURCE_LIMIT);
         }
         // Handles are not reused soon, so that one kept too long is refused. 0 names no guest.
         let mut handle = self.last_handle;
@@ -220,19 +222,19 @@ const VENDOR_LENS: [usize; 2] = [1664, 3200];
 fn check_blobs(
     target: &TargetBlobs<'_>,
     policy: Policy,
-    source: &Source<'_>,
-) -> Result<PublicKey, Status> {
+    source: &SendingPlatform<'_>,
+) -> Result<PublicKey, SevStatus> {
     if policy.has(Policy::NOSEND) {
-        return Err(Status::POLICY_FAILURE);
+        return Err(SevStatus::POLICY_FAILURE);
     }
     let theirs = peer_key(target.pdh)?;
     // With nothing to check in them, the other certificates may be anything.
     if policy.has(Policy::SEV) || policy.has(Policy::DOMAIN) || policy.minimum_api() != (0, 0) {
         let certificates = PlatformCertificates {
-            pdh: Certificate::decode(target.pdh).map_err(|_bad| Status::INVALID_CERTIFICATE)?,
-            chain: Chain::decode(target.chain).map_err(|_bad| Status::INVALID_CERTIFICATE)?,
+            pdh: Certificate::decode(target.pdh).map_err(|_bad| SevStatus::INVALID_CERTIFICATE)?,
+            chain: Chain::decode(target.chain).map_err(|_bad| SevStatus::INVALID_CERTIFICATE)?,
             vendor: VendorChain::decode(target.vendor)
-                .map_err(|_bad| Status::INVALID_CERTIFICATE)?,
+                .map_err(|_bad| SevStatus::INVALID_CERTIFICATE)?,
         };
         check_target(&certificates, policy, source).map_err(|refused| status_of(&refused))?;
     }
@@ -240,37 +242,37 @@ fn check_blobs(
 }
 
 /// How the firmware words a refusal.
-fn status_of(refused: &RefusedTarget) -> Status {
+fn status_of(refused: &RefusedTarget) -> SevStatus {
     match refused {
-        RefusedTarget::Pdh(_) => Status::INVALID_CERTIFICATE,
+        RefusedTarget::Pdh(_) => SevStatus::INVALID_CERTIFICATE,
         RefusedTarget::PdhByPek(_)
         | RefusedTarget::PekByCek(_)
         | RefusedTarget::CekByAsk(_)
         | RefusedTarget::AskByArk(_)
         | RefusedTarget::Root { .. }
-        | RefusedTarget::PekByOca(_) => Status::BAD_SIGNATURE,
+        | RefusedTarget::PekByOca(_) => SevStatus::BAD_SIGNATURE,
         RefusedTarget::NoSend
         | RefusedTarget::Domain
         | RefusedTarget::Api { .. }
-        | RefusedTarget::Unattested => Status::POLICY_FAILURE,
+        | RefusedTarget::Unattested => SevStatus::POLICY_FAILURE,
     }
 }
 
-fn known_policy(bits: u32) -> Result<Policy, Status> {
-    Policy::new(bits).map_err(|_reserved| Status::POLICY_FAILURE)
+fn known_policy(bits: u32) -> Result<Policy, SevStatus> {
+    Policy::new(bits).map_err(|_reserved| SevStatus::POLICY_FAILURE)
 }
 
-/// The DH key of whoever made the session. Its certificate needs no signature.
-fn peer_key(bytes: &[u8]) -> Result<PublicKey, Status> {
+/// The DH key of the session's maker. Its certificate needs no signature.
+fn peer_key(bytes: &[u8]) -> Result<PublicKey, SevStatus> {
     Certificate::decode(bytes)
         .and_then(|certificate| certificate.diffie_hellman_key())
-        .map_err(|_bad| Status::INVALID_CERTIFICATE)
+        .map_err(|_bad| SevStatus::INVALID_CERTIFICATE)
 }
 
 /// Whether this firmware may run a guest with that policy. It has no SEV-ES.
-fn check_policy(policy: Policy) -> Result<(), Status> {
+fn check_policy(policy: Policy) -> Result<(), SevStatus> {
     if policy.has(Policy::ES) || (VERSION.major, VERSION.minor) < policy.minimum_api() {
-        Err(Status::POLICY_FAILURE)
+        Err(SevStatus::POLICY_FAILURE)
     } else {
         Ok(())
     }

@@ -8,11 +8,11 @@ use crate::sev::abi::{GuestState, length};
 use crate::sev::measurement::{
     Claim, FirmwareVersion, LaunchDigest, MEASUREMENT_LEN, Measurement, ReportBody,
 };
-use crate::sev::packet::{HEADER_LEN, Header, PacketKeys, Purpose};
+use crate::sev::packet::{HEADER_LEN, PacketHeader, PacketKeys, Purpose};
 use crate::sev::session::{Key, TransportKeys, random};
-use crate::sev::{Policy, Status};
+use crate::sev::{Policy, SevStatus};
 
-use super::transfer::Transfer;
+use super::page_cipher::PageCipher;
 
 /// Largest secret in bytes.
 const SECRET_LEN_MAX: usize = 0x4000;
@@ -26,10 +26,10 @@ pub(super) struct Guest {
     /// `None` for a guest that was received.
     launch: Option<Launch>,
     /// Set while the guest is being sent or received.
-    transfer: Option<Arc<Transfer>>,
+    transfer: Option<Arc<PageCipher>>,
 }
 
-/// What a guest's owner and the firmware know of its launch.
+/// A guest's launch, as its owner and the firmware know it.
 #[derive(Debug)]
 pub(super) struct Launch {
     keys: PacketKeys,
@@ -58,7 +58,7 @@ impl Guest {
     }
 
     /// A guest that accepts pages from another platform.
-    pub(super) fn receiving(policy: Policy, transfer: Transfer) -> Self {
+    pub(super) fn receiving(policy: Policy, transfer: PageCipher) -> Self {
         Self {
             state: GuestState::ReceiveUpdate,
             policy,
@@ -69,16 +69,20 @@ impl Guest {
     }
 
     /// Refuses a command that is not legal now.
-    pub(super) fn require(&self, state: GuestState) -> Result<(), Status> {
-        if self.state == state { Ok(()) } else { Err(Status::INVALID_GUEST_STATE) }
+    pub(super) fn require(&self, state: GuestState) -> Result<(), SevStatus> {
+        if self.state == state { Ok(()) } else { Err(SevStatus::INVALID_GUEST_STATE) }
     }
 
     /// Where launch data goes, unless the firmware would not take it.
-    pub(super) fn update(&mut self, address: u64, len: u64) -> Result<&mut LaunchDigest, Status> {
+    pub(super) fn update(
+        &mut self,
+        address: u64,
+        len: u64,
+    ) -> Result<&mut LaunchDigest, SevStatus> {
         self.require(GuestState::LaunchUpdate)?;
         self.require_active()?;
         check_blocks(address, len)?;
-        let launch = self.launch.as_mut().ok_or(Status::INVALID_GUEST_STATE)?;
+        let launch = self.launch.as_mut().ok_or(SevStatus::INVALID_GUEST_STATE)?;
         Ok(&mut launch.digest)
     }
 
@@ -87,14 +91,14 @@ impl Guest {
         &mut self,
         version: FirmwareVersion,
         room: usize,
-    ) -> Result<Measurement, Status> {
+    ) -> Result<Measurement, SevStatus> {
         self.require(GuestState::LaunchUpdate)?;
         if room < MEASUREMENT_LEN {
-            return Err(Status::INVALID_LEN);
+            return Err(SevStatus::INVALID_LEN);
         }
-        let launch = self.launch.as_mut().ok_or(Status::INVALID_GUEST_STATE)?;
+        let launch = self.launch.as_mut().ok_or(SevStatus::INVALID_GUEST_STATE)?;
         let claim = Claim { version, policy: self.policy, digest: launch.digest.finish() };
-        let nonce = random().map_err(|_no_randomness| Status::HW_PLATFORM)?;
+        let nonce = random().map_err(|_no_randomness| SevStatus::HW_PLATFORM)?;
         let measurement = claim.measure(&launch.tik, nonce);
         launch.measurement = Some(measurement);
         self.state = GuestState::LaunchSecret;
@@ -107,33 +111,34 @@ impl Guest {
         header: &[u8],
         (address, guest_len): (u64, u32),
         ciphertext: &mut [u8],
-    ) -> Result<(), Status> {
+    ) -> Result<(), SevStatus> {
         self.require(GuestState::LaunchSecret)?;
         self.require_active()?;
-        let header = Header::read_from_bytes(header).map_err(|_size| Status::INVALID_LEN)?;
+        let header =
+            PacketHeader::read_from_bytes(header).map_err(|_size| SevStatus::INVALID_LEN)?;
         if ciphertext.len() > SECRET_LEN_MAX || ciphertext.len() != guest_len as usize {
-            return Err(Status::INVALID_LEN);
+            return Err(SevStatus::INVALID_LEN);
         }
         check_blocks(address, guest_len.into())?;
-        let launch = self.launch.as_ref().ok_or(Status::INVALID_GUEST_STATE)?;
-        let measurement = launch.measurement.as_ref().ok_or(Status::INVALID_GUEST_STATE)?;
+        let launch = self.launch.as_ref().ok_or(SevStatus::INVALID_GUEST_STATE)?;
+        let measurement = launch.measurement.as_ref().ok_or(SevStatus::INVALID_GUEST_STATE)?;
         let purpose = Purpose::Secret { measure: &measurement.mac };
         launch.keys.open(purpose, &header, ciphertext)
     }
 
     /// `LAUNCH_FINISH`.
-    pub(super) fn finish_launch(&mut self) -> Result<(), Status> {
+    pub(super) fn finish_launch(&mut self) -> Result<(), SevStatus> {
         self.require(GuestState::LaunchSecret)?;
         self.state = GuestState::Running;
         Ok(())
     }
 
     /// What `ATTESTATION` says about the guest, once it is measured.
-    pub(super) fn report(&self, nonce: [u8; 16]) -> Result<ReportBody, Status> {
+    pub(super) fn report(&self, nonce: [u8; 16]) -> Result<ReportBody, SevStatus> {
         match self.state {
             GuestState::LaunchSecret | GuestState::Running => Ok(ReportBody {
                 nonce,
-                // Nothing in a transfer says what was once launched.
+                // A transfer does not carry the launch digest.
                 digest: self.launch.as_ref().map_or([0; 32], |launch| launch.digest.finish()),
                 policy: self.policy.bits().to_le_bytes(),
             }),
@@ -141,19 +146,23 @@ impl Guest {
             | GuestState::LaunchUpdate
             | GuestState::SendUpdate
             | GuestState::ReceiveUpdate
-            | GuestState::Sent => Err(Status::INVALID_GUEST_STATE),
+            | GuestState::Sent => Err(SevStatus::INVALID_GUEST_STATE),
         }
     }
 
     /// `SEND_START`, once the target is known to be right.
-    pub(super) fn start_sending(&mut self, transfer: Transfer) {
+    pub(super) fn start_sending(&mut self, transfer: PageCipher) {
         self.transfer = Some(Arc::new(transfer));
         self.state = GuestState::SendUpdate;
     }
 
     /// Ends the transfer of state `from`, which forgets its keys, and goes on in state `to`:
     /// `SEND_FINISH`, `SEND_CANCEL` and `RECEIVE_FINISH`.
-    pub(super) fn end_transfer(&mut self, from: GuestState, to: GuestState) -> Result<(), Status> {
+    pub(super) fn end_transfer(
+        &mut self,
+        from: GuestState,
+        to: GuestState,
+    ) -> Result<(), SevStatus> {
         self.require(from)?;
         self.transfer = None;
         self.state = to;
@@ -165,31 +174,31 @@ impl Guest {
         &self,
         state: GuestState,
         packet: PacketShape,
-    ) -> Result<Arc<Transfer>, Status> {
+    ) -> Result<Arc<PageCipher>, SevStatus> {
         self.require(state)?;
         self.require_active()?;
         if packet.header_len != length(HEADER_LEN) || packet.trans_len != packet.guest_len {
-            return Err(Status::INVALID_LEN);
+            return Err(SevStatus::INVALID_LEN);
         }
         check_blocks(packet.address, packet.guest_len.into())?;
-        self.transfer.clone().ok_or(Status::INVALID_GUEST_STATE)
+        self.transfer.clone().ok_or(SevStatus::INVALID_GUEST_STATE)
     }
 
     /// Whether the host may read and write the guest's memory.
-    pub(super) fn check_debug(&self) -> Result<(), Status> {
+    pub(super) fn check_debug(&self) -> Result<(), SevStatus> {
         if self.state == GuestState::Sent {
-            return Err(Status::INVALID_GUEST_STATE);
+            return Err(SevStatus::INVALID_GUEST_STATE);
         }
         self.require_active()?;
-        if self.policy.has(Policy::NODBG) { Err(Status::POLICY_FAILURE) } else { Ok(()) }
+        if self.policy.has(Policy::NODBG) { Err(SevStatus::POLICY_FAILURE) } else { Ok(()) }
     }
 
-    fn require_active(&self) -> Result<(), Status> {
-        self.asid.map(|_asid| ()).ok_or(Status::INACTIVE)
+    fn require_active(&self) -> Result<(), SevStatus> {
+        self.asid.map(|_asid| ()).ok_or(SevStatus::INACTIVE)
     }
 }
 
-/// What a page command says of its packet.
+/// What a page command says about its packet.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PacketShape {
     pub(super) address: u64,
@@ -199,12 +208,12 @@ pub(super) struct PacketShape {
 }
 
 /// Encrypted memory is addressed in blocks of 16 bytes.
-fn check_blocks(address: u64, len: u64) -> Result<(), Status> {
+fn check_blocks(address: u64, len: u64) -> Result<(), SevStatus> {
     if !address.is_multiple_of(16) {
-        return Err(Status::INVALID_ADDRESS);
+        return Err(SevStatus::INVALID_ADDRESS);
     }
     if len == 0 || !len.is_multiple_of(16) {
-        return Err(Status::INVALID_LEN);
+        return Err(SevStatus::INVALID_LEN);
     }
     Ok(())
 }

@@ -1,9 +1,9 @@
-//! One machine: what its kernel and its secure processor know, whichever VM or descriptor asks.
+//! One machine: the state of its kernel and its secure processor, shared by all VMs and descriptors.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::sev::{Errno, Status};
+use crate::sev::{Errno, SevStatus};
 
 use super::firmware::Firmware;
 use super::identity::Identity;
@@ -27,7 +27,7 @@ pub(super) struct HostState {
     pub(super) devices: BTreeSet<i32>,
     /// Whether the platform is initialised.
     pub(super) is_initialised: bool,
-    /// Whether the secure processor has stopped answering; then the kernel asks it nothing more.
+    /// Whether the secure processor has stopped answering. Then the kernel sends it no more commands.
     pub(super) is_dead: bool,
 }
 
@@ -38,7 +38,7 @@ impl SoftwareHost {
         Self::modelled(identity, Model::default())
     }
 
-    /// The same, of another kind.
+    /// The same, for the host that `model` describes.
     #[must_use]
     pub fn modelled(identity: Identity, model: Model) -> Self {
         let state = HostState {
@@ -62,7 +62,7 @@ impl SoftwareHost {
         &self,
         sev_fd: i32,
         error: &mut u32,
-        command: impl FnOnce(&mut Firmware) -> Result<R, Status>,
+        command: impl FnOnce(&mut Firmware) -> Result<R, SevStatus>,
     ) -> Result<R, Errno> {
         self.mailbox.wait();
         let mut state = self.lock();
@@ -81,7 +81,7 @@ impl SoftwareHost {
 }
 
 /// Reports the firmware's refusal.
-pub(super) fn refuse(error: &mut u32, status: Status) -> Errno {
+pub(super) fn refuse(error: &mut u32, status: SevStatus) -> Errno {
     *error = status.0;
     Errno::EIO
 }

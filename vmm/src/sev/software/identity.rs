@@ -58,7 +58,7 @@ impl Identity {
         }
     }
 
-    /// Makes an identity and stores it, unless somebody else is first: then theirs counts.
+    /// Makes an identity and stores it. If another process is first, its identity counts.
     fn create(path: &Path) -> Result<Self, IdentityError> {
         let identity = Self::ephemeral()?;
         match store(path, &identity.encode()) {
@@ -307,7 +307,7 @@ mod tests {
         let entries: Vec<_> = fs::read_dir(&directory.0).unwrap().map(Result::unwrap).collect();
         assert_eq!(entries.len(), 1);
         assert_eq!(entries[0].metadata().unwrap().permissions().mode() & 0o777, 0o600);
-        // Whoever was slower takes the identity that is there.
+        // Another process was faster: its identity is used.
         let third = Identity::create(&directory.0.join(FILE_NAME)).unwrap();
         assert_eq!(first.encode(), third.encode());
     }

@@ -1,14 +1,14 @@
-//! The price of a firmware command: the secure processor takes its time, and takes commands one by one.
+//! The time that firmware commands take: the secure processor runs them one after the other.
 
 use std::hint::spin_loop;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How much too late a parked thread may wake: so much of a wait is spent spinning.
+/// A parked thread may wake this much too late, so the last part of a wait is spent spinning.
 const WAKE_UP: Duration = Duration::from_micros(80);
 
-/// Where commands queue. Free of charge unless a cost is set.
+/// The queue of commands. They take no time unless a cost is set.
 #[derive(Debug, Default)]
 pub(super) struct Mailbox {
     cost: Duration,

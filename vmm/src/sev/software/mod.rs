@@ -10,10 +10,10 @@
 //! | `device` | `/dev/sev` in the ccp driver |
 //! | `firmware` | the firmware on the secure processor: guests, states, status codes |
 //! | `guest` | one guest context in the firmware |
-//! | `transfer` | the keys of a guest that is being sent or received |
+//! | `page_cipher` | the keys of a guest that is being sent or received |
 //! | `identity` | the platform's keys and certificates |
-//! | `model` | which kernel answers, how much the host has to give, how long things take |
-//! | `failure`, `failing` | hardware that fails, where it is told to |
+//! | `model` | which kernel answers, how many guests the host can have, how long things take |
+//! | `failure`, `failing` | hardware that fails, at a chosen command |
 //! | `mailbox` | the time that the secure processor takes, if any |
 //! | `root` | the ARK and ASK of all software platforms |
 //! | `user_memory` | `copy_from_user` and `copy_to_user` |
@@ -30,7 +30,7 @@
 //! - Memory is physically contiguous within a page and no further: a secret across pages is -EINVAL.
 //! - The process's own `RLIMIT_MEMLOCK` does not count; that of the `model` does, as KVM counts it: for each
 //!   VM, what is registered and what the command pins besides.
-//! - A launch without a session gets random keys, so nobody can check its measurement.
+//! - A launch without a session gets random keys, so its measurement cannot be checked.
 
 mod device;
 mod failing;
@@ -43,8 +43,8 @@ mod host;
 mod identity;
 mod mailbox;
 mod model;
+mod page_cipher;
 mod root;
-mod transfer;
 mod user_memory;
 mod vm;
 
@@ -52,6 +52,6 @@ pub use device::SoftwareDevice;
 pub use failure::{BadFailure, Failure};
 pub use host::SoftwareHost;
 pub use identity::{Identity, IdentityError};
-pub use model::{BadKernel, Kernel, Model};
+pub use model::{BadKernel, KernelVersion, Model};
 pub use root::vendor_chain;
 pub use vm::SoftwarePlatform;

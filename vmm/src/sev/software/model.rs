@@ -1,4 +1,4 @@
-//! What a software host stands for: which kernel, how much it has to give, how long things take, what fails.
+//! Which host the software platform stands for: its kernel, its number of guests, how long things take, what fails.
 
 use std::fmt::{Display, Formatter, Result as FmtResult};
 use std::str::FromStr;
@@ -18,13 +18,13 @@ pub(super) const ASID_MAX: u32 = 509;
 
 /// A kernel's version, as far as KVM's and ccp's answers depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Kernel {
+pub struct KernelVersion {
     major: u16,
     minor: u16,
 }
 
-impl Kernel {
-    /// The first with `KVM_SEV_SEND_CANCEL` and page-status exits; older ones have no guests of ours.
+impl KernelVersion {
+    /// The first with `KVM_SEV_SEND_CANCEL` and page-status exits. Guests need both.
     const OLDEST: Self = Self::new(5, 14);
 
     /// The newest whose source the model was compared with.
@@ -50,7 +50,7 @@ impl Kernel {
     }
 }
 
-impl FromStr for Kernel {
+impl FromStr for KernelVersion {
     type Err = BadKernel;
 
     fn from_str(text: &str) -> Result<Self, BadKernel> {
@@ -64,13 +64,13 @@ impl FromStr for Kernel {
     }
 }
 
-impl Display for Kernel {
+impl Display for KernelVersion {
     fn fmt(&self, f: &mut Formatter<'_>) -> FmtResult {
         write!(f, "{}.{}", self.major, self.minor)
     }
 }
 
-/// No kernel that has guests of ours.
+/// Not a kernel version that sevferry's guests can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("expected a kernel's version, 5.14 or newer, such as 6.1")]
 pub struct BadKernel;
@@ -78,9 +78,9 @@ pub struct BadKernel;
 /// Everything that hosts differ in. The default is a new kernel and firmware that cost no time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Model {
-    /// Whose answers are given.
-    pub kernel: Kernel,
-    /// The firmware that says so of itself.
+    /// The kernel whose answers are given.
+    pub kernel: KernelVersion,
+    /// The version that the firmware reports.
     pub firmware: FirmwareVersion,
     /// How many guests without SEV-ES can have an ASID at once.
     pub asids: u32,
@@ -101,7 +101,7 @@ pub struct Model {
 impl Default for Model {
     fn default() -> Self {
         Self {
-            kernel: Kernel::NEWEST,
+            kernel: KernelVersion::NEWEST,
             firmware: VERSION,
             asids: ASID_MAX,
             lock_limit: None,
@@ -132,12 +132,12 @@ mod tests {
     /// Kernels are two numbers, compared as such, and none older than what guests need.
     #[test]
     fn kernels_are_two_numbers() {
-        let kernel: Kernel = "6.10".parse().unwrap();
+        let kernel: KernelVersion = "6.10".parse().unwrap();
         assert!(kernel > "6.9".parse().unwrap() && kernel.to_string() == "6.10");
         assert!(kernel.has_newer_errors() && !kernel.shuts_down_again());
-        assert!(!Kernel::OLDEST.has_newer_errors());
+        assert!(!KernelVersion::OLDEST.has_newer_errors());
         for bad in ["", "6", "6.", ".1", "6.+1", "5.13", "4.20", "6.1.0", "6.1-rc1", "70000.1"] {
-            assert_eq!(bad.parse::<Kernel>(), Err(BadKernel), "{bad}");
+            assert_eq!(bad.parse::<KernelVersion>(), Err(BadKernel), "{bad}");
         }
     }
 }

@@ -1,9 +1,9 @@
 //! The software platform's root: an ARK and an ASK in AMD's format.
 //!
-//! **They authenticate nobody.** All software platforms share them, so that any two trust each other as
-//! two EPYCs do, and the ASK's private exponent is in this directory, so that anybody can sign a CEK.
-//! What they are good for: chains of software platforms have the full shape of hardware's, and neither
-//! kind verifies as the other. The ARK's private half signed the ASK once and was thrown away.
+//! **They authenticate nothing.** All software platforms share them, so that any two trust each other as two EPYCs
+//! do. The ASK's private exponent is in this directory, so anybody can sign a CEK. They exist so that the certificate
+//! chains of software platforms have the same form as hardware's, and neither kind verifies as the other. The ARK's
+//! private half signed the ASK once and was thrown away.
 
 use crate::sev::certificate::{BadCertificate, Certificate, Usage};
 use crate::sev::rsa;

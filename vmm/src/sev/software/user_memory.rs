@@ -1,4 +1,4 @@
-//! Copies from and to this process's own addresses that may be bad, as the kernel does it.
+//! Copies from and to addresses of this process that may be bad, as the kernel does.
 #![expect(unsafe_code, reason = "system calls that copy memory by address")]
 
 use std::io::{IoSlice, IoSliceMut};

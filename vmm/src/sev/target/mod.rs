@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The firmware makes the same checks in `SEND_START`, but says only which kind failed. A guest without
-//! the SEV bit it sends to whoever shows any key, so here that is refused too, by name.
+//! the SEV bit it sends to any platform that shows a key, so here that is refused too, by name.
 
 use thiserror::Error;
 use zerocopy::IntoBytes;
@@ -22,7 +22,7 @@ use super::{Policy, SevDevice};
 /// Most bytes that [`PlatformCertificates::to_bytes`] gives.
 pub const PLATFORM_CERTIFICATES_LEN_MAX: usize = CERTIFICATE_LEN + CHAIN_LEN + 3200;
 
-/// Everything that vouches for a platform. Nothing is verified by having it.
+/// All certificates of a platform. They are not verified yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlatformCertificates {
     /// The key that sessions are wrapped for.
@@ -110,7 +110,7 @@ pub fn refusals(
     policy: Policy,
     own: &PlatformCertificates,
 ) -> Vec<RefusedTarget> {
-    let source = Source { root: own.vendor.root(), oca: &own.chain.oca };
+    let source = SendingPlatform { root: own.vendor.root(), oca: &own.chain.oca };
     let mut refusals = firmware_refusals(target, policy, &source);
     refusals.extend(unattested(policy));
     refusals
@@ -131,29 +131,29 @@ fn unattested(policy: Policy) -> Option<RefusedTarget> {
 }
 
 /// The platform that sends: what its targets must have in common with it.
-pub(crate) struct Source<'a> {
+pub(crate) struct SendingPlatform<'a> {
     /// `None` if its own vendor is unknown.
     pub(crate) root: Option<Root>,
     pub(crate) oca: &'a Certificate,
 }
 
-/// What `SEND_START` checks: of the chain, only what the policy asks for.
+/// The checks of `SEND_START`: of the chain, only what the policy asks for.
 ///
 /// # Errors
 /// The first of its reasons, never [`RefusedTarget::Unattested`].
 pub(crate) fn check_target(
     target: &PlatformCertificates,
     policy: Policy,
-    source: &Source<'_>,
+    source: &SendingPlatform<'_>,
 ) -> Result<(), RefusedTarget> {
     firmware_refusals(target, policy, source).into_iter().next().map_or(Ok(()), Err)
 }
 
-/// In the order in which the firmware looks.
+/// In the order of the firmware's checks.
 fn firmware_refusals(
     target: &PlatformCertificates,
     policy: Policy,
-    source: &Source<'_>,
+    source: &SendingPlatform<'_>,
 ) -> Vec<RefusedTarget> {
     let PlatformCertificates { pdh, chain: Chain { pek, oca, cek }, vendor } = target;
     let (chip, owner) = (policy.has(Policy::SEV), policy.has(Policy::DOMAIN));
@@ -223,7 +223,7 @@ pub enum RefusedTarget {
     /// Policy bit NOSEND.
     #[error("the guest's policy forbids sending it anywhere (NOSEND)")]
     NoSend,
-    /// The PDH is none.
+    /// The PDH holds no usable key.
     #[error("the destination's PDH certificate holds no usable key")]
     Pdh(#[source] BadCertificate),
     /// PEK -> PDH.

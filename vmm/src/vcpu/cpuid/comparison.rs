@@ -1,10 +1,10 @@
-//! What a guest was told that a processor has, and another one does not have.
+//! Finds the features that a guest was promised and that another host's processor does not have.
 
 use std::fmt::{Display, Formatter, Result as FmtResult};
 
 use kvm_bindings::kvm_cpuid_entry2;
 
-/// Something that a guest was told is there and that is not.
+/// A feature that a guest was promised and that is not here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shortfall {
     /// The leaf.

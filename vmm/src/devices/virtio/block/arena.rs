@@ -1,6 +1,6 @@
 //! Memory for the bytes of requests in flight: one mapping, handed out in runs of pages.
 //!
-//! A [`Slot`] is the only way to its bytes, and there is one for each run: who has it may read and
+//! A [`ArenaSlot`] is the only way to its bytes, and there is one for each run: who has it may read and
 //! write them, and an engine that has been given one is alone with it. What an engine forgets is
 //! never handed out again, so the kernel may still write to it.
 
@@ -28,7 +28,7 @@ pub(super) struct Arena {
 
 /// A run of bytes of an arena.
 #[derive(Debug)]
-pub(super) struct Slot {
+pub(super) struct ArenaSlot {
     arena: Arc<Arena>,
     page: usize,
     pages: usize,
@@ -50,13 +50,13 @@ impl Arena {
     }
 
     /// A run of `bytes`, at least one; `None` while too much is in use.
-    pub(super) fn take(self: &Arc<Self>, bytes: usize) -> Option<Slot> {
+    pub(super) fn take(self: &Arc<Self>, bytes: usize) -> Option<ArenaSlot> {
         let pages = bytes.div_ceil(PAGE).max(1);
         let mut taken = self.lock();
         let page = free_run(&taken, pages)?;
         mark(&mut taken, page, pages, true);
         drop(taken);
-        Some(Slot { arena: Arc::clone(self), page, pages, skipped: 0, bytes })
+        Some(ArenaSlot { arena: Arc::clone(self), page, pages, skipped: 0, bytes })
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<u64>> {
@@ -64,7 +64,7 @@ impl Arena {
     }
 }
 
-impl Slot {
+impl ArenaSlot {
     /// Where its bytes are in the arena.
     pub(super) fn place(&self) -> usize {
         self.page * PAGE + self.skipped
@@ -101,7 +101,7 @@ impl Slot {
     }
 }
 
-impl Drop for Slot {
+impl Drop for ArenaSlot {
     fn drop(&mut self) {
         mark(&mut self.arena.lock(), self.page, self.pages, false);
     }

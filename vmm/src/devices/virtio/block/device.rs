@@ -17,14 +17,15 @@ use serde::{Deserialize, Serialize};
 use super::arena::Arena;
 use super::cache::Cache;
 use super::disk::{Disk, NoDisk, NotResized};
-use super::engine::{DEPTH, Done, Engine, Task};
+use super::engine::{DEPTH, DiskTask, Done, Engine};
 use super::flight::{Flight, Next};
 use super::layout::{self, QUEUE_SIZE, SEGMENTS_MAX, WRITEBACK};
-use super::request::{Asked, Limits, SERIAL_BYTES, Status, parse};
+use super::request::{Asked, Limits, RequestStatus, SERIAL_BYTES, parse};
 use super::threads::Threads;
 use super::uring::Uring;
 use crate::devices::virtio::{
-    BadState, Broken, Chain, DeviceState, Kind, NotHeld, Queues, Segment, VirtioDevice,
+    BadState, Broken, DescriptorChain, DeviceKind, DeviceState, NotHeld, Queues, Segment,
+    VirtioDevice,
 };
 use crate::memory::DeviceView;
 
@@ -41,7 +42,7 @@ pub struct Block {
     arena: Arc<Arena>,
     engine: Box<dyn Engine>,
     /// By token.
-    places: Vec<Place>,
+    places: Vec<TokenUse>,
     free: Vec<u32>,
     /// What waits for room in the arena.
     waiting: VecDeque<u32>,
@@ -59,7 +60,7 @@ pub struct Block {
 
 /// What a token stands for.
 #[derive(Debug)]
-enum Place {
+enum TokenUse {
     Free,
     Taken(Box<Flight>),
     /// The storage has it still; nobody waits for it.
@@ -78,7 +79,7 @@ struct BlockState {
 
 impl Block {
     /// `VIRTIO_ID_BLOCK`; for PCI it is mass storage of another kind.
-    pub const KIND: Kind = Kind { id: 2, name: "disk", class: [1, 0x80, 0] };
+    pub const KIND: DeviceKind = DeviceKind { id: 2, name: "disk", class: [1, 0x80, 0] };
 
     /// The device for `disk`.
     ///
@@ -104,7 +105,7 @@ impl Block {
             disk,
             arena,
             engine,
-            places: (0..DEPTH).map(|_| Place::Free).collect(),
+            places: (0..DEPTH).map(|_| TokenUse::Free).collect(),
             free: (0..DEPTH).rev().collect(),
             waiting: VecDeque::new(),
             ended: VecDeque::new(),
@@ -132,7 +133,7 @@ impl Block {
     fn accept(
         &mut self,
         index: u16,
-        mut chain: Chain<'_>,
+        mut chain: DescriptorChain<'_>,
         queues: &mut Queues<'_>,
     ) -> Result<(), Broken> {
         let broken = |what: &str| Broken::Request(what.to_owned());
@@ -151,7 +152,7 @@ impl Block {
         let asked = match asked {
             Err(refused) => return finish(queues, whose, 0, refused),
             Ok(Asked::Flush) if take(&mut self.cache.flush_failed) => {
-                return finish(queues, whose, 0, Status::Failed);
+                return finish(queues, whose, 0, RequestStatus::Failed);
             }
             Ok(asked) => asked,
         };
@@ -161,10 +162,10 @@ impl Block {
         let written = chain.written();
         let flight = Flight::new(index, (chain.into_request(), status), asked);
         if flight.is_over() {
-            return finish(queues, whose, written, Status::Ok);
+            return finish(queues, whose, written, RequestStatus::Ok);
         }
         let Some(token) = self.free.pop() else { return Err(broken("more requests than places")) };
-        self.put(token, Place::Taken(Box::new(flight)));
+        self.put(token, TokenUse::Taken(Box::new(flight)));
         self.go_on(token, queues.memory());
         Ok(())
     }
@@ -179,14 +180,14 @@ impl Block {
 
     /// Begins the next task of a request, or lets it wait for room.
     fn go_on(&mut self, token: u32, memory: &DeviceView) {
-        let Some(Place::Taken(flight)) = self.places.get_mut(token as usize) else { return };
+        let Some(TokenUse::Taken(flight)) = self.places.get_mut(token as usize) else { return };
         match flight.task(&self.arena, memory, self.cache.changes()) {
             Some(task) => self.begin(token, task),
             None => self.waiting.push_back(token),
         }
     }
 
-    fn begin(&mut self, token: u32, task: Task) {
+    fn begin(&mut self, token: u32, task: DiskTask) {
         self.flying += 1;
         self.engine.begin(token, task);
     }
@@ -196,14 +197,14 @@ impl Block {
         while let Some(done) = self.engine.next() {
             self.flying = self.flying.saturating_sub(1);
             match self.places.get(done.token as usize) {
-                Some(Place::Taken(_)) => self.ended.push_back(done),
-                Some(Place::Orphan) => {
+                Some(TokenUse::Taken(_)) => self.ended.push_back(done),
+                Some(TokenUse::Orphan) => {
                     self.orphans = self.orphans.saturating_sub(1);
                     // It may have changed the disk, whoever asked for that.
                     self.cache.changed();
                     self.give_back(done.token);
                 }
-                Some(&Place::Sync(changes)) => {
+                Some(&TokenUse::Sync(changes)) => {
                     self.cache.flushed(changes);
                     if let Err(cause) = done.result {
                         self.cache.flush_failed = true;
@@ -211,7 +212,7 @@ impl Block {
                     }
                     self.give_back(done.token);
                 }
-                Some(Place::Free) | None => {}
+                Some(TokenUse::Free) | None => {}
             }
         }
     }
@@ -221,20 +222,20 @@ impl Block {
         while let Some(done) = self.ended.pop_front() {
             let token = done.token;
             let Some(place) = self.places.get_mut(token as usize) else { continue };
-            let Place::Taken(mut flight) = replace(place, Place::Free) else { continue };
+            let TokenUse::Taken(mut flight) = replace(place, TokenUse::Free) else { continue };
             let next = flight.after(done, queues.memory());
             let status = match next {
                 Err(cause) => {
                     self.complain(flight.verb(), &cause);
-                    Status::Failed
+                    RequestStatus::Failed
                 }
-                Ok(Next::Task(task)) => {
-                    self.put(token, Place::Taken(flight));
+                Ok(Next::DiskTask(task)) => {
+                    self.put(token, TokenUse::Taken(flight));
                     self.begin(token, task);
                     continue;
                 }
                 Ok(Next::More) => {
-                    self.put(token, Place::Taken(flight));
+                    self.put(token, TokenUse::Taken(flight));
                     self.go_on(token, queues.memory());
                     continue;
                 }
@@ -244,15 +245,15 @@ impl Block {
                     }
                     if changed && self.cache.is_write_through(queues.features()) {
                         flight.flush_first();
-                        self.put(token, Place::Taken(flight));
+                        self.put(token, TokenUse::Taken(flight));
                         self.go_on(token, queues.memory());
                         continue;
                     }
-                    Status::Ok
+                    RequestStatus::Ok
                 }
                 Ok(Next::Flushed(changes)) => {
                     self.cache.flushed(changes);
-                    Status::Ok
+                    RequestStatus::Ok
                 }
             };
             self.free.push(token);
@@ -280,14 +281,14 @@ impl Block {
         Ok(())
     }
 
-    fn put(&mut self, token: u32, place: Place) {
+    fn put(&mut self, token: u32, place: TokenUse) {
         if let Some(old) = self.places.get_mut(token as usize) {
             *old = place;
         }
     }
 
     fn give_back(&mut self, token: u32) {
-        self.put(token, Place::Free);
+        self.put(token, TokenUse::Free);
         self.free.push(token);
     }
 
@@ -315,18 +316,18 @@ fn finish(
     queues: &mut Queues<'_>,
     (index, head, status): (u16, u16, Segment),
     written: u32,
-    how: Status,
+    how: RequestStatus,
 ) -> Result<(), Broken> {
     if let Some(place) = status.slice(queues.memory()) {
         place.copy_from(&[how.byte()]);
     }
     // After a failure there is a hole between the data and the status.
-    let used = written + u32::from(how == Status::Ok);
+    let used = written + u32::from(how == RequestStatus::Ok);
     queues.get(index).map_or(Ok(()), |mut queue| queue.finish(head, used))
 }
 
 impl VirtioDevice for Block {
-    fn kind(&self) -> Kind {
+    fn kind(&self) -> DeviceKind {
         Self::KIND
     }
 
@@ -403,8 +404,8 @@ impl VirtioDevice for Block {
         }
         // Another host reads what is on the storage, not what is in this one's cache.
         let Some(token) = self.free.pop() else { return 0 };
-        self.put(token, Place::Sync(self.cache.changes()));
-        self.begin(token, Task::Flush);
+        self.put(token, TokenUse::Sync(self.cache.changes()));
+        self.begin(token, DiskTask::Flush);
         self.engine.submit();
         self.flying
     }
@@ -428,8 +429,8 @@ impl VirtioDevice for Block {
             self.give_back(token);
         }
         for place in &mut self.places {
-            if matches!(place, Place::Taken(_)) {
-                *place = Place::Orphan;
+            if matches!(place, TokenUse::Taken(_)) {
+                *place = TokenUse::Orphan;
                 self.orphans += 1;
             }
         }

@@ -5,18 +5,18 @@ use std::io::Error as IoError;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::arena::Slot;
+use super::arena::ArenaSlot;
 
 /// Most tasks at a time: an engine takes so many, and counts them from 0.
 pub(super) const DEPTH: u32 = 256;
 
 /// Something to do with the storage. Places and lengths are in bytes.
 #[derive(Debug)]
-pub(super) enum Task {
+pub(super) enum DiskTask {
     /// Fill the slot.
-    Read { at: u64, slot: Slot },
+    Read { at: u64, slot: ArenaSlot },
     /// Write what is in the slot.
-    Write { at: u64, slot: Slot },
+    Write { at: u64, slot: ArenaSlot },
     /// Make all that was written before durable.
     Flush,
     /// Give the space back; it reads as zeros after that.
@@ -33,7 +33,7 @@ pub(super) struct Done {
     /// How many bytes were read or written, which may be fewer than asked for.
     pub(super) result: Result<usize, IoError>,
     /// The slot of the task.
-    pub(super) slot: Option<Slot>,
+    pub(super) slot: Option<ArenaSlot>,
 }
 
 /// What does the work.
@@ -42,7 +42,7 @@ pub(super) trait Engine: Debug + Send {
     fn event(&self) -> &EventFd;
 
     /// Takes a task, which has begun after [`Engine::submit`]. A token is in use until it is done.
-    fn begin(&mut self, token: u32, task: Task);
+    fn begin(&mut self, token: u32, task: DiskTask);
 
     /// Hands over what was begun.
     fn submit(&mut self);

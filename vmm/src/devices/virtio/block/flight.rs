@@ -6,9 +6,9 @@ use std::mem::take;
 use std::sync::Arc;
 
 use super::arena::Arena;
-use super::engine::{Done, Task};
+use super::engine::{DiskTask, Done};
 use super::request::{Asked, Range};
-use crate::devices::virtio::{Request, Segment};
+use crate::devices::virtio::{PendingRequest, Segment};
 use crate::memory::DeviceView;
 
 /// Most bytes of a piece: a longer request takes several, one after the other.
@@ -20,19 +20,19 @@ pub(super) struct Flight {
     /// The queue that it came from.
     pub(super) queue: u16,
     /// What is left of its data.
-    pub(super) request: Request,
+    pub(super) request: PendingRequest,
     /// Where its status goes.
     pub(super) status: Segment,
     /// Bytes written to the guest so far.
     pub(super) written: u32,
-    work: Work,
+    work: WorkLeft,
     /// How many changes of the disk its flush is to make durable.
     changes: u64,
 }
 
 /// What is left to do.
 #[derive(Debug)]
-enum Work {
+enum WorkLeft {
     Read(Range),
     Write(Range),
     Discard(VecDeque<Range>),
@@ -49,7 +49,7 @@ enum Work {
 #[derive(Debug)]
 pub(super) enum Next {
     /// This one, at once.
-    Task(Task),
+    DiskTask(DiskTask),
     /// What [`Flight::task`] says.
     More,
     /// The disk is as it was asked for, by a change or without one.
@@ -63,42 +63,46 @@ pub(super) enum Next {
 
 impl Flight {
     /// What was asked for, of the chain that `request` is what is left of.
-    pub(super) fn new(queue: u16, (request, status): (Request, Segment), asked: Asked) -> Self {
+    pub(super) fn new(
+        queue: u16,
+        (request, status): (PendingRequest, Segment),
+        asked: Asked,
+    ) -> Self {
         let range = |at, bytes| Range { at, bytes, may_unmap: false };
         let work = match asked {
             Asked::Read { bytes: 0, .. } | Asked::Write { bytes: 0, .. } | Asked::Serial => {
-                Work::Nothing
+                WorkLeft::Nothing
             }
-            Asked::Read { at, bytes } => Work::Read(range(at, bytes)),
-            Asked::Write { at, bytes } => Work::Write(range(at, bytes)),
-            Asked::Discard(ranges) | Asked::Zero(ranges) if ranges.is_empty() => Work::Nothing,
-            Asked::Discard(ranges) => Work::Discard(ranges.into()),
-            Asked::Zero(ranges) => Work::Zero(ranges.into()),
-            Asked::Flush => Work::Flush,
+            Asked::Read { at, bytes } => WorkLeft::Read(range(at, bytes)),
+            Asked::Write { at, bytes } => WorkLeft::Write(range(at, bytes)),
+            Asked::Discard(ranges) | Asked::Zero(ranges) if ranges.is_empty() => WorkLeft::Nothing,
+            Asked::Discard(ranges) => WorkLeft::Discard(ranges.into()),
+            Asked::Zero(ranges) => WorkLeft::Zero(ranges.into()),
+            Asked::Flush => WorkLeft::Flush,
         };
         Self { queue, request, status, written: 0, work, changes: 0 }
     }
 
     /// Whether there is nothing to do.
     pub(super) fn is_over(&self) -> bool {
-        matches!(self.work, Work::Nothing)
+        matches!(self.work, WorkLeft::Nothing)
     }
 
     /// For people.
     pub(super) fn verb(&self) -> &'static str {
         match self.work {
-            Work::Read(_) => "reading",
-            Work::Write(_) => "writing",
-            Work::Discard(_) => "discarding",
-            Work::Zero(_) | Work::Fill(_) => "writing zeros",
-            Work::Flush => "flushing",
-            Work::Nothing => "nothing",
+            WorkLeft::Read(_) => "reading",
+            WorkLeft::Write(_) => "writing",
+            WorkLeft::Discard(_) => "discarding",
+            WorkLeft::Zero(_) | WorkLeft::Fill(_) => "writing zeros",
+            WorkLeft::Flush => "flushing",
+            WorkLeft::Nothing => "nothing",
         }
     }
 
     /// What it has changed is to be durable before it is finished.
     pub(super) fn flush_first(&mut self) {
-        self.work = Work::Flush;
+        self.work = WorkLeft::Flush;
     }
 
     /// The next task; `None` if the arena has no room for it. The disk has seen `changes` so far.
@@ -107,34 +111,38 @@ impl Flight {
         arena: &Arc<Arena>,
         memory: &DeviceView,
         changes: u64,
-    ) -> Option<Task> {
+    ) -> Option<DiskTask> {
         let room = |range: &Range| {
             arena.take(usize::try_from(range.bytes.min(PIECE_MAX)).unwrap_or(usize::MAX))
         };
         match &self.work {
-            Work::Read(range) => Some(Task::Read { at: range.at, slot: room(range)? }),
-            Work::Write(range) => {
+            WorkLeft::Read(range) => Some(DiskTask::Read { at: range.at, slot: room(range)? }),
+            WorkLeft::Write(range) => {
                 let (at, mut slot) = (range.at, room(range)?);
                 self.request.read(memory, slot.bytes_mut());
-                Some(Task::Write { at, slot })
+                Some(DiskTask::Write { at, slot })
             }
-            Work::Fill(ranges) => {
+            WorkLeft::Fill(ranges) => {
                 let range = ranges.front()?;
                 let mut slot = room(range)?;
                 slot.bytes_mut().fill(0);
-                Some(Task::Write { at: range.at, slot })
+                Some(DiskTask::Write { at: range.at, slot })
             }
-            Work::Discard(ranges) => {
-                ranges.front().map(|range| Task::Discard { at: range.at, bytes: range.bytes })
+            WorkLeft::Discard(ranges) => {
+                ranges.front().map(|range| DiskTask::Discard { at: range.at, bytes: range.bytes })
             }
-            Work::Zero(ranges) => ranges.front().map(|&Range { at, bytes, may_unmap }| {
-                if may_unmap { Task::Discard { at, bytes } } else { Task::Zero { at, bytes } }
+            WorkLeft::Zero(ranges) => ranges.front().map(|&Range { at, bytes, may_unmap }| {
+                if may_unmap {
+                    DiskTask::Discard { at, bytes }
+                } else {
+                    DiskTask::Zero { at, bytes }
+                }
             }),
-            Work::Flush => {
+            WorkLeft::Flush => {
                 self.changes = changes;
-                Some(Task::Flush)
+                Some(DiskTask::Flush)
             }
-            Work::Nothing => None,
+            WorkLeft::Nothing => None,
         }
     }
 
@@ -151,7 +159,7 @@ impl Flight {
             Err(cause) => return Err(cause),
         };
         match &mut self.work {
-            Work::Read(range) => {
+            WorkLeft::Read(range) => {
                 let slot = done.slot.as_ref();
                 let came = slot.and_then(|slot| slot.bytes().get(..bytes)).unwrap_or_default();
                 range.pass(bytes)?;
@@ -160,42 +168,46 @@ impl Flight {
                 self.written = self.written.saturating_add(written);
                 Ok(if is_over { Next::Over { changed: false } } else { Next::More })
             }
-            Work::Write(range) => {
+            WorkLeft::Write(range) => {
                 range.pass(bytes)?;
                 let at = range.at;
                 // Less was written than was asked for: the rest is in the slot still.
                 if let Some(mut slot) = done.slot.filter(|slot| slot.len() > bytes) {
                     slot.skip(bytes);
-                    return Ok(Next::Task(Task::Write { at, slot }));
+                    return Ok(Next::DiskTask(DiskTask::Write { at, slot }));
                 }
                 let is_over = range.bytes == 0;
                 Ok(if is_over { Next::Over { changed: true } } else { Next::More })
             }
-            Work::Fill(ranges) => {
+            WorkLeft::Fill(ranges) => {
                 if let Some(range) = ranges.front_mut() {
                     range.pass(bytes)?;
                 }
                 ranges.pop_front_if(|range| range.bytes == 0);
                 Ok(more_of(ranges))
             }
-            Work::Discard(ranges) | Work::Zero(ranges) => {
+            WorkLeft::Discard(ranges) | WorkLeft::Zero(ranges) => {
                 ranges.pop_front();
                 Ok(more_of(ranges))
             }
-            Work::Flush => Ok(Next::Flushed(self.changes)),
-            Work::Nothing => Ok(Next::Over { changed: false }),
+            WorkLeft::Flush => Ok(Next::Flushed(self.changes)),
+            WorkLeft::Nothing => Ok(Next::Over { changed: false }),
         }
     }
 
     /// How to do without what the storage cannot do: to discard is a hint, and zeros can be written.
     fn without(&mut self) -> Option<Next> {
         match &mut self.work {
-            Work::Discard(_) => Some(Next::Over { changed: false }),
-            Work::Zero(ranges) => {
-                self.work = Work::Fill(take(ranges));
+            WorkLeft::Discard(_) => Some(Next::Over { changed: false }),
+            WorkLeft::Zero(ranges) => {
+                self.work = WorkLeft::Fill(take(ranges));
                 Some(Next::More)
             }
-            Work::Read(_) | Work::Write(_) | Work::Fill(_) | Work::Flush | Work::Nothing => None,
+            WorkLeft::Read(_)
+            | WorkLeft::Write(_)
+            | WorkLeft::Fill(_)
+            | WorkLeft::Flush
+            | WorkLeft::Nothing => None,
         }
     }
 }

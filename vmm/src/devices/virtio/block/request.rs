@@ -1,7 +1,7 @@
 //! What a driver asks of its disk: read from the chain once, checked, and a value from then on.
 
 use super::disk::SECTOR;
-use crate::devices::virtio::Chain;
+use crate::devices::virtio::DescriptorChain;
 
 /// Bytes of a header: type, a reserved word, sector.
 const HEADER: usize = 16;
@@ -34,7 +34,7 @@ const UNMAP: u32 = 1;
 
 /// How a request ended: `VIRTIO_BLK_S_*`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Status {
+pub(super) enum RequestStatus {
     /// Done.
     Ok,
     /// It failed, or cannot be.
@@ -43,7 +43,7 @@ pub(super) enum Status {
     Unsupported,
 }
 
-impl Status {
+impl RequestStatus {
     /// What the driver reads.
     pub(super) fn byte(self) -> u8 {
         match self {
@@ -91,7 +91,10 @@ pub(super) struct Range {
 
 /// Reads the header of a request, and what follows it if that is not data. The place of the status is
 /// not in the chain any more. `None`: there is no whole header.
-pub(super) fn parse(chain: &mut Chain<'_>, limits: &Limits) -> Option<Result<Asked, Status>> {
+pub(super) fn parse(
+    chain: &mut DescriptorChain<'_>,
+    limits: &Limits,
+) -> Option<Result<Asked, RequestStatus>> {
     let mut header = [0; HEADER];
     if chain.read(&mut header) != HEADER {
         return None;
@@ -101,32 +104,32 @@ pub(super) fn parse(chain: &mut Chain<'_>, limits: &Limits) -> Option<Result<Ask
         IN => {
             limits.span(sector, chain.writable_bytes()).map(|(at, bytes)| Asked::Read { at, bytes })
         }
-        OUT if limits.readonly => Err(Status::Failed),
+        OUT if limits.readonly => Err(RequestStatus::Failed),
         OUT => limits
             .span(sector, chain.readable_bytes())
             .map(|(at, bytes)| Asked::Write { at, bytes }),
         FLUSH => Ok(Asked::Flush),
         GET_ID => Ok(Asked::Serial),
-        DISCARD | WRITE_ZEROES if limits.readonly => Err(Status::Failed),
+        DISCARD | WRITE_ZEROES if limits.readonly => Err(RequestStatus::Failed),
         DISCARD => ranges(chain, limits, DISCARD_SECTORS_MAX, 0).map(Asked::Discard),
         WRITE_ZEROES => ranges(chain, limits, ZERO_SECTORS_MAX, UNMAP).map(Asked::Zero),
-        _ => Err(Status::Unsupported),
+        _ => Err(RequestStatus::Unsupported),
     })
 }
 
 impl Limits {
     /// `bytes` from `sector` on, if they are whole blocks of the disk.
-    fn span(&self, sector: u64, bytes: u64) -> Result<(u64, u64), Status> {
+    fn span(&self, sector: u64, bytes: u64) -> Result<(u64, u64), RequestStatus> {
         let is_whole = bytes.is_multiple_of(SECTOR);
         let end = sector.checked_add(bytes / SECTOR);
         if !is_whole || end.is_none_or(|end| end > self.sectors) {
-            return Err(Status::Failed);
+            return Err(RequestStatus::Failed);
         }
         // A disk has fewer bytes than a file may have, and so does not overflow.
-        let at = sector.checked_mul(SECTOR).ok_or(Status::Failed)?;
+        let at = sector.checked_mul(SECTOR).ok_or(RequestStatus::Failed)?;
         let block = u64::from(self.block);
         if !at.is_multiple_of(block) || !bytes.is_multiple_of(block) {
-            return Err(Status::Failed);
+            return Err(RequestStatus::Failed);
         }
         Ok((at, bytes))
     }
@@ -135,25 +138,25 @@ impl Limits {
 /// The ranges of a request, all checked before one of them is touched. `flags` are those that it may
 /// have.
 fn ranges(
-    chain: &mut Chain<'_>,
+    chain: &mut DescriptorChain<'_>,
     limits: &Limits,
     sectors_max: u32,
     flags: u32,
-) -> Result<Vec<Range>, Status> {
+) -> Result<Vec<Range>, RequestStatus> {
     let bytes = chain.readable_bytes();
     let most = u64::from(RANGES_MAX) * RANGE as u64;
     if bytes == 0 || bytes > most || !bytes.is_multiple_of(RANGE as u64) {
-        return Err(Status::Failed);
+        return Err(RequestStatus::Failed);
     }
     let mut found = Vec::new();
     let mut range = [0; RANGE];
     while chain.read(&mut range) == RANGE {
         let (sector, sectors, own) = (long(&range, 0), word(&range, 8), word(&range, 12));
         if own & !flags != 0 {
-            return Err(Status::Unsupported);
+            return Err(RequestStatus::Unsupported);
         }
         if sectors > sectors_max {
-            return Err(Status::Failed);
+            return Err(RequestStatus::Failed);
         }
         let (at, bytes) = limits.span(sector, u64::from(sectors) * SECTOR)?;
         if bytes > 0 {

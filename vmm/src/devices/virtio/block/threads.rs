@@ -12,8 +12,8 @@ use log::{debug, error};
 use rustix::fs::{FallocateFlags, fallocate};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::arena::Slot;
-use super::engine::{Done, Engine, Task};
+use super::arena::ArenaSlot;
+use super::engine::{DiskTask, Done, Engine};
 
 /// How many tasks are done at the same time.
 const THREADS: usize = 4;
@@ -21,14 +21,14 @@ const THREADS: usize = 4;
 /// The threads, which end when this is dropped and their task is done.
 #[derive(Debug)]
 pub(super) struct Threads {
-    tasks: Sender<(u32, Task)>,
-    shared: Arc<Shared>,
+    tasks: Sender<(u32, DiskTask)>,
+    shared: Arc<ThreadState>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct ThreadState {
     file: Arc<File>,
-    tasks: Mutex<Receiver<(u32, Task)>>,
+    tasks: Mutex<Receiver<(u32, DiskTask)>>,
     done: Mutex<VecDeque<Done>>,
     event: EventFd,
 }
@@ -37,7 +37,7 @@ impl Threads {
     /// Starts them.
     pub(super) fn start(file: &Arc<File>) -> Result<Self, IoError> {
         let (tasks, receiver) = channel();
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ThreadState {
             file: Arc::clone(file),
             tasks: Mutex::new(receiver),
             done: Mutex::default(),
@@ -56,7 +56,7 @@ impl Engine for Threads {
         &self.shared.event
     }
 
-    fn begin(&mut self, token: u32, task: Task) {
+    fn begin(&mut self, token: u32, task: DiskTask) {
         if self.tasks.send((token, task)).is_err() {
             error!("the threads of a disk are gone; please report it");
         }
@@ -69,7 +69,7 @@ impl Engine for Threads {
     }
 }
 
-impl Shared {
+impl ThreadState {
     /// Until nobody has more tasks.
     fn work(&self) {
         loop {
@@ -85,22 +85,22 @@ impl Shared {
 }
 
 /// Does the task here and now.
-pub(super) fn perform(file: &File, task: Task) -> (Result<usize, IoError>, Option<Slot>) {
+pub(super) fn perform(file: &File, task: DiskTask) -> (Result<usize, IoError>, Option<ArenaSlot>) {
     let changed = |mode, at, bytes| {
         fallocate(file, FallocateFlags::KEEP_SIZE | mode, at, bytes).map_err(IoError::from)?;
         Ok(0)
     };
     match task {
-        Task::Read { at, mut slot } => {
+        DiskTask::Read { at, mut slot } => {
             let result = again(|| file.read_at(slot.bytes_mut(), at));
             (result, Some(slot))
         }
-        Task::Write { at, slot } => (again(|| file.write_at(slot.bytes(), at)), Some(slot)),
-        Task::Flush => (again(|| file.sync_data().map(|()| 0)), None),
-        Task::Discard { at, bytes } => {
+        DiskTask::Write { at, slot } => (again(|| file.write_at(slot.bytes(), at)), Some(slot)),
+        DiskTask::Flush => (again(|| file.sync_data().map(|()| 0)), None),
+        DiskTask::Discard { at, bytes } => {
             (again(|| changed(FallocateFlags::PUNCH_HOLE, at, bytes)), None)
         }
-        Task::Zero { at, bytes } => {
+        DiskTask::Zero { at, bytes } => {
             (again(|| changed(FallocateFlags::ZERO_RANGE, at, bytes)), None)
         }
     }

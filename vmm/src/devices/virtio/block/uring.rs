@@ -15,8 +15,8 @@ use io_uring::{IoUring, Probe, opcode};
 use log::{debug, warn};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::arena::{Arena, Slot};
-use super::engine::{DEPTH, Done, Engine, Task};
+use super::arena::{Arena, ArenaSlot};
+use super::engine::{DEPTH, DiskTask, Done, Engine};
 
 /// How much of the arena is registered, from its start: registered memory is pinned, and pages that
 /// are pinned are the host's from the beginning. Small requests gain by it, and are placed first.
@@ -34,7 +34,7 @@ pub(super) struct Uring {
     /// Entries that the kernel has not been told of.
     unsubmitted: usize,
     /// The slots of tasks that the kernel has, by token: nobody else may have them.
-    slots: Vec<Option<Slot>>,
+    slots: Vec<Option<ArenaSlot>>,
     /// Keeps what the ring has registered.
     _arena: Arc<Arena>,
     _file: Arc<File>,
@@ -78,13 +78,13 @@ impl Uring {
     }
 
     /// The entry for a task, and the slot to keep until it is done.
-    fn entry(&self, task: Task) -> (Entry, Option<Slot>) {
+    fn entry(&self, task: DiskTask) -> (Entry, Option<ArenaSlot>) {
         let changed = |mode, at, bytes| {
             let mode = libc::FALLOC_FL_KEEP_SIZE | mode;
             opcode::Fallocate::new(FILE, bytes).offset(at).mode(mode).build()
         };
         match task {
-            Task::Read { at, slot } => {
+            DiskTask::Read { at, slot } => {
                 let (to, len) = (slot.address(), length(&slot));
                 let entry = if self.is_registered(&slot) {
                     opcode::ReadFixed::new(FILE, to, len, 0).offset(at).build()
@@ -93,7 +93,7 @@ impl Uring {
                 };
                 (entry, Some(slot))
             }
-            Task::Write { at, slot } => {
+            DiskTask::Write { at, slot } => {
                 let (from, len) = (slot.address().cast_const(), length(&slot));
                 let entry = if self.is_registered(&slot) {
                     opcode::WriteFixed::new(FILE, from, len, 0).offset(at).build()
@@ -102,13 +102,15 @@ impl Uring {
                 };
                 (entry, Some(slot))
             }
-            Task::Flush => (opcode::Fsync::new(FILE).flags(FsyncFlags::DATASYNC).build(), None),
-            Task::Discard { at, bytes } => (changed(libc::FALLOC_FL_PUNCH_HOLE, at, bytes), None),
-            Task::Zero { at, bytes } => (changed(libc::FALLOC_FL_ZERO_RANGE, at, bytes), None),
+            DiskTask::Flush => (opcode::Fsync::new(FILE).flags(FsyncFlags::DATASYNC).build(), None),
+            DiskTask::Discard { at, bytes } => {
+                (changed(libc::FALLOC_FL_PUNCH_HOLE, at, bytes), None)
+            }
+            DiskTask::Zero { at, bytes } => (changed(libc::FALLOC_FL_ZERO_RANGE, at, bytes), None),
         }
     }
 
-    fn is_registered(&self, slot: &Slot) -> bool {
+    fn is_registered(&self, slot: &ArenaSlot) -> bool {
         slot.place() + slot.len() <= self.registered
     }
 }
@@ -118,7 +120,7 @@ impl Engine for Uring {
         &self.event
     }
 
-    fn begin(&mut self, token: u32, task: Task) {
+    fn begin(&mut self, token: u32, task: DiskTask) {
         let (entry, slot) = self.entry(task);
         if let Some(place) = self.slots.get_mut(token as usize) {
             *place = slot;
@@ -168,6 +170,6 @@ impl Drop for Uring {
 }
 
 /// A slot is a megabyte at the most.
-fn length(slot: &Slot) -> u32 {
+fn length(slot: &ArenaSlot) -> u32 {
     u32::try_from(slot.len()).unwrap_or(u32::MAX)
 }

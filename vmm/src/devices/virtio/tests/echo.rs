@@ -4,10 +4,10 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::super::{BadState, Broken, DeviceState, Kind, Queues, VirtioDevice};
+use super::super::{BadState, Broken, DeviceKind, DeviceState, Queues, VirtioDevice};
 use crate::memory::DeviceView;
 
-const KIND: Kind = Kind { id: 41, name: "echo", class: [0xff, 0, 0] };
+const KIND: DeviceKind = DeviceKind { id: 41, name: "echo", class: [0xff, 0, 0] };
 
 /// The device; its configuration is four bytes that the driver may write.
 #[derive(Debug, Default)]
@@ -25,7 +25,7 @@ impl Echo {
 }
 
 impl VirtioDevice for Echo {
-    fn kind(&self) -> Kind {
+    fn kind(&self) -> DeviceKind {
         KIND
     }
 

@@ -2,11 +2,11 @@
 
 use kvm_bindings::kvm_sev_cmd;
 
-use crate::sev::{Errno, Status, abi};
+use crate::sev::{Errno, SevStatus, abi};
 
-use super::{Vm, left_in_page, read_value, user_memory};
+use super::{KvmVm, left_in_page, read_value, user_memory};
 
-impl Vm {
+impl KvmVm {
     /// `KVM_SEV_DBG_DECRYPT`, or with `encrypt` `KVM_SEV_DBG_ENCRYPT`, a page of each side at a time.
     pub(super) fn debug(&self, command: &mut kvm_sev_cmd, encrypt: bool) -> Result<(), Errno> {
         self.sev()?;
@@ -36,7 +36,7 @@ impl Vm {
                 } else {
                     self.ram.read(source, &mut bytes)
                 };
-                moved.map_err(|_not_ram| Status::INVALID_ADDRESS)
+                moved.map_err(|_not_ram| SevStatus::INVALID_ADDRESS)
             })?;
             if !encrypt {
                 user_memory::write(target, &bytes).map_err(|_unpinnable| Errno::ENOMEM)?;

@@ -15,7 +15,7 @@ use crate::memory::GuestView;
 use crate::page::PAGE_SIZE;
 use crate::sev::abi::{self, BLOB_LEN_MAX, GuestState, length};
 use crate::sev::measurement::{MEASUREMENT_LEN, REPORT_LEN};
-use crate::sev::{Errno, Platform, Status};
+use crate::sev::{Errno, Platform, SevStatus};
 
 use super::firmware::Firmware;
 use super::host::SoftwareHost;
@@ -27,12 +27,12 @@ use super::user_memory::{self, read_value, write_value};
 pub struct SoftwarePlatform {
     /// Stands for KVM's lock of the VM, but lets several threads seal or open pages. So a command that
     /// ends a transfer waits for the pages being sealed, and none is sealed after it.
-    vm: RwLock<Vm>,
+    vm: RwLock<KvmVm>,
 }
 
 /// The VM as KVM sees it.
 #[derive(Debug)]
-struct Vm {
+struct KvmVm {
     host: SoftwareHost,
     ram: GuestView,
     /// Whether it has had a vCPU.
@@ -66,7 +66,7 @@ impl SoftwareHost {
 
 impl SoftwarePlatform {
     fn new(host: SoftwareHost, ram: GuestView) -> Self {
-        let vm = Vm { host, ram, has_vcpu: false, sev: None, write_backs: 0 };
+        let vm = KvmVm { host, ram, has_vcpu: false, sev: None, write_backs: 0 };
         Self { vm: RwLock::new(vm) }
     }
 
@@ -81,16 +81,16 @@ impl SoftwarePlatform {
         self.with_others().write_backs
     }
 
-    fn exclusive(&self) -> RwLockWriteGuard<'_, Vm> {
+    fn exclusive(&self) -> RwLockWriteGuard<'_, KvmVm> {
         self.vm.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn with_others(&self) -> RwLockReadGuard<'_, Vm> {
+    fn with_others(&self) -> RwLockReadGuard<'_, KvmVm> {
         self.vm.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Vm {
+impl KvmVm {
     fn sev(&self) -> Result<&SevVm, Errno> {
         self.sev.as_ref().ok_or(Errno::ENOTTY)
     }
@@ -99,7 +99,7 @@ impl Vm {
     fn firmware<R>(
         &self,
         error: &mut u32,
-        command: impl FnOnce(&mut Firmware, u32) -> Result<R, Status>,
+        command: impl FnOnce(&mut Firmware, u32) -> Result<R, SevStatus>,
     ) -> Result<R, Errno> {
         let sev = self.sev()?;
         self.host.call(sev.sev_fd, error, |firmware| command(firmware, sev.handle))
@@ -157,7 +157,7 @@ impl Vm {
         &mut self,
         command: &mut kvm_sev_cmd,
         mut start: abi::LaunchStart,
-        make: impl FnOnce(&mut Firmware) -> Result<u32, Status>,
+        make: impl FnOnce(&mut Firmware) -> Result<u32, SevStatus>,
     ) -> Result<(), Errno> {
         let asid = self.sev()?.asid;
         let sev_fd = command.sev_fd.cast_signed();
@@ -184,7 +184,7 @@ impl Vm {
             let digest = firmware.guest(handle)?.update(uaddr, len.into())?;
             self.ram
                 .encrypt_in_place(uaddr, len.into(), &mut |bytes| digest.update(bytes))
-                .map_err(|_not_ram| Status::INVALID_ADDRESS)
+                .map_err(|_not_ram| SevStatus::INVALID_ADDRESS)
         })
     }
 
@@ -209,7 +209,9 @@ impl Vm {
         self.firmware(&mut command.error, |firmware, handle| {
             let place = (packet.guest_uaddr, packet.guest_len);
             firmware.guest(handle)?.open_secret(&header, place, &mut bytes)?;
-            self.ram.write(packet.guest_uaddr, &bytes).map_err(|_not_ram| Status::INVALID_ADDRESS)
+            self.ram
+                .write(packet.guest_uaddr, &bytes)
+                .map_err(|_not_ram| SevStatus::INVALID_ADDRESS)
         })
     }
 
@@ -242,7 +244,7 @@ impl Vm {
         command: &mut kvm_sev_cmd,
         buffer: u64,
         size: usize,
-        produce: impl FnOnce(&mut Firmware, u32, usize) -> Result<Vec<u8>, Status>,
+        produce: impl FnOnce(&mut Firmware, u32, usize) -> Result<Vec<u8>, SevStatus>,
     ) -> Result<(), Errno> {
         let mut asked: abi::Buffer = read_value(buffer)?;
         let room = if asked.uaddr == 0 { 0 } else { asked.len };
@@ -253,7 +255,7 @@ impl Vm {
             produce(firmware, handle, room as usize)
         });
         if asked.len == 0 {
-            let too_short = answer.is_err() && command.error == Status::INVALID_LEN.0;
+            let too_short = answer.is_err() && command.error == SevStatus::INVALID_LEN.0;
             asked.len = if too_short { length(size) } else { 0 };
             write_value(buffer, &asked)?;
             return answer.map(|_output| ());
@@ -268,7 +270,7 @@ impl Vm {
     }
 }
 
-impl Vm {
+impl KvmVm {
     /// A command that runs alone on its VM.
     fn command(&mut self, command: &mut kvm_sev_cmd) -> Result<(), Errno> {
         match command.id {
@@ -349,7 +351,7 @@ impl Platform for SoftwarePlatform {
     }
 }
 
-impl Drop for Vm {
+impl Drop for KvmVm {
     fn drop(&mut self) {
         if let Some(sev) = &self.sev {
             let mut host = self.host.lock();

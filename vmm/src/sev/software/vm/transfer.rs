@@ -7,21 +7,21 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use crate::page::{PAGE_LEN, PAGE_SIZE};
 use crate::sev::abi::{self, BLOB_LEN_MAX, GuestState, length};
-use crate::sev::packet::{HEADER_LEN, Header};
+use crate::sev::packet::{HEADER_LEN, PacketHeader};
 use crate::sev::session::SESSION_LEN;
-use crate::sev::{Errno, Status};
+use crate::sev::{Errno, SevStatus};
 
 use super::super::firmware::TargetBlobs;
 use super::super::guest::PacketShape;
 use super::super::host::refuse;
-use super::super::transfer::Transfer;
+use super::super::page_cipher::PageCipher;
 use super::super::user_memory::{read_argument, read_directly, write_directly};
-use super::{Vm, blob, left_in_page, read_value, user_memory, write_value};
+use super::{KvmVm, blob, left_in_page, read_value, user_memory, write_value};
 
 /// Most bytes that the kernel allocates at once (`KMALLOC_MAX_SIZE`).
 const ALLOCATION_LEN_MAX: u32 = 4 << 20;
 
-impl Vm {
+impl KvmVm {
     /// `KVM_SEV_SEND_START`; no session length asks for that length.
     pub(super) fn send_start(&self, command: &mut kvm_sev_cmd) -> Result<(), Errno> {
         self.sev()?;
@@ -43,7 +43,7 @@ impl Vm {
         });
         // The kernel reports the firmware's policy and length, also when it refused.
         start.policy = answer.as_ref().map_or(0, |sent| sent.policy);
-        if answer.is_ok() || command.error == Status::INVALID_LEN.0 {
+        if answer.is_ok() || command.error == SevStatus::INVALID_LEN.0 {
             start.session_len = length(SESSION_LEN);
         }
         let copied = match &answer {
@@ -68,7 +68,7 @@ impl Vm {
             // The kernel passes on no address and no length.
             let none = abi::Packet::default();
             let answer = self.transfer(command, &none, GuestState::SendUpdate).map(|_keys| ());
-            let too_short = answer.is_err() && command.error == Status::INVALID_LEN.0;
+            let too_short = answer.is_err() && command.error == SevStatus::INVALID_LEN.0;
             let tells = too_short && self.host.model.tells_packet_lengths;
             packet.hdr_len = if tells { length(HEADER_LEN) } else { 0 };
             packet.trans_len = 0;
@@ -85,7 +85,7 @@ impl Vm {
         let bytes = page.split_at_mut(packet.guest_len as usize).0;
         self.ram
             .read(packet.guest_uaddr, bytes)
-            .map_err(|_not_ram| refuse(&mut command.error, Status::INVALID_ADDRESS))?;
+            .map_err(|_not_ram| refuse(&mut command.error, SevStatus::INVALID_ADDRESS))?;
         let header = transfer.seal(bytes);
         write_directly([(packet.trans_uaddr, bytes), (packet.hdr_uaddr, header.as_bytes())])
     }
@@ -114,7 +114,7 @@ impl Vm {
             return Err(Errno::EINVAL);
         }
         check_place(&packet)?;
-        let mut header = Header::new_zeroed();
+        let mut header = PacketHeader::new_zeroed();
         let mut page = [0; PAGE_LEN];
         let fits = hdr_len == length(HEADER_LEN) && trans_len <= length(PAGE_LEN);
         let bytes = page.split_at_mut(trans_len.min(length(PAGE_LEN)) as usize).0;
@@ -131,7 +131,7 @@ impl Vm {
         transfer.open(&header, bytes).map_err(|status| refuse(&mut command.error, status))?;
         self.ram
             .write(packet.guest_uaddr, bytes)
-            .map_err(|_not_ram| refuse(&mut command.error, Status::INVALID_ADDRESS))
+            .map_err(|_not_ram| refuse(&mut command.error, SevStatus::INVALID_ADDRESS))
     }
 
     /// `KVM_SEV_SEND_FINISH`, `KVM_SEV_SEND_CANCEL` and `KVM_SEV_RECEIVE_FINISH`.
@@ -151,7 +151,7 @@ impl Vm {
         command: &mut kvm_sev_cmd,
         packet: &abi::Packet,
         state: GuestState,
-    ) -> Result<Arc<Transfer>, Errno> {
+    ) -> Result<Arc<PageCipher>, Errno> {
         let shape = PacketShape {
             address: packet.guest_uaddr,
             guest_len: packet.guest_len,

@@ -7,7 +7,7 @@ use std::fmt::Debug;
 use zerocopy::FromBytes;
 
 use super::*;
-use crate::sev::Status;
+use crate::sev::SevStatus;
 use crate::sev::certificate::{ECDSA_SHA256, PublicKeyUse, Usage};
 use crate::sev::send::SendError;
 use crate::sev::session::random_secret_key;
@@ -93,7 +93,7 @@ fn hardware_and_software_do_not_mix() {
     }
     let refused = fixture.launched(policy).start_send(&rome, software.pdh).unwrap_err();
     let SendError::Start(refused) = refused.cause else { panic!() };
-    assert_eq!(refused.status(), Some(Status::BAD_SIGNATURE));
+    assert_eq!(refused.status(), Some(SevStatus::BAD_SIGNATURE));
 
     let mut unknown = software.clone();
     let mut vendor = software.vendor.to_bytes();

@@ -13,7 +13,7 @@ use crate::sev::send::SendError;
 use crate::sev::session::random_secret_key;
 use crate::sev::software::fixture::Fixture;
 use crate::sev::target::{PlatformCertificates, RefusedTarget, refusals};
-use crate::sev::{Policy, Status};
+use crate::sev::{Policy, SevStatus};
 
 /// A destination's chain, and the source that looks at it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,11 +85,11 @@ fn expected(policy: u32, chain: Chain) -> Vec<&'static str> {
 }
 
 /// What the firmware says to `SEND_START`, if the program does not keep it from being asked.
-fn expected_of_firmware(program: &[&str]) -> Option<Status> {
+fn expected_of_firmware(program: &[&str]) -> Option<SevStatus> {
     match *program.iter().find(|name| **name != "Unattested")? {
-        "NoSend" | "Domain" | "Api" => Some(Status::POLICY_FAILURE),
-        "Pdh" => Some(Status::INVALID_CERTIFICATE),
-        _ => Some(Status::BAD_SIGNATURE),
+        "NoSend" | "Domain" | "Api" => Some(SevStatus::POLICY_FAILURE),
+        "Pdh" => Some(SevStatus::INVALID_CERTIFICATE),
+        _ => Some(SevStatus::BAD_SIGNATURE),
     }
 }
 
@@ -136,7 +136,7 @@ fn send_start(
     launched: Launched,
     to: &PlatformCertificates,
     pdh: Certificate,
-) -> (Launched, Option<Status>) {
+) -> (Launched, Option<SevStatus>) {
     match launched.start_send(to, pdh) {
         Ok(sending) => (sending.cancel().unwrap(), None),
         Err(refused) => {

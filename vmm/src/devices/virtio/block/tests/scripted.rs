@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::super::engine::{Done, Engine, Task};
+use super::super::engine::{DiskTask, Done, Engine};
 use super::super::threads::perform;
 use super::*;
 
@@ -31,7 +31,7 @@ struct Stage {
     file: Arc<File>,
     event: EventFd,
     is_stalled: bool,
-    waiting: VecDeque<(u32, Task)>,
+    waiting: VecDeque<(u32, DiskTask)>,
     done: VecDeque<Done>,
     replies: VecDeque<Reply>,
     log: Vec<&'static str>,
@@ -105,20 +105,20 @@ impl Script {
 }
 
 impl Stage {
-    fn perform(&mut self, token: u32, task: Task) {
+    fn perform(&mut self, token: u32, task: DiskTask) {
         let (result, slot) = match (self.replies.pop_front(), task) {
             (None, task) => perform(&self.file, task),
             (Some(Reply::Fail(errno)), task) => {
                 let slot = match task {
-                    Task::Read { slot, .. } | Task::Write { slot, .. } => Some(slot),
-                    Task::Flush | Task::Discard { .. } | Task::Zero { .. } => None,
+                    DiskTask::Read { slot, .. } | DiskTask::Write { slot, .. } => Some(slot),
+                    DiskTask::Flush | DiskTask::Discard { .. } | DiskTask::Zero { .. } => None,
                 };
                 (Err(IoError::from_raw_os_error(errno)), slot)
             }
-            (Some(Reply::Part(bytes)), Task::Read { at, mut slot }) => {
+            (Some(Reply::Part(bytes)), DiskTask::Read { at, mut slot }) => {
                 (self.file.read_at(&mut slot.bytes_mut()[..bytes], at), Some(slot))
             }
-            (Some(Reply::Part(bytes)), Task::Write { at, slot }) => {
+            (Some(Reply::Part(bytes)), DiskTask::Write { at, slot }) => {
                 (self.file.write_at(&slot.bytes()[..bytes], at), Some(slot))
             }
             (Some(Reply::Part(_)), task) => perform(&self.file, task),
@@ -133,14 +133,14 @@ impl Engine for Scripted {
         &self.event
     }
 
-    fn begin(&mut self, token: u32, task: Task) {
+    fn begin(&mut self, token: u32, task: DiskTask) {
         let mut stage = self.script.stage();
         stage.log.push(match &task {
-            Task::Read { .. } => "read",
-            Task::Write { .. } => "write",
-            Task::Flush => "flush",
-            Task::Discard { .. } => "discard",
-            Task::Zero { .. } => "zero",
+            DiskTask::Read { .. } => "read",
+            DiskTask::Write { .. } => "write",
+            DiskTask::Flush => "flush",
+            DiskTask::Discard { .. } => "discard",
+            DiskTask::Zero { .. } => "zero",
         });
         if stage.is_stalled {
             stage.waiting.push_back((token, task));

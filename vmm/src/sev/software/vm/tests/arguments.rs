@@ -1,10 +1,11 @@
 //! Each command's errno and firmware status: bad addresses, lengths, keys and policies.
 
 use super::*;
+
 /// Blobs of `LAUNCH_START`: the kernel checks where they are, the firmware what they say.
 #[test]
 fn launch_start_checks_the_owner() {
-    let mut vm = Vm::initialised();
+    let mut vm = TestVm::initialised();
     let pdh = *vm.fixture.host.lock().firmware.identity().pdh_certificate();
     let policy = Policy::default();
     let OwnerSession { certificate, session, .. } = OwnerSession::new(&pdh, policy).unwrap();
@@ -27,48 +28,66 @@ fn launch_start_checks_the_owner() {
         ("too long", abi::LaunchStart { session_len: 0x4001, ..good }, kernel(Errno::EINVAL)),
         ("bad dh", abi::LaunchStart { dh_uaddr: BAD_ADDRESS, ..good }, kernel(Errno::EFAULT)),
         ("bad session", abi::LaunchStart { session_uaddr: 1, ..good }, kernel(Errno::EFAULT)),
-        ("short", abi::LaunchStart { session_len: 127, ..good }, firmware(Status::INVALID_LEN)),
+        ("short", abi::LaunchStart { session_len: 127, ..good }, firmware(SevStatus::INVALID_LEN)),
         (
             "no session",
             abi::LaunchStart { session_uaddr: 0, ..good },
-            firmware(Status::INVALID_LEN),
+            firmware(SevStatus::INVALID_LEN),
         ),
-        ("no dh", abi::LaunchStart { dh_uaddr: 0, ..good }, firmware(Status::INVALID_CERTIFICATE)),
+        (
+            "no dh",
+            abi::LaunchStart { dh_uaddr: 0, ..good },
+            firmware(SevStatus::INVALID_CERTIFICATE),
+        ),
         (
             "short dh",
             abi::LaunchStart { dh_len: 2083, ..good },
-            firmware(Status::INVALID_CERTIFICATE),
+            firmware(SevStatus::INVALID_CERTIFICATE),
         ),
-        ("a PEK", with_certificate(&pek), firmware(Status::INVALID_CERTIFICATE)),
-        ("other owner", with_certificate(&stranger.certificate), firmware(Status::BAD_MEASUREMENT)),
-        ("other session", with_session(&stranger.session), firmware(Status::BAD_MEASUREMENT)),
+        ("a PEK", with_certificate(&pek), firmware(SevStatus::INVALID_CERTIFICATE)),
+        (
+            "other owner",
+            with_certificate(&stranger.certificate),
+            firmware(SevStatus::BAD_MEASUREMENT),
+        ),
+        ("other session", with_session(&stranger.session), firmware(SevStatus::BAD_MEASUREMENT)),
         (
             "other policy",
             abi::LaunchStart { policy: 0x20, ..good },
-            firmware(Status::BAD_MEASUREMENT),
+            firmware(SevStatus::BAD_MEASUREMENT),
         ),
         (
             "reserved bit",
             abi::LaunchStart { policy: 0x61, ..good },
-            firmware(Status::POLICY_FAILURE),
+            firmware(SevStatus::POLICY_FAILURE),
         ),
-        ("unknown peer", abi::LaunchStart { handle: 77, ..good }, firmware(Status::INVALID_GUEST)),
+        (
+            "unknown peer",
+            abi::LaunchStart { handle: 77, ..good },
+            firmware(SevStatus::INVALID_GUEST),
+        ),
     ];
     for (name, mut start, outcome) in cases {
         assert_eq!(vm.run(LAUNCH_START, &mut start), outcome, "{name}");
-    }
-    for policy in [Policy::ES, 0x3801_0000, 0x0002_0000] {
-        assert_eq!(vm.start(policy), firmware(Status::POLICY_FAILURE), "{policy:#x}");
     }
     let mut start = good;
     assert_eq!(vm.run(LAUNCH_START, &mut start), DONE);
     assert_ne!(start.handle, 0);
 }
 
+/// A policy that this firmware cannot keep is refused.
+#[test]
+fn launch_start_checks_the_policy() {
+    let mut vm = TestVm::initialised();
+    for policy in [Policy::ES, 0x3801_0000, 0x0002_0000] {
+        assert_eq!(vm.start(policy), firmware(SevStatus::POLICY_FAILURE), "{policy:#x}");
+    }
+}
+
 /// Launch data must be guest RAM in blocks of 16 bytes.
 #[test]
 fn launch_data_is_checked() {
-    let mut vm = Vm::launching(1);
+    let mut vm = TestVm::launching(1);
     let ram = vm.fixture.ram;
     for (address, len, outcome) in [
         (ram, 0, kernel(Errno::EINVAL)),
@@ -77,8 +96,8 @@ fn launch_data_is_checked() {
         (BAD_ADDRESS, 4096, kernel(Errno::ENOMEM)),
         (ram - 16, 32, kernel(Errno::ENOMEM)),
         (ram + RAM_LEN - 16, 32, kernel(Errno::ENOMEM)),
-        (ram + 8, 16, firmware(Status::INVALID_ADDRESS)),
-        (ram, 15, firmware(Status::INVALID_LEN)),
+        (ram + 8, 16, firmware(SevStatus::INVALID_ADDRESS)),
+        (ram, 15, firmware(SevStatus::INVALID_LEN)),
         (ram + RAM_LEN - 16, 16, DONE),
         (ram, length(usize::try_from(RAM_LEN).unwrap()), DONE),
     ] {
@@ -89,10 +108,10 @@ fn launch_data_is_checked() {
 /// The length query, short, missing, large and unwritable buffers of `LAUNCH_MEASURE`.
 #[test]
 fn measuring_asks_for_room_first() {
-    let mut vm = Vm::launching(1);
+    let mut vm = TestVm::launching(1);
     let mut bytes = [0xff_u8; 256];
     let uaddr = address_of_mut(&mut bytes);
-    let too_short = firmware(Status::INVALID_LEN);
+    let too_short = firmware(SevStatus::INVALID_LEN);
     for (uaddr, len, outcome, len_after) in [
         (0, 0, too_short, 48),
         (uaddr, 0, too_short, 48),
@@ -111,11 +130,11 @@ fn measuring_asks_for_room_first() {
     assert_eq!((buffer.len, &bytes[48..]), (48, [0; 208].as_slice()));
     // In the wrong state a query has no length to report.
     buffer.len = 0;
-    let refused = firmware(Status::INVALID_GUEST_STATE);
+    let refused = firmware(SevStatus::INVALID_GUEST_STATE);
     assert_eq!((vm.run(LAUNCH_MEASURE, &mut buffer), buffer.len), (refused, 0));
 
     // The firmware has measured before the kernel finds that it cannot copy the result.
-    let mut vm = Vm::launching(1);
+    let mut vm = TestVm::launching(1);
     let mut buffer = abi::Buffer { uaddr: BAD_ADDRESS, len: 48, pad0: 0 };
     assert_eq!(vm.run(LAUNCH_MEASURE, &mut buffer), (Err(Errno::EFAULT), 0));
     assert_eq!(vm.state(), 2);
@@ -124,11 +143,11 @@ fn measuring_asks_for_room_first() {
 /// The attestation report follows the same rules for its buffer.
 #[test]
 fn attesting_asks_for_room_first() {
-    let mut vm = Vm::launching(1);
+    let mut vm = TestVm::launching(1);
     assert_eq!(vm.measure(), DONE);
     let mut request = abi::AttestationReport::default();
     let asked = vm.run(GET_ATTESTATION_REPORT, &mut request);
-    assert_eq!((asked, request.buffer.len), (firmware(Status::INVALID_LEN), 208));
+    assert_eq!((asked, request.buffer.len), (firmware(SevStatus::INVALID_LEN), 208));
     request.buffer = abi::Buffer { uaddr: BAD_ADDRESS, len: 208, pad0: 0 };
     assert_eq!(vm.run(GET_ATTESTATION_REPORT, &mut request), (Err(Errno::EFAULT), 0));
 }
@@ -136,7 +155,7 @@ fn attesting_asks_for_room_first() {
 /// Secrets: the kernel checks places and lengths, the firmware the packet.
 #[test]
 fn a_secret_is_checked() {
-    let mut vm = Vm::initialised();
+    let mut vm = TestVm::initialised();
     let pdh = *vm.fixture.host.lock().firmware.identity().pdh_certificate();
     let owner = OwnerSession::new(&pdh, Policy::default()).unwrap();
     let mut start = abi::LaunchStart {
@@ -152,9 +171,10 @@ fn a_secret_is_checked() {
     let uaddr = address_of_mut(&mut measurement);
     assert_eq!(vm.run(LAUNCH_MEASURE, &mut abi::Buffer { uaddr, len: 48, pad0: 0 }), DONE);
     let measurement = Measurement::from_bytes(&measurement);
-    let (header, bytes) = Secret::seal(&owner.keys, &measurement, &[6; 32]).unwrap().into_parts();
+    let (header, bytes) =
+        SealedSecret::seal(&owner.keys, &measurement, &[6; 32]).unwrap().into_parts();
     let forger = TransportKeys::random().unwrap();
-    let (forged, _) = Secret::seal(&forger, &measurement, &[6; 32]).unwrap().into_parts();
+    let (forged, _) = SealedSecret::seal(&forger, &measurement, &[6; 32]).unwrap().into_parts();
     let ram = vm.fixture.ram;
     let good = abi::Packet {
         hdr_uaddr: address_of(&header),
@@ -174,18 +194,18 @@ fn a_secret_is_checked() {
         ("large data", abi::Packet { trans_len: 0x4001, ..good }, kernel(Errno::EINVAL)),
         ("bad header", abi::Packet { hdr_uaddr: BAD_ADDRESS, ..good }, kernel(Errno::EFAULT)),
         ("bad data", abi::Packet { trans_uaddr: BAD_ADDRESS, ..good }, kernel(Errno::EFAULT)),
-        ("short header", abi::Packet { hdr_len: 51, ..good }, firmware(Status::INVALID_LEN)),
-        ("other length", abi::Packet { guest_len: 48, ..good }, firmware(Status::INVALID_LEN)),
-        ("odd", abi::Packet { guest_uaddr: ram + 1, ..good }, firmware(Status::INVALID_ADDRESS)),
+        ("short header", abi::Packet { hdr_len: 51, ..good }, firmware(SevStatus::INVALID_LEN)),
+        ("other length", abi::Packet { guest_len: 48, ..good }, firmware(SevStatus::INVALID_LEN)),
+        ("odd", abi::Packet { guest_uaddr: ram + 1, ..good }, firmware(SevStatus::INVALID_ADDRESS)),
         (
             "part of it",
             abi::Packet { guest_len: 16, trans_len: 16, ..good },
-            firmware(Status::BAD_MEASUREMENT),
+            firmware(SevStatus::BAD_MEASUREMENT),
         ),
         (
             "forged",
             abi::Packet { hdr_uaddr: address_of(&forged), ..good },
-            firmware(Status::BAD_MEASUREMENT),
+            firmware(SevStatus::BAD_MEASUREMENT),
         ),
     ] {
         assert_eq!(vm.run(LAUNCH_SECRET, &mut packet), outcome, "{name}");
@@ -199,7 +219,7 @@ fn a_secret_is_checked() {
 /// Regions must be there, and are unregistered exactly as they were registered.
 #[test]
 fn regions_are_registered_and_unregistered_exactly() {
-    let vm = Vm::initialised();
+    let vm = TestVm::initialised();
     let ram = vm.fixture.ram;
     let region = |addr, size| kvm_enc_region { addr, size };
     for (bad, errno) in [
@@ -225,7 +245,7 @@ fn regions_are_registered_and_unregistered_exactly() {
 fn debug_commands_obey_the_policy() {
     let plain: Vec<u8> = (0..=255).cycle().take(5000).collect();
     let mut out = vec![0_u8; 5000];
-    let mut vm = Vm::launching(0);
+    let mut vm = TestVm::launching(0);
     let guest = vm.fixture.ram + 4090;
     let write = |len| abi::Debug {
         src_uaddr: address_of(plain.as_slice()),
@@ -253,10 +273,10 @@ fn debug_commands_obey_the_policy() {
         assert_eq!(vm.run(DBG_ENCRYPT, &mut bad), kernel(errno), "{source:#x} {target:#x}");
     }
 
-    let mut closed = Vm::launching(1);
+    let mut closed = TestVm::launching(1);
     read.src_uaddr = closed.fixture.ram;
-    assert_eq!(closed.run(DBG_DECRYPT, &mut read), firmware(Status::POLICY_FAILURE));
+    assert_eq!(closed.run(DBG_DECRYPT, &mut read), firmware(SevStatus::POLICY_FAILURE));
     read.dst_uaddr = closed.fixture.ram;
     read.src_uaddr = address_of(plain.as_slice());
-    assert_eq!(closed.run(DBG_ENCRYPT, &mut read), firmware(Status::POLICY_FAILURE));
+    assert_eq!(closed.run(DBG_ENCRYPT, &mut read), firmware(SevStatus::POLICY_FAILURE));
 }

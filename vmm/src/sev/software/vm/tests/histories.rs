@@ -50,13 +50,13 @@ struct Model {
 /// What the model says about a step; moves it on.
 fn expect(model: &mut Model, step: Step) -> Outcome {
     let allowed = match step {
-        Step::Start => return firmware(Status::ASID_OWNED),
+        Step::Start => return firmware(SevStatus::ASID_OWNED),
         Step::Update { .. } | Step::AskMeasure | Step::Measure => model.state == 1,
         Step::Secret | Step::Finish => model.state == 2,
         Step::Attest => model.state >= 2,
     };
     if !allowed {
-        return firmware(Status::INVALID_GUEST_STATE);
+        return firmware(SevStatus::INVALID_GUEST_STATE);
     }
     match step {
         Step::Update { block, blocks, fill } => {
@@ -66,14 +66,14 @@ fn expect(model: &mut Model, step: Step) -> Outcome {
         }
         Step::Measure => model.state = 2,
         Step::Finish => model.state = 3,
-        Step::AskMeasure => return firmware(Status::INVALID_LEN),
-        Step::Secret => return firmware(Status::BAD_MEASUREMENT),
+        Step::AskMeasure => return firmware(SevStatus::INVALID_LEN),
+        Step::Secret => return firmware(SevStatus::BAD_MEASUREMENT),
         Step::Start | Step::Attest => {}
     }
     DONE
 }
 
-fn take(vm: &mut Vm, step: Step) -> Outcome {
+fn take(vm: &mut TestVm, step: Step) -> Outcome {
     match step {
         Step::Start => vm.start(1),
         Step::Update { block, blocks, fill } => {
@@ -90,7 +90,7 @@ fn take(vm: &mut Vm, step: Step) -> Outcome {
 }
 
 /// The digest that the platform attests.
-fn attested(vm: &mut Vm) -> [u8; 32] {
+fn attested(vm: &mut TestVm) -> [u8; 32] {
     let mut report = AttestationReport::new_zeroed();
     let buffer = abi::Buffer { uaddr: address_of_mut(&mut report), len: 208, pad0: 0 };
     let mut request = abi::AttestationReport { mnonce: [0; 16], buffer };
@@ -100,7 +100,7 @@ fn attested(vm: &mut Vm) -> [u8; 32] {
 
 /// Addresses that may be in a command: bad ones, guest RAM, and a scratch buffer. Whatever length goes
 /// with them, no byte outside RAM and scratch is written, as outputs are at most as large as RAM.
-fn address(choice: u8, vm: &Vm, scratch: &mut [u8]) -> u64 {
+fn address(choice: u8, vm: &TestVm, scratch: &mut [u8]) -> u64 {
     match choice % 6 {
         0 => 0,
         1 => BAD_ADDRESS,
@@ -117,7 +117,7 @@ proptest! {
     /// After any history, state, memory and digest are those of the model.
     #[test]
     fn a_launch_agrees_with_a_plain_array(history in vec(steps(), 0..24)) {
-        let mut vm = Vm::launching(1);
+        let mut vm = TestVm::launching(1);
         let len = usize::try_from(RAM_LEN).unwrap();
         let mut model = Model { state: 1, memory: vec![0; len], loaded: Sha256::new() };
         for step in history {
@@ -139,8 +139,8 @@ proptest! {
         state in 0..4_u8,
     ) {
         let mut vm = match state {
-            0 => Vm::initialised(),
-            1 => Vm::launching(0),
+            0 => TestVm::initialised(),
+            1 => TestVm::launching(0),
             2 => sending().0,
             _ => receiving().0,
         };
@@ -160,7 +160,7 @@ proptest! {
             let (result, error) = vm.run(id, &mut data);
             match result {
                 Ok(()) => prop_assert!(error == 0 || error == UNTOUCHED),
-                Err(Errno::EIO) => prop_assert!(Status(error).name().is_some()),
+                Err(Errno::EIO) => prop_assert!(SevStatus(error).name().is_some()),
                 Err(errno) => prop_assert!(errno.name().is_some() && Errno::EIO != errno),
             }
         }

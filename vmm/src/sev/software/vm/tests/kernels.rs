@@ -4,7 +4,7 @@ use std::error::Error;
 
 use super::*;
 use crate::sev::launch::{Initialised, LaunchError, PIECE_LEN};
-use crate::sev::software::{Identity, Kernel, Model};
+use crate::sev::software::{Identity, KernelVersion, Model};
 
 fn fixture(model: Model) -> Fixture {
     Fixture::modelled(Identity::ephemeral().unwrap(), model)
@@ -30,7 +30,7 @@ fn sev_is_turned_on_once_and_before_vcpus() {
         ("6.11", Errno::EINVAL),
         ("6.17", Errno::EINVAL),
     ] {
-        let kernel: Kernel = kernel.parse().unwrap();
+        let kernel: KernelVersion = kernel.parse().unwrap();
         let fixture = fixture(Model { kernel, ..Model::default() });
         let platform = fixture.platform();
         init(&platform).unwrap();
@@ -51,7 +51,7 @@ fn all_asids_may_be_kept_for_sev_es() {
         ("6.1", Errno::EBUSY, "no free SEV ASID"),
         ("6.11", Errno::ENOTTY, "all of its ASIDs are kept for SEV-ES"),
     ] {
-        let kernel: Kernel = kernel.parse().unwrap();
+        let kernel: KernelVersion = kernel.parse().unwrap();
         let fixture = fixture(Model { kernel, asids: 0, ..Model::default() });
         assert_eq!(init(&fixture.platform()), Err(errno), "{kernel}");
         let text = said(&fixture, fixture.platform());

@@ -9,7 +9,7 @@ mod transfer_arguments;
 use super::*;
 use crate::sev::certificate::Certificate;
 use crate::sev::command::{address_of, address_of_mut};
-use crate::sev::launch::Secret;
+use crate::sev::launch::SealedSecret;
 use crate::sev::measurement::Measurement;
 use crate::sev::session::{OwnerSession, Session, TransportKeys};
 use crate::sev::software::fixture::{Fixture, RAM_LEN};
@@ -49,17 +49,17 @@ const fn kernel(errno: Errno) -> Outcome {
     (Err(errno), UNTOUCHED)
 }
 
-const fn firmware(status: Status) -> Outcome {
+const fn firmware(status: SevStatus) -> Outcome {
     (Err(Errno::EIO), status.0)
 }
 
 /// A fixture and its VM.
-struct Vm {
+struct TestVm {
     fixture: Fixture,
     platform: SoftwarePlatform,
 }
 
-impl Vm {
+impl TestVm {
     fn new() -> Self {
         let fixture = Fixture::new();
         let platform = fixture.platform();
@@ -164,7 +164,7 @@ const PLAIN_COMMANDS: [u32; 4] = [LAUNCH_FINISH, SEND_FINISH, SEND_CANCEL, RECEI
 /// Without `KVM_SEV_INIT` there is no SEV; unknown commands are unknown with or without it.
 #[test]
 fn without_init_nothing_works() {
-    let mut vm = Vm::new();
+    let mut vm = TestVm::new();
     for id in GUEST_COMMANDS {
         assert_eq!(vm.at(id, BAD_ADDRESS, 0), kernel(Errno::ENOTTY), "command {id}");
     }
@@ -185,7 +185,7 @@ fn without_init_nothing_works() {
 /// A structure at a bad address is -EFAULT, whatever the state.
 #[test]
 fn a_bad_structure_address_is_efault() {
-    let mut vm = Vm::launching(1);
+    let mut vm = TestVm::launching(1);
     let fd = vm.fixture.fd();
     let mut commands = GUEST_COMMANDS.to_vec();
     commands.push(RECEIVE_UPDATE_DATA);
@@ -203,15 +203,15 @@ fn a_bad_structure_address_is_efault() {
 /// Each command in each state of a launch: legal ones work, others are `INVALID_GUEST_STATE`.
 #[test]
 fn commands_are_refused_in_the_wrong_state() {
-    const WRONG: Outcome = firmware(Status::INVALID_GUEST_STATE);
-    let secret = firmware(Status::BAD_MEASUREMENT);
+    const WRONG: Outcome = firmware(SevStatus::INVALID_GUEST_STATE);
+    let secret = firmware(SevStatus::BAD_MEASUREMENT);
     for (state, update, measure, secret, finish, attest) in [
         (1, DONE, DONE, WRONG, WRONG, WRONG),
         (2, WRONG, WRONG, secret, DONE, DONE),
         (3, WRONG, WRONG, WRONG, WRONG, DONE),
     ] {
         let in_state = || {
-            let mut vm = Vm::launching(1);
+            let mut vm = TestVm::launching(1);
             if state >= 2 {
                 assert_eq!(vm.measure(), DONE);
             }
@@ -230,7 +230,7 @@ fn commands_are_refused_in_the_wrong_state() {
         assert_eq!(in_state().attest(), attest, "attest in {state}");
         // KVM lets a second start through; its guest cannot be bound to the ASID and is dropped.
         let mut vm = in_state();
-        assert_eq!(vm.start(1), firmware(Status::ASID_OWNED), "start in {state}");
+        assert_eq!(vm.start(1), firmware(SevStatus::ASID_OWNED), "start in {state}");
         assert_eq!(vm.state(), state);
         assert_eq!(vm.fixture.host.lock().firmware.guest_count(), 1);
     }
@@ -239,7 +239,7 @@ fn commands_are_refused_in_the_wrong_state() {
 /// Commands use the `/dev/sev` of `LAUNCH_START` and fail when it is closed.
 #[test]
 fn the_descriptor_of_launch_start_counts() {
-    let mut vm = Vm::initialised();
+    let mut vm = TestVm::initialised();
     let mut status = abi::GuestStatus::default();
     assert_eq!(vm.run(GUEST_STATUS, &mut status), kernel(Errno::EBADF));
     assert_eq!(vm.plain(LAUNCH_FINISH), kernel(Errno::EBADF));
@@ -261,10 +261,10 @@ fn the_descriptor_of_launch_start_counts() {
 fn a_key_is_shared_only_if_the_policy_says_so() {
     for (first, second, outcome) in [
         (0x1, 0x1, DONE),
-        (0x1, 0x0, firmware(Status::POLICY_FAILURE)),
-        (0x3, 0x3, firmware(Status::POLICY_FAILURE)),
+        (0x1, 0x0, firmware(SevStatus::POLICY_FAILURE)),
+        (0x3, 0x3, firmware(SevStatus::POLICY_FAILURE)),
     ] {
-        let mut vm = Vm::initialised();
+        let mut vm = TestVm::initialised();
         let mut start = abi::LaunchStart { policy: first, ..abi::LaunchStart::default() };
         assert_eq!(vm.run(LAUNCH_START, &mut start), DONE);
         start.policy = second;

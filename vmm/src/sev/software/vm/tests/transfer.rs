@@ -11,11 +11,11 @@ use super::*;
 use crate::sev::software::mailbox::Mailbox;
 use crate::sev::target::PlatformCertificates;
 
-pub(super) const WRONG_STATE: Outcome = firmware(Status::INVALID_GUEST_STATE);
+pub(super) const WRONG_STATE: Outcome = firmware(SevStatus::INVALID_GUEST_STATE);
 pub(super) const POLICY: u32 = 0x21;
 
 /// Buffers of a transfer, and the platform on the other side.
-pub(super) struct Transfer {
+pub(super) struct TestTransfer {
     pub(super) peer: Fixture,
     pub(super) to: PlatformCertificates,
     pub(super) vendor: Vec<u8>,
@@ -24,7 +24,7 @@ pub(super) struct Transfer {
     pub(super) data: [u8; 4096],
 }
 
-impl Transfer {
+impl TestTransfer {
     pub(super) fn new() -> Self {
         let peer = Fixture::new();
         let to = peer.certificates();
@@ -49,7 +49,7 @@ impl Transfer {
     }
 
     /// A good page command for the first page of `vm`.
-    pub(super) fn page(&mut self, vm: &Vm) -> abi::Packet {
+    pub(super) fn page(&mut self, vm: &TestVm) -> abi::Packet {
         abi::Packet {
             hdr_uaddr: address_of_mut(&mut self.header),
             hdr_len: 52,
@@ -75,22 +75,22 @@ impl Transfer {
 }
 
 /// A guest in state RUNNING.
-pub(super) fn running(policy: u32) -> Vm {
-    let mut vm = Vm::launching(policy);
+pub(super) fn running(policy: u32) -> TestVm {
+    let mut vm = TestVm::launching(policy);
     assert_eq!(vm.measure(), DONE);
     assert_eq!(vm.plain(LAUNCH_FINISH), DONE);
     vm
 }
 
 /// A guest in state SUPDATE, and its transfer.
-pub(super) fn sending() -> (Vm, Transfer) {
-    let (mut vm, mut transfer) = (running(POLICY), Transfer::new());
+pub(super) fn sending() -> (TestVm, TestTransfer) {
+    let (mut vm, mut transfer) = (running(POLICY), TestTransfer::new());
     assert_eq!(vm.run(SEND_START, &mut transfer.send_start()), DONE);
     (vm, transfer)
 }
 
 /// A guest in state RUPDATE, and one packet sealed for it.
-pub(super) fn receiving() -> (Vm, Transfer) {
+pub(super) fn receiving() -> (TestVm, TestTransfer) {
     let (mut source, mut transfer) = sending();
     source.fixture.guest_writes(0, &[7; 4096]);
     let mut page = transfer.page(&source);
@@ -98,27 +98,27 @@ pub(super) fn receiving() -> (Vm, Transfer) {
     let source_pdh = source.fixture.certificates().pdh;
     // The packet is for the peer's own VM.
     let fixture = std::mem::replace(&mut transfer.peer, Fixture::new());
-    let mut vm = Vm { platform: fixture.platform(), fixture };
+    let mut vm = TestVm { platform: fixture.platform(), fixture };
     assert_eq!(vm.plain(INIT), (Ok(()), UNTOUCHED));
     assert_eq!(vm.run(RECEIVE_START, &mut transfer.receive_start(&source_pdh)), DONE);
     (vm, transfer)
 }
 
 /// A guest in state SENT, and its transfer.
-fn sent() -> (Vm, Transfer) {
+fn sent() -> (TestVm, TestTransfer) {
     let (mut vm, transfer) = sending();
     assert_eq!(vm.plain(SEND_FINISH), DONE);
     (vm, transfer)
 }
 
 /// How to come to a state.
-type Make<'a> = &'a dyn Fn() -> (Vm, Transfer);
+type Make<'a> = &'a dyn Fn() -> (TestVm, TestTransfer);
 
 /// Every command of a transfer in every state of a guest: legal ones work, the rest are refused.
 #[test]
 fn commands_are_refused_in_the_wrong_state() {
-    let launching = || (Vm::launching(0), Transfer::new());
-    let ran = || (running(0x20), Transfer::new());
+    let launching = || (TestVm::launching(0), TestTransfer::new());
+    let ran = || (running(0x20), TestTransfer::new());
     let states: [(u32, Make<'_>, u32); 5] = [
         (1, &launching, 0),
         (3, &ran, SEND_START),
@@ -166,8 +166,8 @@ fn a_sent_guest_is_dead() {
     // KVM lets a second guest be made, which cannot be bound. The session itself fits: both platforms
     // share one secret, whoever of them sends.
     let mut start = transfer.receive_start(&transfer.to.pdh);
-    assert_eq!(vm.run(RECEIVE_START, &mut start), firmware(Status::ASID_OWNED));
-    assert_eq!(vm.start(1), firmware(Status::ASID_OWNED));
+    assert_eq!(vm.run(RECEIVE_START, &mut start), firmware(SevStatus::ASID_OWNED));
+    assert_eq!(vm.start(1), firmware(SevStatus::ASID_OWNED));
     assert_eq!(vm.state(), 6);
 }
 
@@ -214,7 +214,7 @@ fn nothing_is_sealed_after_the_end() {
 fn commands_cost_what_was_set() {
     let (mut vm, mut transfer) = sending();
     let cost = Duration::from_millis(5);
-    let timed = |vm: &mut Vm, packet: &mut abi::Packet| {
+    let timed = |vm: &mut TestVm, packet: &mut abi::Packet| {
         let start = Instant::now();
         (vm.run(SEND_UPDATE_DATA, packet), start.elapsed())
     };

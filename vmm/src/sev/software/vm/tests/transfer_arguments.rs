@@ -2,18 +2,18 @@
 
 use zerocopy::FromZeros;
 
-use super::transfer::{POLICY, Transfer, WRONG_STATE, receiving, running, sending};
+use super::transfer::{POLICY, TestTransfer, WRONG_STATE, receiving, running, sending};
 use super::*;
-use crate::sev::packet::Header;
+use crate::sev::packet::PacketHeader;
 
 /// `SEND_START`: the length query, what the kernel refuses, what the firmware refuses, and what is
 /// written back.
 #[test]
 fn send_start_checks_its_buffers() {
-    let (mut vm, mut transfer) = (running(POLICY), Transfer::new());
+    let (mut vm, mut transfer) = (running(POLICY), TestTransfer::new());
     let good = transfer.send_start();
     let einval = kernel(Errno::EINVAL);
-    let short = firmware(Status::INVALID_LEN);
+    let short = firmware(SevStatus::INVALID_LEN);
     // After a call of the firmware policy and length are written back, even if it refused.
     let cases = [
         ("query", abi::SendStart::default(), short, 128),
@@ -35,7 +35,7 @@ fn send_start_checks_its_buffers() {
         (
             "a PEK as PDH",
             abi::SendStart { pdh_uaddr: address_of(&transfer.to.chain.pek), ..good },
-            firmware(Status::INVALID_CERTIFICATE),
+            firmware(SevStatus::INVALID_CERTIFICATE),
             128,
         ),
     ];
@@ -71,7 +71,7 @@ fn sealing_checks_place_and_lengths() {
     let good = transfer.page(&vm);
     let ram = vm.fixture.ram;
     let einval = kernel(Errno::EINVAL);
-    let short = firmware(Status::INVALID_LEN);
+    let short = firmware(SevStatus::INVALID_LEN);
     for mut query in [
         abi::Packet::default(),
         abi::Packet { hdr_len: 0, ..good },
@@ -104,7 +104,7 @@ fn sealing_checks_place_and_lengths() {
         (
             "odd place",
             abi::Packet { guest_uaddr: ram + 8, ..of(16) },
-            firmware(Status::INVALID_ADDRESS),
+            firmware(SevStatus::INVALID_ADDRESS),
         ),
         ("bad header", abi::Packet { hdr_uaddr: BAD_ADDRESS, ..good }, (Err(Errno::EFAULT), 0)),
         ("bad data", abi::Packet { trans_uaddr: BAD_ADDRESS, ..good }, (Err(Errno::EFAULT), 0)),
@@ -134,10 +134,10 @@ fn opening_checks_place_lengths_and_packet() {
     let good = transfer.page(&vm);
     let ram = vm.fixture.ram;
     let einval = kernel(Errno::EINVAL);
-    let short = firmware(Status::INVALID_LEN);
-    let forged = firmware(Status::BAD_MEASUREMENT);
+    let short = firmware(SevStatus::INVALID_LEN);
+    let forged = firmware(SevStatus::BAD_MEASUREMENT);
     let of = |guest_len| abi::Packet { guest_len, trans_len: guest_len, ..good };
-    let other = Header::new_zeroed();
+    let other = PacketHeader::new_zeroed();
     let cases = [
         ("nothing", abi::Packet::default(), einval),
         ("no header", abi::Packet { hdr_uaddr: 0, ..good }, einval),
@@ -160,7 +160,7 @@ fn opening_checks_place_lengths_and_packet() {
         (
             "odd place",
             abi::Packet { guest_uaddr: ram + 8, ..of(16) },
-            firmware(Status::INVALID_ADDRESS),
+            firmware(SevStatus::INVALID_ADDRESS),
         ),
         ("part of it", of(4080), forged),
         ("other header", abi::Packet { hdr_uaddr: address_of(&other), ..good }, forged),
@@ -170,7 +170,7 @@ fn opening_checks_place_lengths_and_packet() {
         assert_eq!(vm.fixture.guest_sees(0, 4096), [0; 4096], "{name}");
     }
     for at in (0..52).chain([100, 2000]) {
-        let flip = |transfer: &mut Transfer| match at {
+        let flip = |transfer: &mut TestTransfer| match at {
             ..52 => transfer.header[at] ^= 0x10,
             _ => transfer.data[at] ^= 0x10,
         };
@@ -193,10 +193,10 @@ fn receive_start_checks_the_session() {
     let source_pdh = source.fixture.certificates().pdh;
     let good = transfer.receive_start(&source_pdh);
     let fixture = std::mem::replace(&mut transfer.peer, Fixture::new());
-    let mut vm = Vm { platform: fixture.platform(), fixture };
+    let mut vm = TestVm { platform: fixture.platform(), fixture };
     assert_eq!(vm.plain(INIT), (Ok(()), UNTOUCHED));
     let einval = kernel(Errno::EINVAL);
-    let forged = firmware(Status::BAD_MEASUREMENT);
+    let forged = firmware(SevStatus::BAD_MEASUREMENT);
     let pek = transfer.to.chain.pek;
     let cases = [
         ("no PDH", abi::LaunchStart { dh_uaddr: 0, ..good }, einval),
@@ -205,28 +205,32 @@ fn receive_start_checks_the_session() {
         ("no session length", abi::LaunchStart { session_len: 0, ..good }, einval),
         ("long session", abi::LaunchStart { session_len: 0x4001, ..good }, einval),
         ("bad PDH", abi::LaunchStart { dh_uaddr: BAD_ADDRESS, ..good }, kernel(Errno::EFAULT)),
-        ("short session", abi::LaunchStart { session_len: 127, ..good }, firmware(Status(4))),
-        ("short PDH", abi::LaunchStart { dh_len: 2083, ..good }, firmware(Status(6))),
-        ("a PEK", abi::LaunchStart { dh_uaddr: address_of(&pek), ..good }, firmware(Status(6))),
+        ("short session", abi::LaunchStart { session_len: 127, ..good }, firmware(SevStatus(4))),
+        ("short PDH", abi::LaunchStart { dh_len: 2083, ..good }, firmware(SevStatus(6))),
+        ("a PEK", abi::LaunchStart { dh_uaddr: address_of(&pek), ..good }, firmware(SevStatus(6))),
         (
             "other source",
             abi::LaunchStart { dh_uaddr: address_of(&transfer.to.pdh), ..good },
             forged,
         ),
-        ("unknown peer", abi::LaunchStart { handle: 77, ..good }, firmware(Status::INVALID_GUEST)),
+        (
+            "unknown peer",
+            abi::LaunchStart { handle: 77, ..good },
+            firmware(SevStatus::INVALID_GUEST),
+        ),
     ];
     for (name, mut start, outcome) in cases {
         assert_eq!(vm.run(RECEIVE_START, &mut start), outcome, "{name}");
     }
     assert_eq!(vm.fixture.host.lock().firmware.guest_count(), 0);
     // The session was made for this platform and no other.
-    let mut stranger = Vm::initialised();
+    let mut stranger = TestVm::initialised();
     let mut start = good;
     assert_eq!(stranger.run(RECEIVE_START, &mut start), forged);
     assert_eq!(vm.run(RECEIVE_START, &mut start), DONE);
     assert_eq!((vm.state(), start.handle != 0), (5, true));
     start.handle = 0;
-    assert_eq!(vm.run(RECEIVE_START, &mut start), firmware(Status::ASID_OWNED));
+    assert_eq!(vm.run(RECEIVE_START, &mut start), firmware(SevStatus::ASID_OWNED));
     assert_eq!(vm.plain(RECEIVE_FINISH), DONE);
     assert_eq!(vm.attest(), DONE);
 }
@@ -238,13 +242,13 @@ fn receive_start_notices_any_change() {
     let source_pdh = source.fixture.certificates().pdh;
     let good = transfer.receive_start(&source_pdh);
     let fixture = std::mem::replace(&mut transfer.peer, Fixture::new());
-    let mut vm = Vm { platform: fixture.platform(), fixture };
+    let mut vm = TestVm { platform: fixture.platform(), fixture };
     assert_eq!(vm.plain(INIT), (Ok(()), UNTOUCHED));
-    let forged = firmware(Status::BAD_MEASUREMENT);
+    let forged = firmware(SevStatus::BAD_MEASUREMENT);
     for bit in 0..32 {
         let mut start = abi::LaunchStart { policy: good.policy ^ 1 << bit, ..good };
         let reserved = (6..16).contains(&bit);
-        let wanted = if reserved { firmware(Status::POLICY_FAILURE) } else { forged };
+        let wanted = if reserved { firmware(SevStatus::POLICY_FAILURE) } else { forged };
         assert_eq!(vm.run(RECEIVE_START, &mut start), wanted, "policy bit {bit}");
     }
     for byte in (0..128).step_by(3) {

@@ -1,9 +1,8 @@
 //! A unix socket in the file system: made where no other is served, and removed in the end.
 //!
-//! Two processes may find the same dead socket at the same moment, and each would remove what the
-//! other has just made. So a socket belongs to whoever holds a lock on the empty file beside it, from
-//! before the first look at the path until the socket is gone again; the kernel releases the lock of a
-//! process that is killed.
+//! Two processes may find the same dead socket at the same moment, and each could remove what the other has just made.
+//! So a process first locks an empty file beside the socket. It holds the lock from before its first look at the path
+//! until the socket is removed. The kernel releases the lock of a process that is killed.
 
 use std::fs::{
     File, Metadata, OpenOptions, Permissions, TryLockError, remove_file, set_permissions,
@@ -29,25 +28,25 @@ const MODE: u32 = 0o600;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 
-/// How often a lock is tried whose file its last holder removes at that moment.
+/// How often to try the lock again if its last holder removes the file at that moment.
 const LOCK_TRIES: u32 = 100;
 
-/// The file; dropped, it is removed, unless something else has taken its place. To be dropped before
-/// the listener, which keeps the kernel from giving the file's inode to another.
+/// The socket's file. When this is dropped it is removed, unless another file has taken its place. Drop it before the
+/// listener: that keeps the kernel from giving the file's inode to another file.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
-    identity: Option<Identity>,
+    identity: Option<FileId>,
     /// Dropped last.
     _lock: Lock,
 }
 
 /// Device and inode.
-type Identity = (u64, u64);
+type FileId = (u64, u64);
 
 impl SocketFile {
-    /// Listens at `path`, for nobody but this user and root. A socket that nobody serves any more is
-    /// replaced; one that is served, and anything else that is there, is left alone.
+    /// Listens at `path`. Only this user and root may connect. A socket that no process serves any more is replaced. A
+    /// socket that is served, and any other file, is left alone.
     ///
     /// # Errors
     /// [`NoSocket`].
@@ -55,8 +54,8 @@ impl SocketFile {
         let lock = Lock::take(path)?;
         make_way(path)?;
         let address = SocketAddrUnix::new(path).map_err(IoError::from)?;
-        // As a file, because that can be given a mode: the kernel makes the socket's file with it, so
-        // that there is no moment at which anybody may connect.
+        // As a `File`, because that can be given a mode. The kernel makes the socket's file with this mode, so other
+        // users cannot connect at any moment.
         let socket = File::from(new_socket(SocketFlags::empty())?);
         socket.set_permissions(Permissions::from_mode(MODE))?;
         bind(&socket, &address).map_err(IoError::from)?;
@@ -74,17 +73,17 @@ impl Drop for SocketFile {
     }
 }
 
-/// The right to a socket: a lock on an empty file beside it. Dropped, the file is removed.
+/// The right to a socket: a lock on an empty file beside it. When this is dropped, the file is removed.
 #[derive(Debug)]
 struct Lock {
     path: PathBuf,
     /// Holds the lock; closed after the file is removed.
     _file: File,
-    identity: Identity,
+    identity: FileId,
 }
 
 impl Lock {
-    /// Who finds the lock held does not wait: its holder serves the socket, or is about to.
+    /// If another process holds the lock, this does not wait: that process serves the socket, or is about to.
     fn take(socket: &Path) -> Result<Self, NoSocket> {
         let mut path = socket.as_os_str().to_owned();
         path.push(".lock");
@@ -100,7 +99,7 @@ impl Lock {
                 Err(TryLockError::WouldBlock) => return Err(NoSocket::InUse),
                 Err(TryLockError::Error(cause)) => return Err(cause.into()),
             }
-            // A lock on a file that its last holder has removed meanwhile keeps nobody out.
+            // If the last holder has removed the file meanwhile, the lock on it is worth nothing.
             if identity(&path) == Some(identity_of(&found)) {
                 return Ok(Self { path, _file: file, identity: identity_of(&found) });
             }
@@ -119,7 +118,7 @@ impl Drop for Lock {
 fn open_or_make(path: &Path) -> Result<Option<File>, NoSocket> {
     let mut options = OpenOptions::new();
     options.write(true).mode(MODE).custom_flags(O_NOFOLLOW | O_NONBLOCK);
-    // Two steps: the kernel may refuse O_CREAT for a file that is there and another user's.
+    // In two steps: the kernel may refuse O_CREAT for an existing file of another user.
     let opened = match options.open(path) {
         Err(cause) if cause.kind() == ErrorKind::NotFound => options.create_new(true).open(path),
         opened => opened,
@@ -127,7 +126,7 @@ fn open_or_make(path: &Path) -> Result<Option<File>, NoSocket> {
     match opened {
         Ok(file) => Ok(Some(file)),
         Err(cause) if cause.kind() == ErrorKind::AlreadyExists => Ok(None),
-        // Its directory is not there.
+        // The directory does not exist.
         Err(cause) if cause.kind() == ErrorKind::NotFound => Err(cause.into()),
         Err(cause) => Err(NoSocket::Lock { path: path.to_owned(), cause }),
     }
@@ -142,7 +141,7 @@ fn make_way(path: &Path) -> Result<(), NoSocket> {
     }
     let address = SocketAddrUnix::new(path).map_err(IoError::from)?;
     match connect(new_socket(SocketFlags::NONBLOCK)?, &address) {
-        // Somebody listens, also if so many wait to be accepted that one more would have to wait.
+        // A process listens. EAGAIN means that its queue of connections is full.
         Ok(()) | Err(Errno::AGAIN) => Err(NoSocket::InUse),
         Err(Errno::CONNREFUSED) => {
             debug!("{} was left by a process that is gone", path.display());
@@ -157,7 +156,7 @@ fn new_socket(flags: SocketFlags) -> Result<OwnedFd, IoError> {
     Ok(socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?)
 }
 
-fn remove_if_it_is(path: &Path, ours: Option<Identity>) {
+fn remove_if_it_is(path: &Path, ours: Option<FileId>) {
     if ours.is_some()
         && identity(path) == ours
         && let Err(cause) = remove_file(path)
@@ -166,11 +165,11 @@ fn remove_if_it_is(path: &Path, ours: Option<Identity>) {
     }
 }
 
-fn identity(path: &Path) -> Option<Identity> {
+fn identity(path: &Path) -> Option<FileId> {
     symlink_metadata(path).ok().as_ref().map(identity_of)
 }
 
-fn identity_of(found: &Metadata) -> Identity {
+fn identity_of(found: &Metadata) -> FileId {
     (found.dev(), found.ino())
 }
 
@@ -180,10 +179,10 @@ pub enum NoSocket {
     /// Another process serves it.
     #[error("another process serves it, or is about to")]
     InUse,
-    /// It is something else.
+    /// Another kind of file is there.
     #[error("it exists and is not a socket; it is left alone")]
     NotASocket,
-    /// What is where the lock should be is no lock of ours.
+    /// The file that should be the lock is not empty, or not a regular file.
     #[error("{} is not the empty file that is locked for it; it is left alone", path.display())]
     NotALock {
         /// The file.
@@ -261,8 +260,8 @@ mod tests {
         }
     }
 
-    /// A socket is its holder's until it is gone, also when it is not listened to any more: who came
-    /// between would be robbed of its own by the holder's end.
+    /// A socket belongs to its holder until it is removed, also when the holder does not listen any more. Otherwise
+    /// the holder would at its end remove the socket of a process that came in between.
     #[test]
     fn a_socket_that_is_being_removed_is_still_in_use() {
         let directory = TempDir::new().unwrap();
@@ -274,8 +273,8 @@ mod tests {
         SocketFile::bind(&path).unwrap();
     }
 
-    /// A process that accepts nobody, and whose queue is full, serves its socket all the same; and a
-    /// start does not wait for it.
+    /// A process that accepts no connection, and whose queue is full, still serves its socket. A start does not wait
+    /// for it.
     #[test]
     fn a_full_queue_is_a_socket_in_use() {
         let directory = TempDir::new().unwrap();
@@ -304,7 +303,7 @@ mod tests {
         SocketFile::bind(&at("three")).unwrap();
     }
 
-    /// What has taken the place of a socket is somebody else's to remove.
+    /// A file that has taken the socket's place is not removed.
     #[test]
     fn a_replaced_socket_is_left_alone() {
         let directory = TempDir::new().unwrap();

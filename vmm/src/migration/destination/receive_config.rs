@@ -1,4 +1,4 @@
-//! What a host receives guests with.
+//! How a host receives guests: its platform, the serial output, the journals, and its patience.
 
 use std::io::Error as IoError;
 use std::time::Duration;
@@ -8,13 +8,13 @@ use crate::machine::config::{DeviceConfig, PlatformKind};
 use crate::migration::handover::journal::Journal;
 use crate::migration::wire::VmId;
 
-/// What this host receives guests with.
-pub struct Host<'a> {
-    /// Receives SEV guests; `None` takes plain VMs only.
+/// How this host receives guests.
+pub struct ReceiveConfig<'a> {
+    /// The platform for SEV guests; with `None` it takes plain VMs only.
     pub platform: Option<&'a PlatformKind>,
-    /// What a guest's devices stand on.
+    /// What a guest's devices are made from.
     pub devices: &'a [DeviceConfig],
-    /// Where a guest's serial port writes to: open already, so that no guest comes in vain.
+    /// Where a guest's serial port writes to. It is open before a guest comes.
     pub output: &'a SerialOutput,
     /// Opens a guest's journal.
     pub journal: &'a mut dyn FnMut(VmId) -> Result<Journal, IoError>,
@@ -22,8 +22,8 @@ pub struct Host<'a> {
     pub silence: Duration,
 }
 
-impl std::fmt::Debug for Host<'_> {
+impl std::fmt::Debug for ReceiveConfig<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Host").field("platform", &self.platform).finish_non_exhaustive()
+        f.debug_struct("ReceiveConfig").field("platform", &self.platform).finish_non_exhaustive()
     }
 }

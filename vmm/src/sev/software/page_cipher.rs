@@ -1,9 +1,9 @@
-//! The keys of one transfer of a guest, shared by all threads that seal or open its pages.
+//! Seals and opens the pages of one transfer of a guest. All threads of the transfer share it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::sev::Status;
-use crate::sev::packet::{Header, PacketKeys, Purpose};
+use crate::sev::SevStatus;
+use crate::sev::packet::{PacketHeader, PacketKeys, Purpose};
 use crate::sev::session::{TransportKeys, random};
 
 /// Counter blocks that one packet may use, as a power of two: 16 KiB.
@@ -11,25 +11,25 @@ const BLOCKS_SHIFT: u32 = 10;
 
 /// Seals or opens pages.
 #[derive(Debug)]
-pub(super) struct Transfer {
+pub(super) struct PageCipher {
     keys: PacketKeys,
     prefix: [u8; 8],
     sealed: AtomicU64,
 }
 
-impl Transfer {
-    pub(super) fn new(keys: &TransportKeys) -> Result<Self, Status> {
-        let prefix = random().map_err(|_no_randomness| Status::HW_PLATFORM)?;
+impl PageCipher {
+    pub(super) fn new(keys: &TransportKeys) -> Result<Self, SevStatus> {
+        let prefix = random().map_err(|_no_randomness| SevStatus::HW_PLATFORM)?;
         Ok(Self { keys: PacketKeys::new(keys), prefix, sealed: AtomicU64::new(0) })
     }
 
     /// Encrypts a page, or a part of one, in place.
-    pub(super) fn seal(&self, bytes: &mut [u8]) -> Header {
+    pub(super) fn seal(&self, bytes: &mut [u8]) -> PacketHeader {
         self.keys.seal(Purpose::Page, self.next_iv(), bytes)
     }
 
     /// Decrypts a page, or a part of one, in place.
-    pub(super) fn open(&self, header: &Header, bytes: &mut [u8]) -> Result<(), Status> {
+    pub(super) fn open(&self, header: &PacketHeader, bytes: &mut [u8]) -> Result<(), SevStatus> {
         self.keys.open(Purpose::Page, header, bytes)
     }
 
@@ -54,7 +54,7 @@ mod tests {
     /// No two packets of a transfer share a block of keystream, whatever the thread.
     #[test]
     fn counters_never_overlap() {
-        let transfer = Transfer::new(&TransportKeys::random().unwrap()).unwrap();
+        let transfer = PageCipher::new(&TransportKeys::random().unwrap()).unwrap();
         let take = || (0..500).map(|_| u128::from_be_bytes(transfer.next_iv())).collect::<Vec<_>>();
         let mut starts = std::thread::scope(|scope| {
             let others = [scope.spawn(take), scope.spawn(take)];
