@@ -3,7 +3,9 @@
 //!
 //! Every figure is the best of several runs: other work on the machine only ever adds to it.
 
+mod disk;
 mod net;
+mod plain_reads;
 
 use std::error::Error;
 
@@ -18,6 +20,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Device {
+    /// Reads of a file through a disk, beside a plain loop over `io_uring` on the same file
+    Disk(disk::Arguments),
     /// Segments of 64 KiB through a tap, beside a plain writer to that tap
     ///
     /// In a network namespace of its own:
@@ -27,6 +31,7 @@ enum Device {
 
 fn main() -> Result<(), Box<dyn Error>> {
     match Arguments::parse().device {
+        Device::Disk(arguments) => disk::measure(&arguments),
         Device::Net(arguments) => net::measure(&arguments),
     }
 }

@@ -63,6 +63,14 @@ pub enum Request {
     Cancel,
     /// Decide a handover that is in doubt, and answer when that is done.
     Resolve(Resolution),
+    /// Make this disk so many bytes, or look how large it is, and tell the guest.
+    ResizeDisk {
+        /// Its name.
+        id: String,
+        /// Its size in bytes, not below what it is; without it the host has changed it already.
+        #[serde(default)]
+        size: Option<u64>,
+    },
     /// End the guest and its process.
     Quit,
 }

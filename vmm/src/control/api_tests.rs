@@ -109,7 +109,9 @@ fn lines_round_trip() {
         Request::Cancel,
         Request::Quit,
     ];
-    for request in simple.into_iter().chain(resolve).chain(asked) {
+    let resize =
+        [None, Some(1 << 40)].map(|size| Request::ResizeDisk { id: "disk0".to_owned(), size });
+    for request in simple.into_iter().chain(resolve).chain(asked).chain(resize) {
         let line = request.to_line().unwrap();
         assert_eq!(line.iter().position(|&byte| byte == b'\n'), Some(line.len() - 1));
         assert_eq!(Request::from_line(&line).unwrap(), request);
@@ -128,6 +130,9 @@ fn requests_look_as_documented() {
     assert_eq!(line(Request::Status), "{\"version\":1,\"request\":\"status\"}\n");
     let resolve = line(Request::Resolve(Resolution::Keep));
     assert_eq!(resolve, "{\"version\":1,\"request\":{\"resolve\":\"keep\"}}\n");
+    let resize = Request::ResizeDisk { id: "disk0".to_owned(), size: Some(1024) };
+    let wanted = "{\"version\":1,\"request\":{\"resize_disk\":{\"id\":\"disk0\",\"size\":1024}}}\n";
+    assert_eq!(line(resize), wanted);
     assert_eq!(
         line(inject()),
         format!(

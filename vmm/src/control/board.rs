@@ -123,6 +123,7 @@ impl StatusBoard {
             | Request::Migrate(_)
             | Request::Check(_)
             | Request::Resolve(_)
+            | Request::ResizeDisk { .. }
             | Request::Quit => Response::Refused { reason: NOT_NOW.to_owned() },
         }
     }

@@ -1,6 +1,6 @@
 //! Decides what is done with a request: a pure function of the process's state, called when the request is taken up.
 //!
-//! | state | report, continue, secret | audit, migrate, check | cancel | resolve | quit |
+//! | state | report, continue, secret | audit, migrate, check, resize | cancel | resolve | quit |
 //! |---|---|---|---|---|---|
 //! | starting, waiting, receiving, moved | refused | refused | refused | refused | done |
 //! | paused | done | refused | refused | refused | done |
@@ -55,7 +55,11 @@ pub fn decide(state: State, is_busy: bool, request: &Request) -> Admission {
             "the guest runs already: it takes secrets only before, so start it with --paused",
         ),
         (
-            Request::Report | Request::Audit | Request::Migrate(_) | Request::Check(_),
+            Request::Report
+            | Request::Audit
+            | Request::Migrate(_)
+            | Request::Check(_)
+            | Request::ResizeDisk { .. },
             State::Running,
         ) if !is_busy => Do,
         (
@@ -64,7 +68,8 @@ pub fn decide(state: State, is_busy: bool, request: &Request) -> Admission {
             | Request::InjectSecret(_)
             | Request::Continue
             | Request::Migrate(_)
-            | Request::Check(_),
+            | Request::Check(_)
+            | Request::ResizeDisk { .. },
             _,
         ) => Refuse(why_busy(state)),
     }
@@ -130,7 +135,7 @@ mod tests {
     };
 
     /// One request of each kind, in the order of the table's columns.
-    fn requests() -> [Request; 10] {
+    fn requests() -> [Request; 11] {
         let secret = InjectRequest {
             packet_header: Base64(Vec::new()),
             secret: Base64(Vec::new()),
@@ -157,6 +162,7 @@ mod tests {
             Request::Cancel,
             Request::Resolve(Resolution::Keep),
             Request::Quit,
+            Request::ResizeDisk { id: "disk0".to_owned(), size: None },
         ]
     }
 
@@ -165,16 +171,16 @@ mod tests {
     fn every_request_has_its_answer_in_every_state() {
         for (state, is_busy, row) in [
             //                        status, report, audit, secret, continue,
-            //                        migrate, check, cancel, resolve, quit
-            (State::Starting, true, "b--------d"),
-            (State::Paused, false, "bd-dd----d"),
-            (State::Running, false, "bdd--dd--d"),
-            (State::Running, true, "b--------d"),
-            (State::Migrating, true, "b------b-d"),
-            (State::Waiting, true, "b--------d"),
-            (State::Receiving, true, "b--------d"),
-            (State::InDoubt, true, "b-------d-"),
-            (State::Moved, true, "b--------d"),
+            //                        migrate, check, cancel, resolve, quit, resize
+            (State::Starting, true, "b--------d-"),
+            (State::Paused, false, "bd-dd----d-"),
+            (State::Running, false, "bdd--dd--dd"),
+            (State::Running, true, "b--------d-"),
+            (State::Migrating, true, "b------b-d-"),
+            (State::Waiting, true, "b--------d-"),
+            (State::Receiving, true, "b--------d-"),
+            (State::InDoubt, true, "b-------d--"),
+            (State::Moved, true, "b--------d-"),
         ] {
             let decided = requests().map(|request| match decide(state, is_busy, &request) {
                 Admission::FromBoard => 'b',

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use crate::boot::BootConfig;
-use crate::devices::virtio::{Mac, RateLimit, TapSource};
+use crate::devices::virtio::{DiskOptions, Mac, RateLimit, TapSource};
 use crate::encryption::Design;
 use crate::page::{BadRange, PAGE_SIZE, RamLayout};
 use crate::sev::Policy;
@@ -68,6 +68,8 @@ pub enum DeviceConfig {
         /// What each direction may carry.
         limit: Option<RateLimit>,
     },
+    /// A file or a block device.
+    Disk(DiskOptions),
 }
 
 impl Config {

@@ -93,23 +93,22 @@ pub(super) fn matching<'a>(
 
 /// What of the device that was offered is not so here, in words.
 fn unlike(offer: &DeviceOffer, here: &DeviceOffer) -> Option<String> {
-    let missing = offer.features & !here.features;
-    if missing != 0 {
-        return Some(format!("features {missing:#x}, which the one here lacks"));
-    }
-    if offer.queues != here.queues {
-        return Some(format!("queues of {:?} entries, and here {:?}", offer.queues, here.queues));
-    }
+    // First what was configured: features follow from it, and are harder to read.
     let is_so = |(key, value): &(String, String)| {
         here.alike.iter().any(|(name, here)| {
             name == key && (here == value || [here, value].map(String::as_str).contains(&ANY))
         })
     };
-    let differs = offer.alike.iter().find(|pair| !is_so(pair));
-    differs.map(|(key, value)| {
+    if let Some((key, value)) = offer.alike.iter().find(|pair| !is_so(pair)) {
         let other = here.alike.iter().find(|(name, _)| name == key);
-        format!("{key} {value:?}, and here {:?}", other.map(|(_, value)| value.as_str()))
-    })
+        let other = other.map_or("none", |(_, value)| value.as_str());
+        return Some(format!("{key} {value:?}, and here {other:?}"));
+    }
+    if offer.queues != here.queues {
+        return Some(format!("queues of {:?} entries, and here {:?}", offer.queues, here.queues));
+    }
+    let missing = offer.features & !here.features;
+    (missing != 0).then(|| format!("features {missing:#x}, which the one here lacks"))
 }
 
 /// One reason why a device cannot go on here.
@@ -147,9 +146,13 @@ pub enum DeviceDifference {
 
 #[cfg(test)]
 mod tests {
+    use std::env::temp_dir;
+    use std::fs::{File, remove_file};
     use std::path::PathBuf;
+    use std::process::id;
 
     use super::*;
+    use crate::devices::virtio::DiskOptions;
 
     fn here(source: &str) -> DeviceHere {
         DeviceHere::look(&DeviceConfig::Rng { source: PathBuf::from(source) })
@@ -208,5 +211,38 @@ mod tests {
         let alike = vec![("mac".to_owned(), "52:54:00:00:00:01".to_owned())];
         let alike = DeviceOffer { alike, ..rng(1) };
         assert!(refused(&[alike, rng(2)], &[here("/dev/urandom")]).len() == 2);
+    }
+
+    /// A disk of another size or name, or one that is only read, is named in words.
+    #[test]
+    fn another_disk_is_named() {
+        let path = temp_dir().join(format!("sevferry-offer-{}.raw", id()));
+        let file = File::create(&path).unwrap();
+        file.set_len(1 << 20).unwrap();
+        let options = DiskOptions {
+            path: path.clone(),
+            id: "disk0".to_owned(),
+            serial: String::new(),
+            readonly: false,
+            direct: false,
+            queues: 1,
+        };
+        let look = |options: &DiskOptions| DeviceHere::look(&DeviceConfig::Disk(options.clone()));
+        let offered = [DeviceOffer { slot: 1, ..look(&options).offer.unwrap() }];
+        let (id, readonly) = ("data".to_owned(), true);
+        for (other, why) in [
+            (DiskOptions { id, ..options.clone() }, "id \"disk0\", and here \"data\""),
+            (DiskOptions { readonly, ..options.clone() }, "readonly \"off\", and here \"on\""),
+            (DiskOptions { queues: 2, ..options.clone() }, "queues of [256] entries"),
+        ] {
+            let refused = refused(&offered, &[look(&other)]);
+            assert!(refused[0].contains(why), "{refused:?}");
+        }
+        let here = [look(&options)];
+        assert_eq!(matching(&offered, &here).unwrap()[0].0, 1);
+        file.set_len(2 << 20).unwrap();
+        let refused = refused(&offered, &[look(&options)]);
+        remove_file(path).unwrap();
+        assert!(refused[0].contains("size in sectors \"2048\", and here \"4096\""), "{refused:?}");
     }
 }

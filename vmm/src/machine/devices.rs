@@ -3,8 +3,10 @@
 #[cfg(test)]
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::VmFd;
+use log::warn;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -16,13 +18,18 @@ use crate::devices::pci::{KvmWires, PciBus, PciFunction, SLOTS, Wires};
 #[cfg(test)]
 use crate::devices::virtio::Driver;
 use crate::devices::virtio::{
-    FunctionState, Net, NoFunction, NoSource, NoTap, NotRestored, Rng, VirtioDevice, VirtioFunction,
+    Block, Disk, FunctionState, Net, NoDisk, NoFunction, NoSource, NoTap, NotHeld, NotResized,
+    NotRestored, Rng, VirtioDevice, VirtioFunction,
 };
 use crate::memory::{DeviceMemory, GuestRam, RamError};
 use crate::page::FrameSet;
 
 /// Most devices of a machine: slot 0 is the host bridge's.
 pub const DEVICES_MAX: usize = SLOTS as usize - 1;
+
+/// How long devices may take to finish what they have begun, before the machine is paused. The guest
+/// runs meanwhile, without them.
+const QUIET_MAX: Duration = Duration::from_secs(5);
 
 /// The devices of a machine, by slot.
 #[derive(Debug, Default)]
@@ -38,6 +45,7 @@ impl DeviceConfig {
         match self {
             Self::Rng { .. } => Rng::KIND.id,
             Self::Net { .. } => Net::KIND.id,
+            Self::Disk(_) => Block::KIND.id,
         }
     }
 
@@ -51,6 +59,7 @@ impl DeviceConfig {
             Self::Net { tap, mac, queues, limit } => {
                 Ok(Box::new(Net::open(tap, *mac, *queues, *limit)?))
             }
+            Self::Disk(options) => Ok(Box::new(Block::new(Disk::open(options.clone())?)?)),
         }
     }
 }
@@ -98,6 +107,52 @@ impl Devices {
             function.ask(|device| DeviceOffer::new(function.slot(), device))
         };
         self.functions.iter().map(offer).collect()
+    }
+
+    /// Takes what only one guest may have. The guest must not run before.
+    pub(super) fn hold(&self) -> Result<(), NotHeld> {
+        self.functions
+            .iter()
+            .try_for_each(|function| function.hold())
+            .inspect_err(|_| self.let_go())
+    }
+
+    /// Lets go of that.
+    pub(super) fn let_go(&self) {
+        self.functions.iter().for_each(|function| function.let_go());
+    }
+
+    /// After the vCPUs have ended for good: lets go of all once nothing is on its way any more. What the
+    /// storage does late must not meet a guest that is started anew.
+    pub(super) fn end(&self) {
+        match self.quiesce() {
+            Ok(()) => self.let_go(),
+            Err(cause) => warn!("{cause}; it stays locked until this process ends"),
+        }
+    }
+
+    /// Gives the device with this name another size, or looks which it has.
+    pub(super) fn resize(&self, id: &str, bytes: Option<u64>) -> Result<(), NotResized> {
+        let is_named = |function: &&Arc<VirtioFunction>| {
+            function.ask(|device| device.id().is_some_and(|own| own == id))
+        };
+        let found = self.functions.iter().find(is_named);
+        let found = found.ok_or_else(|| NotResized::Nobody { id: id.to_owned() })?;
+        found.resize(bytes)
+    }
+
+    /// Before the vCPUs are paused: what devices have begun is finished. If it takes too long, they
+    /// work on.
+    pub(super) fn quiesce(&self) -> Result<(), NotQuiet> {
+        let deadline = Instant::now() + QUIET_MAX;
+        for function in &self.functions {
+            let left = function.quiesce(deadline);
+            if left > 0 {
+                self.resume();
+                return Err(NotQuiet { name: function.name(), slot: function.slot(), left });
+            }
+        }
+        Ok(())
     }
 
     /// Looks at them from any thread.
@@ -196,6 +251,27 @@ pub enum DevicesError {
     /// No network.
     #[error(transparent)]
     Tap(#[from] NoTap),
+    /// No disk.
+    #[error(transparent)]
+    Disk(#[from] NoDisk),
+    /// Another guest has it.
+    #[error(transparent)]
+    Held(#[from] NotHeld),
+}
+
+/// A device whose storage does not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error(
+    "the {name} in slot {slot} has {left} requests that its storage did not finish in {} s",
+    QUIET_MAX.as_secs()
+)]
+pub struct NotQuiet {
+    /// Its kind.
+    pub name: &'static str,
+    /// Its slot.
+    pub slot: u8,
+    /// How many requests.
+    pub left: usize,
 }
 
 /// Devices that cannot go on here.

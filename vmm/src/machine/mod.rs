@@ -49,7 +49,7 @@ pub use check::{HostCheck, NOT_PORTABLE};
 pub use clock::SavedBetween;
 pub use config::Config;
 pub use device_report::{DeviceReport, DeviceWatch};
-pub use devices::{BadDevices, DEVICES_MAX, DevicesError};
+pub use devices::{BadDevices, DEVICES_MAX, DevicesError, NotQuiet};
 pub use encrypted::{LaunchRecord, certificates_of, digest_of};
 pub use error::{EncryptedError, MachineError, VcpuSetupError};
 pub use finding::{Finding, Verdict};
@@ -123,6 +123,7 @@ impl Machine {
         let c_bit = encrypted.as_ref().map(Encrypted::c_bit);
         // Before the launch, which takes long: a guest without a device or CPUID must not get that far.
         let (devices, bus) = Devices::build(&in_slots(&config.devices), &vm, &ram)?;
+        devices.hold().map_err(DevicesError::from)?;
         let cpuids = guest_cpuids(&host, &supported, config.vcpus.get(), c_bit)?;
         let loaded = load(ram.host(), &config.boot(c_bit))?;
         if c_bit.is_some() && matches!(loaded.entry, Entry::Linux64 { .. }) {

@@ -11,12 +11,13 @@ use thiserror::Error;
 use super::compatibility::{MachineOffer, PlatformName, SevOffer};
 use super::config::PlatformKind;
 use super::device_report::DeviceWatch;
-use super::devices::{Devices, take_written};
+use super::devices::{Devices, NotQuiet, take_written};
 use super::encrypted::{LaunchRecord, RunningGuest, vouch};
 use super::report::{PageReport, PageWatch, Report, SevReport};
 use super::state::{MachineState, SaveError};
 use super::wire::MACHINE_VERSION;
 use crate::devices::SerialPort;
+use crate::devices::virtio::{NotHeld, NotResized};
 use crate::encryption::{NotMigratable, PageStatus, ReportDoubt};
 use crate::memory::{DeviceMemory, DirtyLog, GuestRam, Pages, RamError};
 use crate::page::FrameSet;
@@ -222,20 +223,28 @@ impl RunningMachine {
     /// Stops the vCPUs, and returns a last report.
     pub fn stop(self) -> Report {
         self.vcpus.stop();
+        self.assembly.devices.end();
         self.assembly.describe()
     }
 
-    /// Pauses the vCPUs, then the devices. [`PausedMachine::resume`] undoes it, and the guest does not notice.
+    /// Has the devices finish what they have begun, then pauses the vCPUs, then the devices;
+    /// [`PausedMachine::resume`] undoes it, and the guest cannot tell.
     ///
     /// # Errors
     /// [`Unpaused`].
     pub fn pause(mut self) -> Result<PausedMachine, Unpaused> {
+        if let Err(cause) = self.assembly.devices.quiesce() {
+            return Err(Unpaused::NotQuiet(cause, Box::new(self)));
+        }
         match self.vcpus.pause() {
             Ok(vcpus) => {
                 self.assembly.devices.pause();
                 Ok(Started { vcpus, assembly: self.assembly })
             }
-            Err(PauseError::Busy) => Err(Unpaused::Busy(Box::new(self))),
+            Err(PauseError::Busy) => {
+                self.assembly.devices.resume();
+                Err(Unpaused::Busy(Box::new(self)))
+            }
             Err(PauseError::Stopped) => Err(Unpaused::Stopped(Box::new(self.assembly.describe()))),
             Err(PauseError::Resume(cause)) => {
                 Err(Unpaused::Lost(cause, Box::new(self.assembly.describe())))
@@ -264,6 +273,14 @@ impl RunningMachine {
     /// [`VcpuError::Thread`] if the host has no thread to give.
     pub fn throttle(&mut self, percent: u32) -> Result<(), VcpuError> {
         self.vcpus.throttle(percent)
+    }
+
+    /// Makes the disk with this name so many bytes, or looks how large it is, and tells the guest.
+    ///
+    /// # Errors
+    /// [`NotResized`]; it is as it was.
+    pub fn resize_disk(&self, id: &str, bytes: Option<u64>) -> Result<(), NotResized> {
+        self.assembly.devices.resize(id, bytes)
     }
 
     /// Starts to log which frames the guest changes.
@@ -318,8 +335,22 @@ impl PausedMachine {
         MachineState::save(vm, &self.vcpus, msrs, (serial, devices), self.launch())
     }
 
+    /// Takes what only one guest may have, as the locks of its disks.
+    ///
+    /// # Errors
+    /// [`NotHeld`]; the guest must not go on here then.
+    pub fn hold(&self) -> Result<(), NotHeld> {
+        self.assembly.devices.hold()
+    }
+
+    /// Lets go of that: the guest may go on elsewhere from now on.
+    pub fn let_go(&self) {
+        self.assembly.devices.let_go();
+    }
+
     /// Gives the machine up, and returns a last report.
     pub fn stop(self) -> Report {
+        self.assembly.devices.end();
         self.assembly.describe()
     }
 }
@@ -392,6 +423,9 @@ pub enum Unpaused {
     /// A vCPU does not return from a device. The guest runs on.
     #[error("a vCPU did not pause: is the output of the guest's serial port blocked?")]
     Busy(Box<RunningMachine>),
+    /// A device is still at work; the guest runs on.
+    #[error("a device did not become quiet")]
+    NotQuiet(#[source] NotQuiet, Box<RunningMachine>),
     /// The guest had stopped by itself, and an event says how. With a last report.
     #[error("the guest stopped by itself")]
     Stopped(Box<Report>),

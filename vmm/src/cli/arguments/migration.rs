@@ -110,10 +110,10 @@ impl ReceiveArguments {
 
 /// Which process is asked.
 #[derive(Debug, Args)]
-struct SocketArgument {
+pub(super) struct SocketArgument {
     /// API socket of the guest's process
     #[arg(long, value_name = "PATH", value_parser = values::path)]
-    api_socket: PathBuf,
+    pub(super) api_socket: PathBuf,
 }
 
 #[derive(Debug, Args)]

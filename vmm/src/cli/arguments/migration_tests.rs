@@ -127,6 +127,14 @@ fn small_commands_are_requests() {
         ("audit --api-socket s", Request::Audit),
         ("cancel --api-socket s", Request::Cancel),
         ("quit --api-socket s", Request::Quit),
+        (
+            "resize-disk --id a --api-socket s",
+            Request::ResizeDisk { id: "a".to_owned(), size: None },
+        ),
+        (
+            "resize-disk --id a --size 2M --api-socket s",
+            Request::ResizeDisk { id: "a".to_owned(), size: Some(2 << 20) },
+        ),
         ("resolve keep --api-socket s", Request::Resolve(Resolution::Keep)),
         ("resolve --api-socket s discard", Request::Resolve(Resolution::Discard)),
     ] {

@@ -7,6 +7,7 @@ mod key_values;
 mod migration;
 mod owner_files;
 mod process;
+mod resize;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -32,6 +33,7 @@ use migration::{
 pub(crate) use migration::{AskOptions, MigrateOptions, ReceiveOptions};
 use owner_files::OwnerFileError;
 pub(crate) use process::{ProcessOptions, ReportFormat};
+use resize::ResizeDiskArguments;
 use values::{PLATFORM, ReceivingPlatform};
 
 /// What the user wants.
@@ -101,6 +103,7 @@ impl Arguments {
             CliCommand::Continue(go) => Task::Ask(go.options(Request::Continue)),
             CliCommand::Cancel(cancel) => Task::Ask(cancel.options(Request::Cancel)),
             CliCommand::Resolve(resolve) => Task::Ask(resolve.options()),
+            CliCommand::ResizeDisk(resize) => Task::Ask(resize.options()),
             CliCommand::Quit(quit) => Task::Ask(quit.options(Request::Quit)),
             CliCommand::Digest(digest) => Task::Digest(digest.options()?),
             CliCommand::Check(check) => match check.task() {
@@ -169,6 +172,8 @@ enum CliCommand {
     Cancel(AskArguments),
     /// Decide who has a guest when a handover was interrupted and stays in doubt
     Resolve(ResolveArguments),
+    /// Make a disk of a running guest larger, or tell the guest that it has grown
+    ResizeDisk(ResizeDiskArguments),
     /// End a guest and its process
     Quit(AskArguments),
     /// Recompute the launch digest of an SEV guest from its files

@@ -337,7 +337,7 @@ fn wrong_platforms_are_named() {
 #[test]
 fn missing_and_unknown_flags_are_named() {
     assert!(refused("run").contains("--kernel <FILE>"));
-    assert!(refused("run --kernel k --disk d").contains("unexpected argument '--disk'"));
+    assert!(refused("run --kernel k --floppy f").contains("unexpected argument '--floppy'"));
     assert!(refused("fly").contains("unrecognized subcommand 'fly'"));
     assert!(refused("run --kernel k --report=xml").contains("[possible values: text, json]"));
     assert!(refused("digest --kernel k").contains("--platform"));

@@ -236,6 +236,11 @@ fn size(text: &str) -> Option<u64> {
     number(digits)?.checked_mul(1 << shift)
 }
 
+/// A size in bytes, as `20G`.
+pub(crate) fn bytes(text: &str) -> Result<u64, &'static str> {
+    size(text).ok_or("expected a number of bytes, as 20G or 512M")
+}
+
 /// Decimal digits and nothing else.
 fn number(text: &str) -> Option<u64> {
     if text.bytes().all(|byte| byte.is_ascii_digit()) { text.parse().ok() } else { None }

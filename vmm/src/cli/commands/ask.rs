@@ -45,6 +45,7 @@ fn accepted(request: &Request) -> &'static str {
             "the secret is in the guest's memory; sevferry continue lets the guest run"
         }
         Request::Continue => "the guest runs",
+        Request::ResizeDisk { .. } => "the guest is told how large its disk is",
         Request::Status
         | Request::Report
         | Request::Audit

@@ -10,6 +10,7 @@ use crate::control::Event;
 use crate::control::api::{Request, Response, State};
 use crate::control::policy::NOT_NOW;
 use crate::machine::{Report, RunningMachine};
+use crate::text::chain_of;
 use crate::vcpu::Stop;
 
 /// How a guest ended, and the last report about it; no report if it is not here any more.
@@ -48,6 +49,12 @@ pub(crate) fn run_until_end(
             }
             Event::Request(Request::Check(request), answer) => {
                 check_guest(&mut machine, &request, &answer, process)?;
+            }
+            Event::Request(Request::ResizeDisk { id, size }, answer) => {
+                answer.give(match machine.resize_disk(&id, size) {
+                    Ok(()) => Response::Accepted,
+                    Err(cause) => Response::Error { message: chain_of(&cause) },
+                });
             }
             Event::Request(Request::Audit, answer) => audit_guest(&mut machine, &answer)?,
             Event::Request(Request::Report, answer) => {

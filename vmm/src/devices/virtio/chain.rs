@@ -1,6 +1,7 @@
 //! One request of a driver: the bytes that the device reads, then those that it writes.
 
 use std::collections::VecDeque;
+use std::mem::take;
 
 use serde::{Deserialize, Serialize};
 use virtio_queue::desc::split::Descriptor;
@@ -44,6 +45,22 @@ impl PendingRequest {
     #[must_use]
     pub fn is_in(&self, memory: &DeviceView) -> bool {
         self.readable.iter().chain(&self.writable).all(|part| part.slice(memory).is_some())
+    }
+
+    /// As [`Chain::read`], later.
+    pub fn read(&mut self, memory: &DeviceView, into: &mut [u8]) -> usize {
+        let mut parts = VecDeque::from(take(&mut self.readable));
+        let done = copy_out(memory, &mut parts, into);
+        self.readable = parts.into();
+        done
+    }
+
+    /// As [`Chain::write`], later.
+    pub fn write(&mut self, memory: &DeviceView, from: &[u8]) -> u32 {
+        let mut parts = VecDeque::from(take(&mut self.writable));
+        let done = copy_in(memory, &mut parts, from);
+        self.writable = parts.into();
+        u32::try_from(done).unwrap_or(u32::MAX)
     }
 }
 
@@ -106,22 +123,31 @@ impl<'m> DescriptorChain<'m> {
         self.written
     }
 
+    /// Buffers that are left.
+    #[must_use]
+    pub fn parts(&self) -> usize {
+        self.readable.len() + self.writable.len()
+    }
+
+    /// Takes the last byte that the device may write out of it: a status, that comes after data.
+    pub fn take_last(&mut self) -> Option<Segment> {
+        let part = self.writable.back_mut()?;
+        part.bytes = part.bytes.checked_sub(1)?;
+        let last = Segment { address: part.address + u64::from(part.bytes), bytes: 1 };
+        if part.bytes == 0 {
+            self.writable.pop_back();
+        }
+        Some(last)
+    }
+
     /// Copies the next bytes out; returns how many: fewer than asked for only at the end.
     pub fn read(&mut self, into: &mut [u8]) -> usize {
-        pass(self.memory, &mut self.readable, into.len(), |slice, done| {
-            if let Some(rest) = into.get_mut(done..) {
-                slice.copy_to(rest);
-            }
-        })
+        copy_out(self.memory, &mut self.readable, into)
     }
 
     /// Copies the next bytes in; returns how many there was room for.
     pub fn write(&mut self, from: &[u8]) -> usize {
-        let done = pass(self.memory, &mut self.writable, from.len(), |slice, done| {
-            if let Some(rest) = from.get(done..) {
-                slice.copy_from(rest);
-            }
-        });
+        let done = copy_in(self.memory, &mut self.writable, from);
         self.written = self.written.saturating_add(u32::try_from(done).unwrap_or(u32::MAX));
         done
     }
@@ -132,6 +158,22 @@ impl<'m> DescriptorChain<'m> {
         let Self { head, readable, writable, .. } = self;
         PendingRequest { head, readable: readable.into(), writable: writable.into() }
     }
+}
+
+fn copy_out(memory: &DeviceView, parts: &mut VecDeque<Segment>, into: &mut [u8]) -> usize {
+    pass(memory, parts, into.len(), |slice, done| {
+        if let Some(rest) = into.get_mut(done..) {
+            slice.copy_to(rest);
+        }
+    })
+}
+
+fn copy_in(memory: &DeviceView, parts: &mut VecDeque<Segment>, from: &[u8]) -> usize {
+    pass(memory, parts, from.len(), |slice, done| {
+        if let Some(rest) = from.get(done..) {
+            slice.copy_from(rest);
+        }
+    })
 }
 
 /// Takes `wanted` bytes from the front of `parts` and hands them to `copy`, with how many came before

@@ -76,4 +76,7 @@ pub enum BadState {
     /// Requests in flight that are nowhere.
     #[error("a request in the state names memory that the guest does not have")]
     NotRam,
+    /// It belongs to something else than is here.
+    #[error("the state is that of {0}")]
+    Unlike(String),
 }

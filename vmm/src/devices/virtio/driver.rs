@@ -56,6 +56,8 @@ pub struct Driver {
     /// Bytes behind each descriptor.
     buffer_bytes: u32,
     patience: Duration,
+    /// Whether what the device wrote is copied out.
+    copies: bool,
 }
 
 /// Where a queue's parts are, and what the driver knows of it.
@@ -120,7 +122,8 @@ impl Driver {
         let bus = PciBus::new(DRIVER_LAYOUT, vec![(DRIVER_SLOT, on_bus)]);
         let patience = Duration::from_secs(10);
         let queues = Vec::new();
-        Ok(Self { function, bus, wires, memory, queues, buffer_bytes, patience })
+        let copies = true;
+        Ok(Self { function, bus, wires, memory, queues, buffer_bytes, patience, copies })
     }
 
     /// The driver goes on with the device of `there`, to which guest RAM and the device's state have
@@ -129,6 +132,11 @@ impl Driver {
     pub fn moved_to(self, there: Self) -> Self {
         let (queues, buffer_bytes) = (self.queues, self.buffer_bytes);
         Self { queues, buffer_bytes, ..there }
+    }
+
+    /// From now on the writable part of what comes back is left where it is: [`Returned::bytes`] is empty.
+    pub fn without_copies(&mut self) {
+        self.copies = false;
     }
 
     /// The device in its slot.
@@ -371,7 +379,7 @@ impl Driver {
     /// # Errors
     /// [`DriverError::Memory`].
     pub fn poll(&mut self, index: u16) -> Result<Option<Returned>, DriverError> {
-        let most = self.buffer_bytes;
+        let (most, copies) = (self.buffer_bytes, self.copies);
         let memory = Arc::clone(&self.memory);
         let queue = self.queue_mut(index)?;
         let used: u16 = memory.view().read_obj(GuestAddress(queue.used + 2))?;
@@ -391,7 +399,7 @@ impl Driver {
         for id in chain.unwrap_or_default() {
             let descriptor = GuestAddress(queue.descriptors + 16 * u64::from(id));
             let [_address, _high, length, flags]: [u32; 4] = memory.view().read_obj(descriptor)?;
-            if flags & u32::from(WRITE) != 0 {
+            if copies && flags & u32::from(WRITE) != 0 {
                 let mut part = vec![0; usize::try_from(length).unwrap_or(0)];
                 memory.view().read_slice(&mut part, GuestAddress(queue.buffer(id, most)))?;
                 bytes.append(&mut part);

@@ -13,7 +13,8 @@
 
 use std::io::Error as IoError;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use log::{Level, debug, log};
 use serde::{Deserialize, Serialize};
@@ -28,7 +29,7 @@ use super::function_core::{
 use super::queue::Ring;
 use super::registers::Action;
 use super::worker::{Work, Worker};
-use super::{Queues, VirtioDevice};
+use super::{NotHeld, NotResized, Queues, VirtioDevice};
 use crate::devices::pci::{COMMAND_MEMORY, Msix, PciFunction, PciLayout, Wires};
 use crate::memory::DeviceMemory;
 
@@ -68,7 +69,12 @@ pub(super) struct SharedFunction {
     /// Where BAR 0 answers; [`NOWHERE`] if it does not.
     bar: AtomicU64,
     pub(super) core: Mutex<Core>,
+    /// Told when the device has worked.
+    worked: Condvar,
 }
+
+/// How often a device that is to become quiet is looked at, if it does not say so itself.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// No BAR.
 const NOWHERE: u64 = u64::MAX;
@@ -111,6 +117,7 @@ impl VirtioFunction {
             has_slept: AtomicBool::new(false),
             bar: AtomicU64::new(NOWHERE),
             core: Mutex::new(core),
+            worked: Condvar::new(),
         });
         let work = Arc::clone(&shared) as Arc<dyn Work>;
         let worker =
@@ -140,6 +147,59 @@ impl VirtioFunction {
         self.shared.slot
     }
 
+    /// Its kind, for people.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.shared.name
+    }
+
+    /// Before the vCPUs are paused: the device begins nothing new, and finishes what it has begun, until
+    /// `deadline`. Returns how many requests are not finished then; [`VirtioFunction::resume`] undoes it.
+    pub fn quiesce(&self, deadline: Instant) -> usize {
+        let mut core = self.shared.lock();
+        core.device.quiesce();
+        loop {
+            let is_working = core.registers.is_running();
+            let left = core.device.in_flight(is_working);
+            let patience = deadline.saturating_duration_since(Instant::now());
+            if left == 0 || patience.is_zero() {
+                return left;
+            }
+            let waited = self.shared.worked.wait_timeout(core, patience.min(LOOK_EVERY));
+            core = waited.unwrap_or_else(PoisonError::into_inner).0;
+            // What was taken from the storage just now wakes nobody any more.
+            self.shared.wake_all(&mut core);
+        }
+    }
+
+    /// Takes what only one guest may have: before the guest runs here.
+    ///
+    /// # Errors
+    /// [`NotHeld`].
+    pub fn hold(&self) -> Result<(), NotHeld> {
+        self.shared.lock().device.hold()
+    }
+
+    /// Lets go of that: the guest is to run elsewhere, or nowhere.
+    pub fn let_go(&self) {
+        self.shared.lock().device.let_go();
+    }
+
+    /// Gives what it stands on another size, or looks which it has, and tells the driver.
+    ///
+    /// # Errors
+    /// [`NotResized`].
+    pub fn resize(&self, bytes: Option<u64>) -> Result<(), NotResized> {
+        let mut core = self.shared.lock();
+        if core.device.resize(bytes)? {
+            core.registers.count_generation();
+            if core.registers.is_running() {
+                core.interrupt_config();
+            }
+        }
+        Ok(())
+    }
+
     /// After the vCPUs are paused: the device writes no guest memory until it is resumed.
     pub fn pause(&self) {
         let mut core = self.shared.lock();
@@ -151,7 +211,10 @@ impl VirtioFunction {
 
     /// Before the vCPUs go on. All queues are looked at: bells may have been rung elsewhere.
     pub fn resume(&self) {
-        self.shared.lock().is_paused = false;
+        let mut core = self.shared.lock();
+        core.is_paused = false;
+        core.device.go_on_working();
+        drop(core);
         self.shared.ring_all();
     }
 }
@@ -188,6 +251,14 @@ impl SharedFunction {
         }
         if let Err(cause) = worked {
             self.set_broken(core, &cause);
+        }
+        self.worked.notify_all();
+    }
+
+    /// Lets the device look at each of its sources.
+    fn wake_all(&self, core: &mut Core) {
+        for source in 0..self.sources {
+            self.work(core, |device, queues| device.wake(source, queues));
         }
     }
 

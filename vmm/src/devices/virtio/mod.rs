@@ -13,6 +13,7 @@
 //! One lock per device: the worker holds it while the device works, a vCPU while it reads or writes
 //! a register. So a device must never block in a call.
 
+mod block;
 mod broken;
 mod chain;
 mod device_state;
@@ -28,9 +29,13 @@ mod rng;
 mod tests;
 mod worker;
 
+use std::error::Error;
 use std::fmt::Debug;
 use std::os::fd::RawFd;
 
+use thiserror::Error;
+
+pub use block::{Block, Disk, DiskOptions, NoDisk, NotResized, QUEUES_MAX as DISK_QUEUES_MAX};
 pub use broken::{BadRing, Broken, CHAIN_MAX};
 pub use chain::{DescriptorChain, PendingRequest, Segment};
 pub use device_state::{BadState, DeviceState};
@@ -113,6 +118,43 @@ pub trait VirtioDevice: Debug + Send {
         Ok(())
     }
 
+    /// Its name, if it has one that people ask for it by.
+    fn id(&self) -> Option<&str> {
+        None
+    }
+
+    /// Gives what it stands on so many bytes, or looks how many it has; returns whether the configuration
+    /// is another now.
+    ///
+    /// # Errors
+    /// [`NotResized`]; it is as it was.
+    fn resize(&mut self, _bytes: Option<u64>) -> Result<bool, NotResized> {
+        Err(NotResized::NoDisk)
+    }
+
+    /// The machine is about to be paused, its vCPUs run still: nothing new is begun.
+    fn quiesce(&mut self) {}
+
+    /// How many requests it has begun and not finished; looks what has ended. Whether it is working, and
+    /// so can give requests back to its driver.
+    fn in_flight(&mut self, _is_working: bool) -> usize {
+        0
+    }
+
+    /// Undoes [`VirtioDevice::quiesce`].
+    fn go_on_working(&mut self) {}
+
+    /// The guest is to run here: takes what only one guest may have.
+    ///
+    /// # Errors
+    /// [`NotHeld`] if another has it; the guest must not run here then.
+    fn hold(&mut self) -> Result<(), NotHeld> {
+        Ok(())
+    }
+
+    /// The guest is to run elsewhere: lets go of that. The device is paused.
+    fn let_go(&mut self) {}
+
     /// The vCPUs are paused: after this call the device writes no guest memory until
     /// [`VirtioDevice::process`] is called again for each queue. What is in flight is finished, or is
     /// in [`VirtioDevice::state`].
@@ -137,6 +179,11 @@ pub trait VirtioDevice: Debug + Send {
     /// [`BadState`].
     fn restore(&mut self, state: &DeviceState, memory: &DeviceView) -> Result<(), BadState>;
 }
+
+/// A device cannot have what only one guest may have.
+#[derive(Debug, Error)]
+#[error(transparent)]
+pub struct NotHeld(#[from] pub Box<dyn Error + Send + Sync>);
 
 /// The queues of a device at work.
 #[derive(Debug)]

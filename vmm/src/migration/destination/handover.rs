@@ -10,10 +10,10 @@ use log::{debug, info, warn};
 
 use super::recall::UNPROVEN;
 use super::received::Prepared;
-use crate::machine::RunningMachine;
+use crate::machine::{PausedMachine, RunningMachine};
 use crate::migration::handover::journal::{Journal, JournalError, forget};
 use crate::migration::handover::{
-    Destination, DestinationInput, DestinationOutput, DestinationState, advance, carry_out,
+    Destination, DestinationInput, DestinationOutput, DestinationState, Step, advance, carry_out,
 };
 use crate::migration::net::{Caller, Due, Line, Link, Listener, Lobby};
 use crate::migration::watch::{Sight, Watch, Wish};
@@ -72,7 +72,14 @@ where
         let mut perform = |half: &Destination, output: DestinationOutput| {
             match output {
                 DestinationOutput::WriteJournal(step) => {
-                    return Ok(Some(written(journal.append(transfer, secret, step, "source"))));
+                    if step == Step::Owner && !holds(paused.as_ref()) {
+                        return Ok(Some(DestinationInput::JournalFailed));
+                    }
+                    let input = written(journal.append(transfer, secret, step, "source"));
+                    if input == DestinationInput::JournalFailed {
+                        paused.iter().for_each(PausedMachine::let_go);
+                    }
+                    return Ok(Some(input));
                 }
                 DestinationOutput::Send(say) => source.tell(half.word(say)),
                 DestinationOutput::RunGuest => {
@@ -105,6 +112,18 @@ where
             // The source may commit the guest at any moment, so only a decision ends the doubt.
             Some(Wish::Cancel(_)) | None => source.next_input(listener, &half, LOOK_UP),
         };
+    }
+}
+
+/// Whether what only one guest may have, as the locks of its disks, could be taken: the source has let
+/// go of it. Otherwise the guest is given back.
+fn holds(machine: Option<&PausedMachine>) -> bool {
+    match machine.map(PausedMachine::hold) {
+        Some(Err(cause)) => {
+            warn!("the guest cannot run here: {}", chain_of(&cause));
+            false
+        }
+        Some(Ok(())) | None => true,
     }
 }
 

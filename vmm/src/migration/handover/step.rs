@@ -49,6 +49,9 @@ pub enum Refusal {
     #[error("the guest is not here any more: this side can only discard it")]
     GuestGone,
     /// The decision could not be written down.
-    #[error("the journal could not be written, so nothing was changed: free space and try again")]
+    #[error(
+        "the journal could not be written, or a disk not be locked, so nothing was changed: the log says \
+         which; mend it and try again"
+    )]
     Journal,
 }

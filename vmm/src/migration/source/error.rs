@@ -8,7 +8,7 @@ use thiserror::Error;
 use super::rounds::RoundsError;
 use super::sender::SenderError;
 use crate::encryption::NotMigratable;
-use crate::machine::SaveError;
+use crate::machine::{NotQuiet, SaveError};
 use crate::memory::RamError;
 use crate::migration::convergence::GaveUp;
 use crate::migration::net::{Endpoint, LinkError};
@@ -81,6 +81,9 @@ pub enum SourceError {
     /// A vCPU does not leave the guest.
     #[error("pausing the guest: a vCPU does not stop")]
     Busy,
+    /// A device is still at work.
+    #[error("pausing the guest")]
+    NotQuiet(#[source] NotQuiet),
     /// The guest ended by itself.
     #[error("the guest ended during the migration")]
     GuestEnded,

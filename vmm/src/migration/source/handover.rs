@@ -13,7 +13,7 @@ use super::stay::{Ended, Stay, stayed};
 use crate::machine::RunningMachine;
 use crate::migration::handover::journal::{Journal, forget};
 use crate::migration::handover::{
-    Refusal, Resolution, Source, SourceInput, SourceOutput, SourceState, advance,
+    Refusal, Resolution, Source, SourceInput, SourceOutput, SourceState, Step, advance,
 };
 use crate::migration::net::{Dialling, Due, Link, LinkError};
 use crate::migration::progress::{Outcome, Phase};
@@ -216,6 +216,9 @@ impl<'a> Handing<'a> {
         let transfer = half.transfer;
         Ok(match output {
             SourceOutput::WriteJournal(step) => {
+                if step == Step::Kept && !self.holds() {
+                    return Ok(Some(SourceInput::JournalFailed));
+                }
                 let peer = self.attempt.options.to.to_string();
                 match journal.append(transfer, half.secret, step, &peer) {
                     Ok(()) => Some(SourceInput::JournalWritten),
@@ -226,6 +229,9 @@ impl<'a> Handing<'a> {
                 }
             }
             SourceOutput::Send(say) => {
+                if matches!(say, Say::Commit { .. }) {
+                    self.copy.iter().for_each(Stay::let_go);
+                }
                 self.words = 0;
                 let word = half.word(say);
                 let sent = self.link.as_mut().map(|link| link.say(&word.into()));
@@ -259,6 +265,18 @@ impl<'a> Handing<'a> {
             // Part of resuming.
             SourceOutput::SendCancel => None,
         })
+    }
+
+    /// Whether what only one guest may have is here again: a destination that gave the guest back has let
+    /// go of it.
+    fn holds(&self) -> bool {
+        match self.copy.as_ref().map(Stay::hold) {
+            Some(Err(cause)) => {
+                warn!("the guest cannot go on here: {}", chain_of(&cause));
+                false
+            }
+            Some(Ok(())) | None => true,
+        }
     }
 
     /// Begins one try to connect. The next begins when this one has failed. A destination that accepts and closes at
@@ -315,7 +333,9 @@ fn reason_in(input: &SourceInput) -> Option<Reason> {
     match input {
         SourceInput::Abort(reason) => Some(reason.clone()),
         SourceInput::ConnectionLost => Some(Reason::new("the connection was lost")),
-        SourceInput::JournalFailed => Some(Reason::new("the journal could not be written")),
+        SourceInput::JournalFailed => {
+            Some(Reason::new("the journal could not be written, or a disk not be locked"))
+        }
         SourceInput::Resolve(Resolution::Keep) => Some(Reason::new("a person decided so")),
         SourceInput::NotRunning(because) => Some(Reason::new(&because.to_string())),
         SourceInput::Resolve(Resolution::Discard)

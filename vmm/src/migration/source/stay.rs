@@ -7,6 +7,7 @@ use log::warn;
 use super::attempt::{Attempt, Peer};
 use super::error::SourceError;
 use super::rounds::Rounds;
+use crate::devices::virtio::NotHeld;
 use crate::machine::{PausedMachine, RunningMachine};
 use crate::migration::net::Link;
 use crate::migration::progress::{Outcome, Summary};
@@ -88,6 +89,24 @@ impl Stay {
             machine.put_launched_back(launched);
         }
         Ok(Some(machine))
+    }
+
+    /// Takes what only one guest may have, as the locks of its disks: it is to run on here.
+    ///
+    /// # Errors
+    /// [`NotHeld`] if somebody else has it.
+    pub(super) fn hold(&self) -> Result<(), NotHeld> {
+        match &self.guest {
+            Kept::Paused(paused) => paused.hold(),
+            Kept::Running(_) | Kept::Ended => Ok(()),
+        }
+    }
+
+    /// Lets go of that: it may run elsewhere.
+    pub(super) fn let_go(&self) {
+        if let Kept::Paused(paused) = &self.guest {
+            paused.let_go();
+        }
     }
 
     /// `SEND_FINISH`. From now on the guest is the destination's, even if the firmware fails.

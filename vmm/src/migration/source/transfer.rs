@@ -58,6 +58,9 @@ impl<'a> Transferring<'a> {
         let (guest, cause) = match machine.pause() {
             Ok(machine) => return Ok(LastRound { attempt, machine, peer, flow }),
             Err(Unpaused::Busy(machine)) => (Kept::Running(*machine), SourceError::Busy),
+            Err(Unpaused::NotQuiet(cause, machine)) => {
+                (Kept::Running(*machine), SourceError::NotQuiet(cause))
+            }
             Err(Unpaused::Stopped(_report)) => (Kept::Ended, SourceError::GuestEnded),
             Err(Unpaused::Lost(cause, _report)) => (Kept::Ended, SourceError::Vcpu(cause)),
         };
