@@ -47,7 +47,7 @@ impl PendingRequest {
         self.readable.iter().chain(&self.writable).all(|part| part.slice(memory).is_some())
     }
 
-    /// As [`Chain::read`], later.
+    /// As [`DescriptorChain::read`], later.
     pub fn read(&mut self, memory: &DeviceView, into: &mut [u8]) -> usize {
         let mut parts = VecDeque::from(take(&mut self.readable));
         let done = copy_out(memory, &mut parts, into);
@@ -55,7 +55,7 @@ impl PendingRequest {
         done
     }
 
-    /// As [`Chain::write`], later.
+    /// As [`DescriptorChain::write`], later.
     pub fn write(&mut self, memory: &DeviceView, from: &[u8]) -> u32 {
         let mut parts = VecDeque::from(take(&mut self.writable));
         let done = copy_in(memory, &mut parts, from);
