@@ -17,7 +17,7 @@ fn run(kernel: &str, options: &str) -> Sevferry {
     let initramfs = asset("guest.cpio.gz");
     let cmdline = "console=ttyS0 quiet panic=-1 sevferry.devices=yes sevferry.then=disk";
     let guest = ["run", "--kernel", kernel, "--initramfs", &initramfs, "--cmdline", cmdline];
-    let more = "--memory=size=128M --rng=src=/dev/urandom";
+    let more = "--memory=size=192M --rng=src=/dev/urandom";
     let options = more.split_whitespace().chain(options.split_whitespace());
     Sevferry::start(guest.into_iter().chain(options)).within(Duration::from_secs(400))
 }
