@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::config::DeviceConfig;
+use crate::devices::pci::SLOTS;
 use crate::devices::virtio::{ANY, VirtioDevice};
 use crate::text::chain_of;
 
@@ -71,6 +72,10 @@ pub(super) fn matching<'a>(
     for offer in offered {
         let name = || offer.name.chars().filter(char::is_ascii_graphic).take(16).collect();
         let slot = offer.slot;
+        if slot == 0 || slot >= SLOTS || found.iter().any(|&(taken, _)| taken == slot) {
+            differences.push(DeviceDifference::Slot { name: name(), slot });
+            continue;
+        }
         let place = left.iter().position(|here| here.config.kind() == offer.kind);
         let Some(one) = place.map(|place| left.remove(place)) else {
             differences.push(DeviceDifference::Missing { name: name(), slot });
@@ -114,6 +119,14 @@ fn unlike(offer: &DeviceOffer, here: &DeviceOffer) -> Option<String> {
 /// One reason why a device cannot go on here.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum DeviceDifference {
+    /// No device can be there.
+    #[error("its {name} is in slot {slot}, where another is, or none can be")]
+    Slot {
+        /// Its kind.
+        name: String,
+        /// Its slot.
+        slot: u8,
+    },
     /// None of that kind is configured here.
     #[error("it has a {name} in slot {slot}, and none was given here: start receive with --{name}")]
     Missing {
@@ -211,6 +224,14 @@ mod tests {
         let alike = vec![("mac".to_owned(), "52:54:00:00:00:01".to_owned())];
         let alike = DeviceOffer { alike, ..rng(1) };
         assert!(refused(&[alike, rng(2)], &[here("/dev/urandom")]).len() == 2);
+        let two = || [here("/dev/urandom"), here("/dev/urandom")];
+        for (slots, wrong) in [([3, 3], 3), ([1, 0], 0), ([1, 32], 32)] {
+            let why = refused(&slots.map(rng), &two());
+            assert_eq!(
+                why,
+                [format!("its rng is in slot {wrong}, where another is, or none can be")]
+            );
+        }
     }
 
     /// A disk of another size or name, or one that is only read, is named in words.

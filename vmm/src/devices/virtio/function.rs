@@ -68,6 +68,8 @@ pub(super) struct SharedFunction {
     has_slept: AtomicBool,
     /// Where BAR 0 answers; [`NOWHERE`] if it does not.
     bar: AtomicU64,
+    /// Held only by whoever waits for the next.
+    turn: Mutex<()>,
     pub(super) core: Mutex<Core>,
     /// Told when the device has worked.
     worked: Condvar,
@@ -116,6 +118,7 @@ impl VirtioFunction {
             sources: sources.len(),
             has_slept: AtomicBool::new(false),
             bar: AtomicU64::new(NOWHERE),
+            turn: Mutex::new(()),
             core: Mutex::new(core),
             worked: Condvar::new(),
         });
@@ -220,7 +223,9 @@ impl VirtioFunction {
 }
 
 impl SharedFunction {
+    /// Whoever waits has the turn before a worker that has just let go: a mutex alone is whose is quickest.
     pub(super) fn lock(&self) -> MutexGuard<'_, Core> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -235,6 +240,7 @@ impl SharedFunction {
         }
         let memory = self.memory.view();
         let features = core.registers.features();
+        core.rings.iter_mut().for_each(Ring::begin_turn);
         let mut queues = Queues { rings: &mut core.rings, memory, features, config_changed: false };
         let mut worked = work(&mut *core.device, &mut queues);
         if queues.config_changed {
@@ -243,6 +249,9 @@ impl SharedFunction {
         }
         for index in 0..core.rings.len() {
             let Some(ring) = core.rings.get_mut(index) else { break };
+            if ring.wants_another_turn() {
+                self.ring_bell(index);
+            }
             match ring.in_memory(memory).wants_interrupt() {
                 Ok(true) => core.interrupt_queue(index),
                 Ok(false) => {}
@@ -276,10 +285,13 @@ impl SharedFunction {
     /// meanwhile is not said twice.
     fn ring_all(&self) {
         self.has_slept.store(true, Ordering::Release);
-        for bell in &self.bells {
-            if let Err(cause) = bell.write(1) {
-                debug!("a bell is already rung: {cause}");
-            }
+        (0..self.bells.len()).for_each(|index| self.ring_bell(index));
+    }
+
+    /// The device will look at this queue.
+    fn ring_bell(&self, index: usize) {
+        if let Some(Err(cause)) = self.bells.get(index).map(|bell| bell.write(1)) {
+            debug!("a bell is already rung: {cause}");
         }
     }
 
@@ -334,10 +346,7 @@ impl SharedFunction {
             }
             DEVICE => core.device.write_config(inside, data),
             BELLS => {
-                let index = usize::try_from(inside / BELL_BYTES).unwrap_or(usize::MAX);
-                if let Some(Err(cause)) = self.bells.get(index).map(|bell| bell.write(1)) {
-                    debug!("a bell is already rung: {cause}");
-                }
+                self.ring_bell(usize::try_from(inside / BELL_BYTES).unwrap_or(usize::MAX));
             }
             TABLE => core.msix.write_table(inside, data),
             _ => {}

@@ -17,6 +17,10 @@ use super::broken::{BadRing, Broken, CHAIN_MAX};
 use super::chain::DescriptorChain;
 use crate::memory::DeviceView;
 
+/// Most chains that are taken from a ring in one turn. A driver that adds while its device takes would
+/// otherwise keep it at work, and everybody who waits for the device's lock, for ever.
+const TURN_MAX: u16 = 1024;
+
 /// A ring, as its driver has set it up.
 #[derive(Debug)]
 pub struct Ring {
@@ -27,6 +31,10 @@ pub struct Ring {
     has_finished: bool,
     /// How much was finished when the driver was last told, or did not want to be.
     told: u16,
+    /// How many more chains may be taken in this turn.
+    turn_left: u16,
+    /// Whether the turn ended before the ring was found empty.
+    is_cut_short: bool,
 }
 
 /// A ring and the memory that it is in.
@@ -42,7 +50,18 @@ impl Ring {
     /// # Errors
     /// [`RingError::InvalidMaxSize`].
     pub fn new(size: u16) -> Result<Self, RingError> {
-        Ok(Self { queue: Queue::new(size)?, is_armed: true, has_finished: false, told: 0 })
+        Ok(Self::of(Queue::new(size)?, 0))
+    }
+
+    fn of(queue: Queue, told: u16) -> Self {
+        Self {
+            queue,
+            is_armed: true,
+            has_finished: false,
+            told,
+            turn_left: TURN_MAX,
+            is_cut_short: false,
+        }
     }
 
     /// Goes on where `state` was.
@@ -66,7 +85,7 @@ impl Ring {
         if state.ready && !is_valid(&queue, memory) {
             return Err(BadRing::NotRam);
         }
-        *self = Self { queue, is_armed: true, has_finished: false, told: state.next_used };
+        *self = Self::of(queue, state.next_used);
         Ok(())
     }
 
@@ -125,6 +144,17 @@ impl Ring {
     pub(super) fn reset(&mut self) {
         self.queue.reset();
         (self.is_armed, self.has_finished, self.told) = (true, false, 0);
+        self.is_cut_short = false;
+    }
+
+    /// The device has another turn.
+    pub(super) fn begin_turn(&mut self) {
+        self.turn_left = TURN_MAX;
+    }
+
+    /// Whether the turn was too short for what is in the ring: the device must have another one.
+    pub(super) fn wants_another_turn(&mut self) -> bool {
+        take(&mut self.is_cut_short)
     }
 
     /// The ring, to work on.
@@ -134,8 +164,8 @@ impl Ring {
 }
 
 impl<'m> Virtqueue<'_, 'm> {
-    /// The next chain that the driver has made available; `None` if there is none. Only after `None`
-    /// will the driver say that there are more.
+    /// The next chain that the driver has made available; `None` if there is none, or the device has had its
+    /// turn. After `None` the device is called again when there are more.
     ///
     /// # Errors
     /// [`Broken`] if the ring or the chain breaks the rules.
@@ -143,8 +173,13 @@ impl<'m> Virtqueue<'_, 'm> {
         if !self.ring.is_ready() {
             return Ok(None);
         }
+        if self.ring.turn_left == 0 {
+            self.ring.is_cut_short = true;
+            return Ok(None);
+        }
         loop {
             if let Some((head, descriptors)) = self.next_chain()? {
+                self.ring.turn_left -= 1;
                 self.arm(false)?;
                 return DescriptorChain::new(self.memory, head, &descriptors).map(Some);
             }
@@ -203,9 +238,10 @@ impl<'m> Virtqueue<'_, 'm> {
         let queue = &mut self.ring.queue;
         let new = queue.next_used();
         let old = replace(&mut self.ring.told, new);
+        // What is used must be seen before it is looked whether the driver wants to know.
+        fence(Ordering::SeqCst);
         if queue.event_idx_enabled() {
             // virtio-queue counts calls of `add_used`, and not what is finished together.
-            fence(Ordering::SeqCst);
             let event = queue.avail_ring() + 4 + 2 * u64::from(queue.size());
             let event: u16 =
                 self.memory.read_obj(GuestAddress(event)).map_err(RingError::GuestMemory)?;

@@ -197,7 +197,13 @@ impl Block {
         while let Some(done) = self.engine.next() {
             self.flying = self.flying.saturating_sub(1);
             match self.places.get(done.token as usize) {
-                Some(TokenUse::Taken(_)) => self.ended.push_back(done),
+                Some(TokenUse::Taken(flight)) => {
+                    // Whatever becomes of the request, and of the device.
+                    if flight.changes_disk() {
+                        self.cache.changed();
+                    }
+                    self.ended.push_back(done);
+                }
                 Some(TokenUse::Orphan) => {
                     self.orphans = self.orphans.saturating_sub(1);
                     // It may have changed the disk, whoever asked for that.
@@ -240,9 +246,6 @@ impl Block {
                     continue;
                 }
                 Ok(Next::Over { changed }) => {
-                    if changed {
-                        self.cache.changed();
-                    }
                     if changed && self.cache.is_write_through(queues.features()) {
                         flight.flush_first();
                         self.put(token, TokenUse::Taken(flight));
@@ -398,7 +401,12 @@ impl VirtioDevice for Block {
 
     fn in_flight(&mut self, is_working: bool) -> usize {
         self.collect();
-        let kept = if is_working { self.ended.len() + self.waiting.len() } else { 0 };
+        if !is_working {
+            // A driver that has broken its device gets nothing back before it resets it.
+            let kept: Vec<_> = self.ended.drain(..).map(|done| done.token).collect();
+            kept.into_iter().chain(take(&mut self.waiting)).for_each(|token| self.give_back(token));
+        }
+        let kept = self.ended.len() + self.waiting.len();
         if self.flying + kept > 0 || self.cache.is_clean() || !self.is_quiet {
             return self.flying + kept;
         }

@@ -100,6 +100,16 @@ impl Flight {
         }
     }
 
+    /// Whether its task may change what is on the disk, whether it succeeds or not.
+    pub(super) fn changes_disk(&self) -> bool {
+        match &self.work {
+            WorkLeft::Write(_) | WorkLeft::Fill(_) | WorkLeft::Discard(_) | WorkLeft::Zero(_) => {
+                true
+            }
+            WorkLeft::Read(_) | WorkLeft::Flush | WorkLeft::Nothing => false,
+        }
+    }
+
     /// What it has changed is to be durable before it is finished.
     pub(super) fn flush_first(&mut self) {
         self.work = WorkLeft::Flush;

@@ -1,12 +1,18 @@
 //! Drivers that break the rules: whatever is in rings, descriptors, registers and configuration space,
 //! nothing outside the buffers that were named is written, nothing panics, and a reset helps.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::Duration;
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::super::driver::Driver;
-use super::super::{CHAIN_MAX, Condition, Segment};
+use super::super::driver::{Driver, DriverQueue};
+use super::super::queue::RingSetup;
+use super::super::{CHAIN_MAX, Condition, Ring, Segment};
 use super::{CONFIG, EVENT_INDEX, INDIRECT, NEEDS_RESET, RAM_BYTES, driver, echo, started};
 use crate::page::{FrameSet, Gpa, RamLayout};
 
@@ -28,7 +34,7 @@ fn submit(driver: &mut Driver, descriptors: &[Described], head: u16) -> bool {
     queue.publish(memory.view(), head).unwrap();
     driver.wires().clear();
     driver.ring(0);
-    driver.wires().wait(std::time::Duration::from_secs(10));
+    driver.wires().wait(Duration::from_secs(10));
     driver.status() & NEEDS_RESET == 0
 }
 
@@ -99,6 +105,69 @@ fn tables_that_break_the_rules_break_the_device() {
     }
 }
 
+/// A device's turn ends though its driver adds for as long as the device takes; then it wants another.
+#[test]
+fn a_turn_ends_though_the_ring_does_not() {
+    let driver = started(0);
+    let memory = driver.memory().clone();
+    let mut queue = driver.queue(0).unwrap().clone();
+    let buffer = Segment { address: 0x40_0000, bytes: 4 };
+    queue.describe(memory.view(), 0, buffer, (0, 0)).unwrap();
+    let DriverQueue { size, descriptors, available, used, .. } = queue;
+    let setup = RingSetup { size, descriptors, available, used };
+    let mut ring = Ring::new(size).unwrap();
+    ring.enable(setup, false, memory.view()).unwrap();
+    for _ in 0..2 {
+        ring.begin_turn();
+        let mut count = 0;
+        queue.publish(memory.view(), 0).unwrap();
+        while let Some(chain) = ring.in_memory(memory.view()).pop().unwrap() {
+            ring.in_memory(memory.view()).finish(chain.head(), 0).unwrap();
+            queue.publish(memory.view(), 0).unwrap();
+            count += 1;
+            assert!(count <= 1024, "a turn without an end");
+        }
+        assert!(count == 1024 && ring.wants_another_turn() && !ring.wants_another_turn());
+    }
+}
+
+/// A driver that adds to a ring for as long as its device takes from it keeps nobody waiting who wants the
+/// device's lock: it is paused, and says how it is.
+#[test]
+fn a_ring_that_never_ends_does_not_hold_a_pause() {
+    let mut driver = started(0);
+    let (queue, memory) = (driver.queue(0).unwrap().clone(), driver.memory().clone());
+    echo(&mut driver, b"works");
+    let used =
+        || -> u16 { memory.view().load(GuestAddress(queue.used + 2), Ordering::SeqCst).unwrap() };
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        // All entries of the ring name the chain that is there; the ring is full, and stays so.
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                let index = used().wrapping_add(queue.size);
+                memory
+                    .view()
+                    .store(index, GuestAddress(queue.available + 2), Ordering::SeqCst)
+                    .unwrap();
+            }
+        });
+        driver.ring(0);
+        let (done, paused) = channel();
+        let function = driver.function();
+        scope.spawn(move || {
+            for _ in 0..20 {
+                assert_eq!(function.condition(), Condition::Used);
+            }
+            function.pause();
+            done.send(()).unwrap();
+        });
+        let in_time = paused.recv_timeout(Duration::from_secs(20));
+        is_over.store(true, Ordering::Relaxed);
+        in_time.expect("the device is paused");
+    });
+}
+
 fn write_table(driver: &Driver, table: u64, entries: &[Described]) {
     for (id, &(address, bytes, flags, next)) in (0_u64..).zip(entries) {
         let word = u128::from(address)
@@ -117,7 +186,7 @@ fn an_index_that_jumps_breaks_the_device() {
     let index = GuestAddress(driver.queue(0).unwrap().available + 2);
     driver.memory().view().write_obj(0x8000_u16.to_le(), index).unwrap();
     driver.ring(0);
-    assert!(driver.wires().wait(std::time::Duration::from_secs(10)));
+    assert!(driver.wires().wait(Duration::from_secs(10)));
     assert_eq!(driver.status() & NEEDS_RESET, NEEDS_RESET);
 }
 
