@@ -19,7 +19,7 @@ use crate::devices::pci::{KvmWires, PciBus, PciFunction, SLOTS, Wires};
 use crate::devices::virtio::Driver;
 use crate::devices::virtio::{
     Block, Disk, FunctionState, Net, NoDisk, NoFunction, NoSource, NoTap, NotHeld, NotResized,
-    NotRestored, Rng, VirtioDevice, VirtioFunction,
+    NotRestored, Rng, Unquiet, VirtioDevice, VirtioFunction,
 };
 use crate::memory::{DeviceMemory, GuestRam, RamError};
 use crate::page::FrameSet;
@@ -125,9 +125,18 @@ impl Devices {
     /// After the vCPUs have ended for good: lets go of all once nothing is on its way any more. What the
     /// storage does late must not meet a guest that is started anew.
     pub(super) fn end(&self) {
-        match self.quiesce() {
-            Ok(()) => self.let_go(),
-            Err(cause) => warn!("{cause}; it stays locked until this process ends"),
+        let deadline = Instant::now() + QUIET_MAX;
+        for function in &self.functions {
+            match function.quiesce(deadline).map_err(|why| NotQuiet::new(function, why)) {
+                Ok(()) => function.let_go(),
+                Err(cause @ NotQuiet::Unflushed { .. }) => {
+                    warn!("{cause}");
+                    function.let_go();
+                }
+                Err(cause @ NotQuiet::Busy { .. }) => {
+                    warn!("{cause}; it stays locked until this process ends");
+                }
+            }
         }
     }
 
@@ -141,15 +150,14 @@ impl Devices {
         found.resize(bytes)
     }
 
-    /// Before the vCPUs are paused: what devices have begun is finished. If it takes too long, they
-    /// work on.
+    /// Before the vCPUs are paused: what devices have begun is finished. If it takes too long, or another host
+    /// would not find what was written, they work on.
     pub(super) fn quiesce(&self) -> Result<(), NotQuiet> {
         let deadline = Instant::now() + QUIET_MAX;
         for function in &self.functions {
-            let left = function.quiesce(deadline);
-            if left > 0 {
+            if let Err(why) = function.quiesce(deadline) {
                 self.resume();
-                return Err(NotQuiet { name: function.name(), slot: function.slot(), left });
+                return Err(NotQuiet::new(function, why));
             }
         }
         Ok(())
@@ -259,19 +267,43 @@ pub enum DevicesError {
     Held(#[from] NotHeld),
 }
 
-/// A device whose storage does not answer.
+/// A device that cannot be left as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error(
-    "the {name} in slot {slot} has {left} requests that its storage did not finish in {} s",
-    QUIET_MAX.as_secs()
-)]
-pub struct NotQuiet {
-    /// Its kind.
-    pub name: &'static str,
-    /// Its slot.
-    pub slot: u8,
-    /// How many requests.
-    pub left: usize,
+pub enum NotQuiet {
+    /// Its storage does not answer.
+    #[error(
+        "the {name} in slot {slot} has {left} requests that its storage did not finish in {} s",
+        QUIET_MAX.as_secs()
+    )]
+    Busy {
+        /// Its kind.
+        name: &'static str,
+        /// Its slot.
+        slot: u8,
+        /// How many requests.
+        left: usize,
+    },
+    /// Its storage has failed.
+    #[error(
+        "the {name} in slot {slot} could not be flushed: what the guest has written may be lost, which its \
+         own next flush will tell it"
+    )]
+    Unflushed {
+        /// Its kind.
+        name: &'static str,
+        /// Its slot.
+        slot: u8,
+    },
+}
+
+impl NotQuiet {
+    fn new(function: &VirtioFunction, why: Unquiet) -> Self {
+        let (name, slot) = (function.name(), function.slot());
+        match why {
+            Unquiet::Busy(left) => Self::Busy { name, slot, left },
+            Unquiet::Unflushed => Self::Unflushed { name, slot },
+        }
+    }
 }
 
 /// Devices that cannot go on here.

@@ -33,6 +33,15 @@ use super::{NotHeld, NotResized, Queues, VirtioDevice};
 use crate::devices::pci::{COMMAND_MEMORY, Msix, PciFunction, PciLayout, Wires};
 use crate::memory::DeviceMemory;
 
+/// Why a device cannot be left as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unquiet {
+    /// So many requests are not finished.
+    Busy(usize),
+    /// What was written may not be on the storage, and its driver has not heard of that yet.
+    Unflushed,
+}
+
 /// How things stand between a device and its driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -157,16 +166,22 @@ impl VirtioFunction {
     }
 
     /// Before the vCPUs are paused: the device begins nothing new, and finishes what it has begun, until
-    /// `deadline`. Returns how many requests are not finished then; [`VirtioFunction::resume`] undoes it.
-    pub fn quiesce(&self, deadline: Instant) -> usize {
+    /// `deadline`. [`VirtioFunction::resume`] undoes it.
+    ///
+    /// # Errors
+    /// [`Unquiet`] if it could not, or what it has done is not where another host will look.
+    pub fn quiesce(&self, deadline: Instant) -> Result<(), Unquiet> {
         let mut core = self.shared.lock();
         core.device.quiesce();
         loop {
             let is_working = core.registers.is_running();
             let left = core.device.in_flight(is_working);
             let patience = deadline.saturating_duration_since(Instant::now());
-            if left == 0 || patience.is_zero() {
-                return left;
+            match left {
+                0 if core.device.has_lost_writes() => return Err(Unquiet::Unflushed),
+                0 => return Ok(()),
+                left if patience.is_zero() => return Err(Unquiet::Busy(left)),
+                _ => {}
             }
             let waited = self.shared.worked.wait_timeout(core, patience.min(LOOK_EVERY));
             core = waited.unwrap_or_else(PoisonError::into_inner).0;

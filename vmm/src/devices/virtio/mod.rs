@@ -40,7 +40,7 @@ pub use broken::{BadRing, Broken, CHAIN_MAX};
 pub use chain::{DescriptorChain, PendingRequest, Segment};
 pub use device_state::{BadState, DeviceState};
 pub use driver::{DRIVER_LAYOUT, DRIVER_SLOT, Driver, DriverError, DriverQueue, Returned};
-pub use function::{Condition, NoFunction, VirtioFunction};
+pub use function::{Condition, NoFunction, Unquiet, VirtioFunction};
 pub use function_state::{FunctionState, Mismatch, NotRestored};
 pub use net::{BadMac, Mac, Net, NoTap, PAIRS_MAX, Port, RateLimit, TapSource};
 pub use queue::{Ring, RingState, Virtqueue};
@@ -139,6 +139,12 @@ pub trait VirtioDevice: Debug + Send {
     /// so can give requests back to its driver.
     fn in_flight(&mut self, _is_working: bool) -> usize {
         0
+    }
+
+    /// Whether something that its driver has written may not be where another host will look for it, which the
+    /// driver has not heard yet.
+    fn has_lost_writes(&self) -> bool {
+        false
     }
 
     /// Undoes [`VirtioDevice::quiesce`].

@@ -418,6 +418,10 @@ impl VirtioDevice for Block {
         self.flying
     }
 
+    fn has_lost_writes(&self) -> bool {
+        self.cache.flush_failed
+    }
+
     fn go_on_working(&mut self) {
         (self.is_quiet, self.is_behind) = (false, true);
     }

@@ -62,7 +62,7 @@ fn nothing_happens_without_the_lock() {
     let mut guest = Guest::without_lock(block, u64::MAX);
     guest.begin(OUT, 0, &[7; 512], &[]);
     // A register is read behind the device's lock, after what the bell has led to or before it.
-    assert_eq!(guest.driver.function().quiesce(std::time::Instant::now()), 0);
+    assert_eq!(guest.driver.function().quiesce(std::time::Instant::now()), Ok(()));
     assert_eq!(image.bytes()[..512], [0; 512]);
     assert_eq!(guest.driver.poll(0).unwrap(), None);
     guest.driver.function().hold().unwrap();
@@ -121,7 +121,7 @@ fn a_disk_goes_on_where_it_was_moved_to() {
     let mut old = Guest::on(&image);
     old.driver.write_config(32, &[0]);
     old.write(3, &[3; 512]);
-    assert_eq!(old.driver.function().quiesce(std::time::Instant::now()), 0);
+    assert_eq!(old.driver.function().quiesce(std::time::Instant::now()), Ok(()));
     let state = state_of(&old);
     let open = |image: &Image| Block::new(Disk::open(image.options()).unwrap()).unwrap();
     let new = Driver::new(Box::new(open(&image)), 24 << 20, 64 << 10).unwrap();

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use vm_memory::{Bytes, GuestAddress};
 
+use super::super::super::Unquiet;
 use super::scripted::{Reply, Script};
 use super::*;
 
@@ -32,13 +33,13 @@ fn a_stalled_storage_keeps_the_guest_where_it_is() {
         script.stall();
         let head = guest.begin(kind, 0, data, room);
         script.wait_for(1);
-        assert_eq!(guest.driver.function().quiesce(soon()), 1, "{name}");
+        assert_eq!(guest.driver.function().quiesce(soon()), Err(Unquiet::Busy(1)), "{name}");
         // It goes on with what it has; what comes meanwhile waits in the ring.
         let next = guest.begin(IN, 1, &[], &[512]);
-        assert_eq!(guest.driver.function().quiesce(soon()), 1, "{name}");
+        assert_eq!(guest.driver.function().quiesce(soon()), Err(Unquiet::Busy(1)), "{name}");
         assert_eq!(guest.driver.poll(0).unwrap(), None, "{name}");
         script.go_on();
-        assert_eq!(guest.driver.function().quiesce(later()), 0, "{name}");
+        assert_eq!(guest.driver.function().quiesce(later()), Ok(()), "{name}");
         assert_eq!(guest.end().0, head, "{name}");
         assert_eq!(guest.driver.poll(0).unwrap(), None, "{name}: once");
         let log = script.log();
@@ -50,25 +51,27 @@ fn a_stalled_storage_keeps_the_guest_where_it_is() {
 }
 
 /// What was written is on the storage, and not in this host's cache, before another host may read it. If
-/// that fails, the driver's next flush says so, wherever it is, once.
+/// that fails, the guest stays until its driver's next flush has said so, once.
 #[test]
 fn what_was_written_is_durable_before_the_guest_moves() {
     let image = Image::of(64);
     let (mut guest, script) = Script::guest(&image, u64::MAX);
     guest.write(0, &[1; 512]);
-    assert_eq!(guest.driver.function().quiesce(later()), 0);
+    assert_eq!(guest.driver.function().quiesce(later()), Ok(()));
     assert_eq!(script.log(), ["write", "flush"]);
-    assert_eq!(guest.driver.function().quiesce(later()), 0);
+    assert_eq!(guest.driver.function().quiesce(later()), Ok(()));
     assert_eq!(script.log(), [""; 0], "nothing was written since");
     guest.driver.function().resume();
     guest.write(0, &[2; 512]);
     assert_eq!(guest.request(FLUSH, 0, &[], &[]).0, OK);
-    assert_eq!(guest.driver.function().quiesce(later()), 0);
+    assert_eq!(guest.driver.function().quiesce(later()), Ok(()));
     assert_eq!(script.log(), ["write", "flush"], "the driver has flushed it");
     guest.driver.function().resume();
     guest.write(0, &[3; 512]);
     script.reply(&[Reply::Fail(libc::EIO)]);
-    assert_eq!(guest.driver.function().quiesce(later()), 0);
+    let unflushed = Err(Unquiet::Unflushed);
+    assert_eq!(guest.driver.function().quiesce(later()), unflushed);
+    assert_eq!(guest.driver.function().quiesce(later()), unflushed, "until the guest knows");
     let state = state_of(&guest);
     let (other, _script) = Script::guest(&Image::of(64), u64::MAX);
     other.driver.function().restore(&state).unwrap();
@@ -76,6 +79,26 @@ fn what_was_written_is_durable_before_the_guest_moves() {
     guest.driver.function().resume();
     assert_eq!(guest.request(FLUSH, 0, &[], &[]).0, IOERR);
     assert_eq!(guest.request(FLUSH, 0, &[], &[]).0, OK);
+    assert_eq!(guest.driver.function().quiesce(later()), Ok(()));
+}
+
+/// Whatever becomes of a write, and of the device, it may have changed the disk: that is flushed too.
+#[test]
+fn what_has_failed_is_flushed_too() {
+    let image = Image::of(64);
+    let (mut guest, script) = Script::guest(&image, u64::MAX);
+    script.reply(&[Reply::Fail(libc::EIO)]);
+    assert_eq!(guest.request(OUT, 0, &[1; 512], &[]).0, IOERR);
+    assert_eq!(guest.driver.function().quiesce(later()), Ok(()));
+    assert_eq!(script.log(), ["write", "flush"]);
+    guest.driver.function().resume();
+    script.stall();
+    guest.begin(OUT, 0, &[2; 512], &[]);
+    script.wait_for(1);
+    guest.driver.write(0x14, &[0]);
+    script.go_on();
+    assert_eq!(guest.driver.function().quiesce(later()), Ok(()));
+    assert_eq!(script.log(), ["write", "flush"], "after a reset");
 }
 
 /// A driver that gives up a device whose storage stalls gets a clean one: what was read late is not
@@ -97,7 +120,7 @@ fn what_is_late_after_a_reset_harms_nobody() {
     let view = guest.driver.memory().view().clone();
     view.write_slice(&memory, buffers).unwrap();
     let head = guest.begin(OUT, 1, &[8; 512], &[]);
-    assert_eq!(guest.driver.function().quiesce(soon()), 2);
+    assert_eq!(guest.driver.function().quiesce(soon()), Err(Unquiet::Busy(2)));
     guest.driver.function().resume();
     assert_eq!(script.log(), [""; 0]);
     script.go_on();
@@ -106,7 +129,7 @@ fn what_is_late_after_a_reset_harms_nobody() {
     view.read_slice(&mut memory, buffers).unwrap();
     assert!(!memory.contains(&5));
     assert_eq!(guest.driver.poll(0).unwrap(), None);
-    assert_eq!(guest.driver.function().quiesce(later()), 0);
+    assert_eq!(guest.driver.function().quiesce(later()), Ok(()));
 }
 
 /// A device that goes while its storage stalls leaves the disk locked: what is written late must not meet
