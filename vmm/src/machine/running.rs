@@ -245,8 +245,13 @@ impl RunningMachine {
                 self.assembly.devices.resume();
                 Err(Unpaused::Busy(Box::new(self)))
             }
-            Err(PauseError::Stopped) => Err(Unpaused::Stopped(Box::new(self.assembly.describe()))),
+            Err(PauseError::Stopped) => {
+                // It may boot anew, with the same devices.
+                self.assembly.devices.end();
+                Err(Unpaused::Stopped(Box::new(self.assembly.describe())))
+            }
             Err(PauseError::Resume(cause)) => {
+                self.assembly.devices.end();
                 Err(Unpaused::Lost(cause, Box::new(self.assembly.describe())))
             }
         }

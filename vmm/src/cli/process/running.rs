@@ -71,6 +71,8 @@ pub(crate) fn run_until_end(
 
 /// The guest has ended by itself, while a migration had it.
 fn ended(process: &GuestProcess) -> Result<GuestEnd, ProcessError> {
+    // What it shows of the guest's devices would keep them.
+    process.board.show(State::Starting);
     process.detach_console();
     let ending = process.inbox.stopped().map_or(Ok(Ending::Quit), ending_of);
     ending.map(|ending| (ending, None))
