@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::id;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sevferry::encryption::{PageStatus, Status};
 use sevferry::machine::config::ram_layout;
@@ -29,6 +29,9 @@ use sevferry::migration::wire::{Transfer, VmId};
 use sevferry::migration::{Endpoint, Listener, Lobby};
 use sevferry::page::{Frame, PAGE_LEN, PageRange};
 use support::guest::{Console, PATIENCE, as_sev, asset, firmware, software, type_line};
+
+/// How long the memory of a guest that has moved may stay.
+const GONE_WITHIN: Duration = Duration::from_secs(60);
 
 /// One test at a time: a guest's memories are found among all of this process's.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -52,10 +55,17 @@ impl Memories {
                 .flat_map(|guest| [&guest.shared, &guest.private])
                 .map(inode)
                 .collect();
-            let mut new = memory_files(name);
-            new.retain(|inode, _| !known.contains(inode));
-            assert_eq!(new.len(), 1, "new files named {name}");
-            new.into_values().next().expect("there is one")
+            let deadline = Instant::now() + GONE_WITHIN;
+            loop {
+                let mut new = memory_files(name);
+                new.retain(|inode, _| !known.contains(inode));
+                if new.len() == 1 {
+                    return new.into_values().next().expect("there is one");
+                }
+                // That of a guest that was moved before goes in its own time.
+                assert!(Instant::now() < deadline, "{} new files named {name}", new.len());
+                thread::park_timeout(Duration::from_millis(10));
+            }
         };
         Self { shared: find("sevferry-shared"), private: find("sevferry-private") }
     }

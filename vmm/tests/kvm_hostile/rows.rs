@@ -1,5 +1,6 @@
 //! The lies of a source, one per row: what of the good stream is different, and what is said of it.
 
+use sevferry::machine::MACHINE_VERSION;
 use sevferry::machine::compatibility::MachineOffer;
 use sevferry::migration::wire::Reason;
 use sevferry::migration::wire::{FRAME_HEADER_LEN, Kind, PageKind, PayloadDigest};
@@ -181,7 +182,8 @@ pub(crate) fn of_machines(golden: &Golden) -> Vec<Row> {
     described("100,000 lists in each other", "depth limit exceeded", deep);
     described("a mebibyte of spaces", "reading a machine", vec![b' '; 1 << 20]);
     let open = |before: &[u8], rest: &[u8]| [before, b"\xa5cpuid", rest].concat();
-    let head = b"\x82\xa7version\x01";
+    let version = u8::try_from(MACHINE_VERSION).expect("a small number");
+    let head = &[&b"\x82\xa7version"[..], &[version]].concat();
     let most = open(head, &[0xdd, 255, 255, 255, 255]);
     described("four milliards of CPUID tables, and none", "reading a machine", most);
     let tables = [&[0xdd, 0, 0x0f, 0, 0][..], &[0x90; 0x0f_0000]].concat();
