@@ -193,23 +193,9 @@ impl Stream {
     /// [`ErrorKind::UnexpectedEof`] if the stream ended in the middle; [`ErrorKind::TimedOut`] when `wait` is over,
     /// however much has arrived by then.
     pub(crate) fn fill(&mut self, buffer: &mut [u8], wait: &mut Wait<'_>) -> Result<bool, IoError> {
-        let mut done = 0;
-        while let Some(rest @ [_, ..]) = buffer.get_mut(done..) {
-            match self.read(rest) {
-                Ok(0) if done == 0 => return Ok(false),
-                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-                Ok(count) => {
-                    done += count;
-                    wait.moved(count);
-                }
-                Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
-                Err(cause) if cause.kind() == ErrorKind::WouldBlock => {
-                    self.wait(PollFlags::IN, wait)?;
-                }
-                Err(cause) => return Err(cause),
-            }
-        }
-        Ok(true)
+        self.fill_by(buffer.len(), wait, &mut |stream, done| {
+            stream.read(buffer.get_mut(done..).unwrap_or_default())
+        })
     }
 
     /// Fills guest memory as [`Stream::fill`] fills a buffer.
@@ -221,14 +207,26 @@ impl Stream {
         memory: &VolatileSlice<'_>,
         wait: &mut Wait<'_>,
     ) -> Result<bool, IoError> {
-        let mut done = 0;
-        while done < memory.len() {
-            let mut rest = memory.offset(done).map_err(|_never| ErrorKind::InvalidInput)?;
-            let read = match self {
+        self.fill_by(memory.len(), wait, &mut |stream, done| {
+            let mut rest = memory.offset(done).map_err(io_error)?;
+            match stream {
                 Self::Tcp(stream) => stream.read_volatile(&mut rest),
                 Self::Unix(stream) => stream.read_volatile(&mut rest),
-            };
-            match read.map_err(io_error) {
+            }
+            .map_err(io_error)
+        })
+    }
+
+    /// Has `read` read what is left of `len` bytes, whose first so many are there, until all are.
+    fn fill_by(
+        &mut self,
+        len: usize,
+        wait: &mut Wait<'_>,
+        read: &mut dyn FnMut(&mut Self, usize) -> Result<usize, IoError>,
+    ) -> Result<bool, IoError> {
+        let mut done = 0;
+        while done < len {
+            match read(self, done) {
                 Ok(0) if done == 0 => return Ok(false),
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(count) => {
